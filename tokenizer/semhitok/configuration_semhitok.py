@@ -1,0 +1,120 @@
+"""Configuration of SemHiTok (arXiv 2503.06764): every size of both branches and both codebooks."""
+
+from transformers import PreTrainedConfig, SiglipVisionConfig
+
+
+class SemHiTokConfig(PreTrainedConfig):
+    """Sizes of a SemHiTok image tokenizer.
+
+    A patch becomes one id `semantic * num_pixel_codes + pixel`. The paper fixes only the product
+    (196,608 ids); K and m are given here separately.
+
+    Args:
+        vision_config: the frozen SigLIP whose features the semantic branch quantises (a SiglipVisionConfig or its dict);
+            it also fixes image size and patch size.
+        num_semantic_codes: K, entries of the semantic codebook.
+        num_pixel_codes: m, entries of the pixel sub-codebook under every semantic code.
+        semantic_dim: channels of a semantic code vector.
+        pixel_dim: channels of a pixel code vector.
+        semantic_hidden_size, semantic_layers, semantic_heads: the semantic encoder, and its decoder back to SigLIP.
+        pixel_hidden_size, pixel_layers, pixel_heads: the pixel encoder.
+        pixel_stem_channels: channels of stride-2 convolutions before the pixel encoder's blocks, the last at patch
+            resolution; empty: one linear map of each patch, as in a plain ViT.
+        decoder_hidden_size, decoder_layers, decoder_heads: the pixel decoder's blocks.
+        decoder_conv_channels: channels after each doubling of the resolution in the pixel decoder's convolutional
+            head, up to full resolution; empty: one linear map to the pixels of each patch.
+        ema_decay: of the semantic codebook.
+        commitment_weight: beta of the semantic codebook (BEiT v2's VQ-KD: 1.0).
+        pixel_commitment_weight: beta of the pixel codebook (VQ-VAE: 0.25).
+    """
+
+    model_type = "semhitok"
+    base_config_key = "image_tokenizer_config"
+    sub_configs = {"vision_config": SiglipVisionConfig}
+
+    def __init__(
+        self,
+        vision_config: SiglipVisionConfig | dict | None = None,
+        num_semantic_codes: int = 16384,
+        num_pixel_codes: int = 12,
+        semantic_dim: int = 32,
+        pixel_dim: int = 8,
+        semantic_hidden_size: int = 768,
+        semantic_layers: int = 4,
+        semantic_heads: int = 12,
+        pixel_hidden_size: int = 768,
+        pixel_layers: int = 12,
+        pixel_heads: int = 12,
+        pixel_stem_channels: tuple[int, ...] = (),
+        decoder_hidden_size: int = 1024,
+        decoder_layers: int = 24,
+        decoder_heads: int = 16,
+        decoder_conv_channels: tuple[int, ...] = (),
+        ema_decay: float = 0.99,
+        commitment_weight: float = 1.0,
+        pixel_commitment_weight: float = 0.25,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        if not isinstance(vision_config, SiglipVisionConfig):
+            vision_config = SiglipVisionConfig(**(vision_config or {}))
+        self.vision_config = vision_config
+        self.num_semantic_codes = num_semantic_codes
+        self.num_pixel_codes = num_pixel_codes
+        self.semantic_dim = semantic_dim
+        self.pixel_dim = pixel_dim
+        self.semantic_hidden_size = semantic_hidden_size
+        self.semantic_layers = semantic_layers
+        self.semantic_heads = semantic_heads
+        self.pixel_hidden_size = pixel_hidden_size
+        self.pixel_layers = pixel_layers
+        self.pixel_heads = pixel_heads
+        self.pixel_stem_channels = list(pixel_stem_channels)
+        self.decoder_hidden_size = decoder_hidden_size
+        self.decoder_layers = decoder_layers
+        self.decoder_heads = decoder_heads
+        self.decoder_conv_channels = list(decoder_conv_channels)
+        self.ema_decay = ema_decay
+        self.commitment_weight = commitment_weight
+        self.pixel_commitment_weight = pixel_commitment_weight
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of a picture in pixels."""
+        return self.vision_config.image_size
+
+    @property
+    def patch_size(self) -> int:
+        """Width and height of a patch in pixels."""
+        return self.vision_config.patch_size
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_positions(self) -> int:
+        """Codes per picture."""
+        return self.grid_size**2
+
+    @property
+    def num_codes(self) -> int:
+        """K * m, the size of the block of image ids."""
+        return self.num_semantic_codes * self.num_pixel_codes
+
+
+def tiny_config(**changes) -> SemHiTokConfig:
+    """A SemHiTok of a few thousand parameters for tests: 16 x 16 pixels, 4 positions, 10 x 3 codes."""
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    sizes = {
+        "num_semantic_codes": 10, "num_pixel_codes": 3, "semantic_dim": 4, "pixel_dim": 4,
+        "semantic_hidden_size": 16, "semantic_layers": 1, "semantic_heads": 2,
+        "pixel_hidden_size": 16, "pixel_layers": 1, "pixel_heads": 2, "pixel_stem_channels": (8, 8, 16),
+        "decoder_hidden_size": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_conv_channels": (8, 8, 8),
+    }  # fmt: skip
+    return SemHiTokConfig(vision_config=vision, **(sizes | changes))

@@ -1,0 +1,46 @@
+"""Pictures to `pixel_values` and back. Runs on Pillow and numpy alone."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+
+class SemHiTokImageProcessor(PilBackend):
+    """Resizes the shorter side to the tokenizer's size, crops the centre, and scales RGB to -1..1."""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    size = {"shortest_edge": 256}
+    crop_size = {"height": 256, "width": 256}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def post_process_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
+        """(B, 3, S, S) in -1..1 -> B pictures (values outside are clamped)."""
+        pixels = to_uint8(pixel_values)
+        return [Image.fromarray(picture) for picture in pixels]
+
+
+def for_size(image_size: int) -> SemHiTokImageProcessor:
+    """The processor of a tokenizer that reads `image_size` x `image_size` pictures."""
+    return SemHiTokImageProcessor(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+
+
+def to_pixel_values(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 in -1..1."""
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(pixel_values: torch.Tensor) -> np.ndarray:
+    """(B, 3, S, S) in -1..1 -> (B, S, S, 3) uint8 RGB, the inverse of `to_pixel_values`."""
+    pixels = (pixel_values.detach().float().clamp(-1, 1) + 1) * 127.5
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,189 @@
+"""SemHiTok (arXiv 2503.06764): one discrete code per patch that holds meaning first and pixels under it.
+
+    pixel_values -> frozen SigLIP -> semantic encoder -> nearest of K codes            = semantic
+    pixel_values -> pixel encoder -> nearest of the m codes under that semantic code   = pixel
+    [semantic vector | pixel vector] -> pixel decoder -> pixel_values
+
+Shapes: B pictures, N positions, S pixels along a side. `pixel_values` are RGB in -1..1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from semhitok.configuration_semhitok import SemHiTokConfig
+from semhitok.quantization import EMACodebook, PixelCodebook, normalize
+from semhitok.transformer import PatchStem, PixelHead, Transformer
+from semhitok.vision import build_vision_model
+
+
+@dataclass
+class SemHiTokOutput(ModelOutput):
+    """What `SemHiTokModel.forward` returns.
+
+    Attributes:
+        reconstruction: (B, 3, S, S) in about -1..1, not clamped.
+        codes: (B, N, 2) int64, the semantic and the pixel code of each position.
+    """
+
+    reconstruction: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+
+
+class SemanticBranch(nn.Module):
+    """Quantises SigLIP features: encoder -> EMA codebook, and a decoder back to the features for its training."""
+
+    def __init__(self, config: SemHiTokConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size
+        sizes = (config.semantic_hidden_size, config.semantic_layers, config.semantic_heads, config.num_positions)
+        self.encoder = Transformer(width, *sizes, dim_out=config.semantic_dim)
+        self.codebook = EMACodebook(config.num_semantic_codes, config.semantic_dim, config.ema_decay)
+        self.decoder = Transformer(config.semantic_dim, *sizes, dim_out=width)
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """SigLIP features (B, N, D) -> unit vectors (B, N, semantic_dim) float32."""
+        return normalize(self.encoder(features))
+
+
+class PixelBranch(nn.Module):
+    """Own encoder, the hierarchical codebook, and the decoder to pixels."""
+
+    def __init__(self, config: SemHiTokConfig):
+        super().__init__()
+        self.stem = PatchStem(config.patch_size, config.pixel_stem_channels, config.pixel_hidden_size)
+        self.encoder = Transformer(
+            config.pixel_hidden_size, config.pixel_hidden_size, config.pixel_layers, config.pixel_heads, config.num_positions,
+            dim_out=config.pixel_dim,
+        )  # fmt: skip
+        self.codebook = PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
+        self.decoder = PixelDecoder(config)
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> unit vectors (B, N, pixel_dim) float32."""
+        return normalize(self.encoder(self.stem(pixel_values)))
+
+
+class PixelDecoder(nn.Module):
+    """[semantic vector | pixel vector] of every position -> (B, 3, S, S)."""
+
+    def __init__(self, config: SemHiTokConfig):
+        super().__init__()
+        dim = config.decoder_hidden_size
+        self.transformer = Transformer(
+            config.semantic_dim + config.pixel_dim, dim, config.decoder_layers, config.decoder_heads,
+            config.num_positions, dim_out=None,
+        )  # fmt: skip
+        self.head = PixelHead(dim, config.grid_size, config.patch_size, config.decoder_conv_channels)
+
+    def forward(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
+        return self.head(self.transformer(torch.cat([semantic_vectors, pixel_vectors], -1)))
+
+
+class SemHiTokPreTrainedModel(PreTrainedModel):
+    config_class = SemHiTokConfig
+    base_model_prefix = "image_tokenizer"
+    main_input_name = "pixel_values"
+    _no_split_modules = ["Block"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Trunc-normal weights; the codebooks and the frozen SigLIP initialise themselves."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Transformer):
+            nn.init.normal_(module.position_embedding, std=self.config.initializer_range)
+        elif isinstance(module, EMACodebook):
+            module.codes.copy_(normalize(torch.randn(module.codes.shape, dtype=torch.float32)))
+            module.counts.fill_(1.0)
+            module.initialized.fill_(False)
+        elif isinstance(module, PixelCodebook):
+            module.base.copy_(normalize(torch.randn(module.base.shape, dtype=torch.float32)))
+            nn.init.zeros_(module.residual)
+            nn.init.eye_(module.weight)
+            module.initialized.fill_(False)
+
+
+class SemHiTokModel(SemHiTokPreTrainedModel):
+    """The image tokenizer: `encode` pictures to codes, `decode` codes to pictures, `code_vectors` for a language model."""
+
+    def __init__(self, config: SemHiTokConfig):
+        super().__init__(config)
+        self.vision_model = build_vision_model(config.vision_config)
+        self.semantic = SemanticBranch(config)
+        self.pixel = PixelBranch(config)
+        self.post_init()
+
+    def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Last hidden state of the frozen SigLIP, (B, N, D)."""
+        size = self.config.image_size
+        if pixel_values.shape[-2:] != (size, size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}, this tokenizer reads {size} x {size}; "
+                f"resize with SemHiTokImageProcessor first"
+            )
+        return self.vision_model(pixel_values).last_hidden_state
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures to codes.
+
+        Args:
+            pixel_values: (B, 3, S, S) float, RGB in -1..1.
+
+        Returns:
+            (B, N, 2) int64: semantic code in 0..K-1 and pixel code in 0..m-1 of each patch, row by row.
+
+        Raises:
+            ValueError: pictures of another size than `config.image_size`.
+        """
+        codebook = self.semantic.codebook.codes
+        semantic_vectors = self.semantic.encode(self.vision_features(pixel_values))
+        semantic = (semantic_vectors @ codebook.float().T).argmax(-1)
+        pixel = self.pixel.codebook.search(self.pixel.encode(pixel_values), semantic)
+        return torch.stack([semantic, pixel], -1)
+
+    def code_vectors(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors of codes: (..., 2) int64 -> semantic (..., semantic_dim) and pixel (..., pixel_dim), unit length.
+
+        Raises:
+            ValueError: a code lies outside the codebooks.
+        """
+        semantic, pixel = codes.unbind(-1)
+        return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.codes()[semantic, pixel]
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, N, 2) to pictures (B, 3, S, S), RGB clamped to -1..1."""
+        if codes.shape[-2:] != (self.config.num_positions, 2):
+            raise ValueError(
+                f"codes are {tuple(codes.shape)}; a picture of this tokenizer is (B, {self.config.num_positions}, 2)"
+            )
+        vectors = (v.to(self.dtype) for v in self.code_vectors(codes))
+        return self.pixel.decoder(*vectors).float().clamp(-1, 1)
+
+    def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
+        """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""
+        return codes[..., 0] * self.config.num_pixel_codes + codes[..., 1]
+
+    def ids_to_codes(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...) flat ids -> (..., 2) codes, the inverse of `codes_to_ids`."""
+        m = self.config.num_pixel_codes
+        return torch.stack([ids // m, ids % m], -1)
+
+    def forward(self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs) -> SemHiTokOutput:
+        """Encode and decode: the reconstruction and its codes."""
+        codes = self.encode(pixel_values)
+        return SemHiTokOutput(reconstruction=self.decode(codes), codes=codes)

@@ -1,0 +1,187 @@
+"""The two quantisers of SemHiTok: an EMA codebook for meaning and, under each of its codes, a sub-codebook for pixels.
+
+Shapes: M vectors, D channels, K semantic codes, m pixel codes under each.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest code of each vector on the unit sphere.
+
+    Args:
+        vectors: (..., D), l2-normalised.
+        codebook: (K, D), l2-normalised: so the largest cosine is the smallest distance.
+
+    Returns:
+        (...) int64 in 0..K-1.
+    """
+    return (vectors @ codebook.T).argmax(-1)
+
+
+def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """`quantized` in the forward pass, the gradient of `vectors` in the backward pass (arXiv 1711.00937, eq. 3)."""
+    return vectors + (quantized - vectors).detach()
+
+
+def normalize(x: torch.Tensor) -> torch.Tensor:
+    """Project the last axis to the unit sphere, in float32 whatever the autocast."""
+    return nn.functional.normalize(x.float(), dim=-1)
+
+
+def kmeans(
+    vectors: torch.Tensor, num_codes: int, num_iterations: int = 10, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Spherical k-means, (M, D) l2-normalised -> (num_codes, D) l2-normalised centres.
+
+    Fewer vectors than codes are repeated with a little noise. An empty cluster restarts at the worst served vector.
+    """
+    if len(vectors) < num_codes:
+        repeats = -(-num_codes // len(vectors))
+        vectors = vectors.repeat(repeats, 1)
+        noise = torch.randn(vectors.shape, generator=generator).to(vectors)
+        vectors = normalize(vectors + 0.01 * noise)
+    order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
+    centres = vectors[order[:num_codes]].clone()
+    for _ in range(num_iterations):
+        similarity, index = (vectors @ centres.T).max(-1)
+        sums = torch.zeros_like(centres).index_add_(0, index, vectors)
+        empty = torch.bincount(index, minlength=num_codes) == 0
+        sums[empty] = vectors[similarity.argsort()[: int(empty.sum())]]
+        centres = normalize(sums)
+    return centres
+
+
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks in place; nothing where there is one process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_vectors(vectors: torch.Tensor) -> torch.Tensor:
+    """The (M, D) vectors of all ranks, in the order of the ranks; every rank must bring equally many."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return vectors
+    parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, vectors.contiguous())
+    return torch.cat(parts)
+
+
+class EMACodebook(nn.Module):
+    """K l2-normalised codes that follow the mean of the vectors that choose them (BEiT v2's VQ-KD, arXiv 2208.06366).
+
+    Starts as the k-means centres of the first training batch. A code that is chosen less than `restart_below` times a
+    batch on average restarts at one of the batch's worst served vectors.
+    """
+
+    def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.05):
+        super().__init__()
+        self.decay = decay
+        self.restart_below = restart_below
+        self.register_buffer("codes", normalize(torch.randn(num_codes, dim)))  # (K, D)
+        self.register_buffer("counts", torch.ones(num_codes))  # (K,) EMA of uses per batch
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantise; in training mode also update the codes.
+
+        Args:
+            vectors: (..., D) l2-normalised float32.
+
+        Returns:
+            quantized (..., D) with a straight-through gradient, index (...) int64, and the commitment loss
+            (scalar, mean squared distance of the vectors to their codes).
+        """
+        flat = vectors.detach().reshape(-1, vectors.shape[-1])
+        if self.training and not bool(self.initialized):
+            self.codes.copy_(kmeans(gather_vectors(flat), len(self.codes), generator=torch.Generator().manual_seed(0)))
+            self.initialized.fill_(True)
+        index = nearest_code(vectors.detach(), self.codes)
+        quantized = self.codes[index]
+        commit_loss = ((vectors - quantized) ** 2).sum(-1).mean()
+        if self.training:
+            self._update(flat, index.flatten())
+        return straight_through(vectors, quantized), index, commit_loss
+
+    @torch.no_grad()
+    def _update(self, vectors: torch.Tensor, index: torch.Tensor) -> None:
+        counts = all_reduce(torch.bincount(index, minlength=len(self.codes)).to(vectors))
+        sums = all_reduce(torch.zeros_like(self.codes).index_add_(0, index, vectors))
+        used = counts > 0
+        means = normalize(sums)
+        self.counts.lerp_(counts, 1 - self.decay)
+        # Unused codes keep their place; used ones move along the sphere.
+        moved = normalize(self.codes * self.decay + means * (1 - self.decay))
+        self.codes[used] = moved[used]
+        dead = (self.counts < self.restart_below).nonzero().flatten()
+        if len(dead):
+            everyone = gather_vectors(vectors)
+            served = (everyone @ self.codes.T).amax(-1)
+            worst = served.argsort()[: 4 * len(dead)]  # every rank sees the same vectors, so chooses the same
+            chosen = worst[torch.arange(len(dead), device=worst.device) * 4 % len(worst)]
+            self.codes[dead] = everyone[chosen]
+            self.counts[dead] = 1.0
+
+
+class PixelCodebook(nn.Module):
+    """Semantic-guided hierarchical codebook: K sub-codebooks of m codes; the semantic code selects which one is searched.
+
+    A sub-codebook is `W (base + residual_k)`, l2-normalised: a base of m codes that all sub-codebooks share, each one's
+    own departure from it, and one linear map over all (SimVQ, arXiv 2411.02038). So a semantic code that training met
+    rarely falls back on the base instead of on codes that never moved, and index j means nearly the same under
+    neighbouring semantic codes.
+
+    Until `initialize` is called the vectors pass through unquantised.
+    """
+
+    def __init__(self, num_semantic_codes: int, num_codes: int, dim: int):
+        super().__init__()
+        self.base = nn.Parameter(normalize(torch.randn(num_codes, dim)))  # (m, D)
+        self.residual = nn.Parameter(torch.zeros(num_semantic_codes, num_codes, dim))  # (K, m, D)
+        self.weight = nn.Parameter(torch.eye(dim))  # (D, D)
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    def codes(self) -> torch.Tensor:
+        """All sub-codebooks, (K, m, D) l2-normalised float32."""
+        return normalize((self.base.float() + self.residual.float()) @ self.weight.float())
+
+    @torch.no_grad()
+    def initialize(self, vectors: torch.Tensor) -> None:
+        """Start the base at the k-means centres of (M, D) l2-normalised vectors, and quantise from now on."""
+        self.base.copy_(kmeans(vectors.float(), len(self.base), 20, torch.Generator().manual_seed(0)))
+        self.initialized.fill_(True)
+
+    def search(self, vectors: torch.Tensor, semantic: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
+        """Index of the nearest code within the sub-codebook of each position's semantic code.
+
+        Args:
+            vectors: (..., D) l2-normalised.
+            semantic: (...) int64 in 0..K-1.
+            codes: `self.codes()` where the caller has it already.
+
+        Returns:
+            (...) int64 in 0..m-1.
+        """
+        candidates = (self.codes() if codes is None else codes)[semantic]  # (..., m, D)
+        return (candidates @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
+
+    def forward(
+        self, vectors: torch.Tensor, semantic: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantise within the sub-codebooks.
+
+        Returns:
+            quantized (..., D) with a straight-through gradient, index (...) int64, and two scalars: codebook loss (moves
+            codes to vectors) and commitment loss (moves vectors to codes), each a mean squared distance.
+        """
+        codes = self.codes()
+        index = self.search(vectors.detach(), semantic, codes.detach())
+        chosen = codes[semantic, index]
+        codebook_loss = ((vectors.detach() - chosen) ** 2).sum(-1).mean()
+        commit_loss = ((vectors - chosen.detach()) ** 2).sum(-1).mean()
+        if not bool(self.initialized):
+            return vectors, index, codebook_loss * 0, commit_loss * 0
+        return straight_through(vectors, chosen), index, codebook_loss, commit_loss

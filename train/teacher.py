@@ -1,0 +1,39 @@
+"""Train the teacher: a small SigLIP on scenes with their captions. A released SigLIP takes its place by a path.
+
+deepspeed train/teacher.py --preset scenes_64 --output-dir runs/teacher
+"""
+
+from pathlib import Path
+
+from unimllm.scenes.sources import CaptionedScenes
+from unimllm.scenes.text import build_text_tokenizer
+from unimllm.training.checkpoint import resolve
+from unimllm.training.loop import train
+from unimllm.training.overrides import as_dict, parse_arguments, run_program
+from unimllm.training.presets import TEACHER_PRESETS
+from unimllm.training.seeding import seed_everything
+from unimllm.training.teacher import TeacherTask
+
+
+def main() -> None:
+    args, recipe = parse_arguments("Train a small SigLIP on scenes.", "teacher", TEACHER_PRESETS)
+    world, renderer = recipe.world.open()
+    tokenizer = build_text_tokenizer(world)
+    seed_everything(recipe.train.seed)
+    recipe.model.text_config.vocab_size = len(tokenizer)
+    task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
+    if args.init_from:
+        task.siglip = type(task.siglip).from_pretrained(resolve(args.init_from))
+
+    def export(folder: Path) -> None:
+        task.siglip.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    length = recipe.model.text_config.max_position_embeddings
+    patch_size = recipe.model.vision_config.patch_size
+    source = CaptionedScenes(world, renderer, tokenizer, recipe.train.seed, patch_size, length)
+    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe))
+
+
+if __name__ == "__main__":
+    run_program(main)

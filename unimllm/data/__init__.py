@@ -1,0 +1,1 @@
+"""Training data: packing, and the cache of image codes."""

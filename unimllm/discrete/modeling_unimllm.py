@@ -1,0 +1,325 @@
+"""One causal language model over text ids and image ids (SemHiTok, arXiv 2503.06764, section on the unified model).
+
+    id < image_offset : token embedding          id >= image_offset : adapter(semantic vector, pixel vector)
+    -> language model -> text logits where text may follow, image codes where an image goes on
+
+Shapes: B rows, T positions, N positions of a picture, V text ids, H hidden channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from semhitok import SemHiTokModel
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils import ModelOutput
+
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
+from unimllm.discrete.sampling import Sampler
+
+IGNORE = -100  # label of positions without a target
+
+
+@dataclass
+class UniMLLMOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: scalar, where labels were given.
+        losses: its parts by name, each a mean over its own targets.
+        logits: (B, T or fewer, V) over text ids; image ids have no logits here (see `generate`).
+        past_key_values: the cache.
+        last_hidden_state: (B, T, H).
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class CodeAdapter(nn.Module):
+    """Dual-MLP adapter: semantic vector -> H/2, pixel vector -> H/2, channels side by side: one position per patch."""
+
+    def __init__(self, semantic_dim: int, pixel_dim: int, hidden_size: int):
+        super().__init__()
+        self.semantic = self._mlp(semantic_dim, hidden_size // 2)
+        self.pixel = self._mlp(pixel_dim, hidden_size - hidden_size // 2)
+
+    @staticmethod
+    def _mlp(dim_in: int, dim_out: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(dim_in, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out))
+
+    def forward(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.semantic(semantic_vectors), self.pixel(pixel_vectors)], -1)
+
+
+class UniMLLMPreTrainedModel(PreTrainedModel):
+    config_class = UniMLLMConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Adapter and heads; the language model and the image tokenizer initialise themselves."""
+        owner = self._owner_of(module)
+        if owner is not None:
+            owner._init_weights(module)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def _owner_of(self, module: nn.Module) -> PreTrainedModel | None:
+        for part in (self.language_model, self.image_tokenizer):
+            if any(m is module for m in part.modules()):
+                return part
+        return None
+
+
+class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
+    """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
+
+    def __init__(self, config: UniMLLMConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.image_tokenizer = SemHiTokModel(config.image_tokenizer_config)
+        self.image_tokenizer.requires_grad_(False)
+        image = config.image_tokenizer_config
+        self.adapter = CodeAdapter(image.semantic_dim, image.pixel_dim, config.text_config.hidden_size)
+        self.image_head: FlatHead | FactorisedHead = build_image_head(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    # ---- pictures and ids --------------------------------------------------------------------------------------
+
+    def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, S, S) in -1..1 -> vocabulary ids (B, N)."""
+        return self.codes_to_ids(self.image_tokenizer.encode(pixel_values))
+
+    def decode_image_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """Vocabulary ids (B, N) -> pictures (B, 3, S, S) in -1..1."""
+        return self.image_tokenizer.decode(self.ids_to_codes(ids))
+
+    def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., 2) -> vocabulary ids (...)."""
+        return self.config.image_offset + self.image_tokenizer.codes_to_ids(codes)
+
+    def ids_to_codes(self, ids: torch.Tensor) -> torch.Tensor:
+        """Vocabulary ids (...) -> codes (..., 2); ValueError if one is no image id."""
+        flat = ids - self.config.image_offset
+        if flat.numel() and (flat.min() < 0 or flat.max() >= self.config.image_tokenizer_config.num_codes):
+            raise ValueError(
+                f"ids {int(ids.min())}..{int(ids.max())} are not all image ids "
+                f"({self.config.image_offset}..{self.config.vocab_size - 1})"
+            )
+        return self.image_tokenizer.ids_to_codes(flat)
+
+    def code_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All code vectors: semantic (K, semantic_dim) and pixel (K, m, pixel_dim)."""
+        return self.image_tokenizer.semantic.codebook.codes, self.image_tokenizer.pixel.codebook.codes().detach()
+
+    def place_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Replace the placeholders in `input_ids` by the ids of `pixel_values`, in reading order.
+
+        Raises:
+            ValueError: the number of placeholders is not N for every picture.
+        """
+        places = input_ids == self.config.image_token_id
+        ids = self.get_image_tokens(pixel_values)
+        if int(places.sum()) != ids.numel():
+            raise ValueError(
+                f"{int(places.sum())} image placeholders but {len(ids)} pictures of {ids.shape[1]} positions "
+                f"({ids.numel()}); use the processor that was saved with this model"
+            )
+        return input_ids.masked_scatter(places, ids.to(input_ids))
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Vocabulary ids (B, T) -> (B, T, H)."""
+        is_image = input_ids >= self.config.image_offset
+        text = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        flat = (input_ids - self.config.image_offset).clamp(min=0)
+        semantic, pixel = self.image_tokenizer.code_vectors(self.image_tokenizer.ids_to_codes(flat))
+        image = self.adapter(semantic.to(text.dtype), pixel.to(text.dtype))
+        return torch.where(is_image.unsqueeze(-1), image.to(text.dtype), text)
+
+    # ---- training and text -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        loss_weights: dict[str, float] | None = None,
+        num_items: torch.Tensor | float | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs,
+    ) -> UniMLLMOutput:
+        """Losses where `labels` are given, text logits otherwise.
+
+        Args:
+            input_ids: (B, T) vocabulary ids; placeholders are replaced where `pixel_values` is given.
+            pixel_values: (pictures, 3, S, S) in -1..1, in reading order of the placeholders.
+            attention_mask: (B, T), 0 for padding. Packed rows need none: `position_ids` that start again at 0 separate
+                their samples.
+            labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
+            loss_weights: weight of each part of the loss (default 1).
+            num_items: number of targets that the summed loss is divided by; default: those of this batch.
+            logits_to_keep: text logits of the last so many positions only (0: all).
+        """
+        if pixel_values is not None:
+            input_ids = self.place_images(input_ids, pixel_values)
+        decoder = self.language_model.get_decoder()
+        outputs = decoder(
+            inputs_embeds=self.embed(input_ids),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        hidden = outputs.last_hidden_state
+        if labels is not None:
+            loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
+            return UniMLLMOutput(loss=loss, losses=losses, last_hidden_state=hidden)
+        logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, last_hidden_state=hidden)
+
+    def losses(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        weights: dict[str, float],
+        num_items: torch.Tensor | float | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Cross-entropy over the slice of the vocabulary that is legal at each target: text ids, or image codes."""
+        targets = labels[:, 1:].flatten()
+        hidden = hidden[:, :-1].flatten(0, 1)
+        is_image = targets >= self.config.image_offset
+        is_text = (targets >= 0) & ~is_image
+        logits = self.get_output_embeddings()(hidden[is_text])
+        sums = {"text": F.cross_entropy(logits.float(), targets[is_text], reduction="sum")}
+        counts = {"text": is_text.sum()}
+        if bool(is_image.any()):
+            codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)
+            image = self.image_head.loss(hidden[is_image], codes, self.code_tables())
+            sums |= image
+            counts |= dict.fromkeys(image, is_image.sum())
+        if num_items is None:
+            num_items = (counts["text"] + is_image.sum()).clamp(min=1)
+        loss = sum(weights.get(name, 1.0) * value for name, value in sums.items()) / num_items
+        return loss, {name: value.detach() / counts[name].clamp(min=1) for name, value in sums.items()}
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs.pop("pixel_values", None)  # `generate` has placed them already
+        return inputs
+
+    # ---- generation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        generation_mode: str = "text",
+        **kwargs,
+    ) -> torch.Tensor:
+        """Continue each row with text, or with one picture.
+
+        Args:
+            input_ids: (B, T), padded on the left.
+            pixel_values: pictures for the placeholders.
+            attention_mask: (B, T), 0 for padding.
+            generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
+                "image": see `generate_image_tokens`; returns image ids (B, N).
+        """
+        if pixel_values is not None:
+            input_ids = self.place_images(input_ids, pixel_values)
+        if generation_mode == "image":
+            return self.generate_image_tokens(input_ids, attention_mask, **kwargs)
+        if generation_mode != "text":
+            raise ValueError(f"generation_mode is {generation_mode!r}; choose text or image")
+        config = self.config
+        image_only = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
+        kwargs.setdefault("suppress_tokens", image_only)
+        return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    @torch.no_grad()
+    def generate_image_tokens(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        unconditional_ids: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        seeds: list[int] | None = None,
+        on_position=None,
+    ) -> torch.Tensor:
+        """Draw one picture per row.
+
+        Args:
+            input_ids: (B, T) prompts that end with the image-start token, padded on the left.
+            attention_mask: (B, T), 0 for padding.
+            unconditional_ids: (U,) the prompt without its text; needed where guidance_scale is not 1.
+            guidance_scale: s in `unconditional + s * (conditional - unconditional)` over log-probabilities.
+            temperature: 0 takes the most likely code.
+            top_k: so many most likely codes are kept (0: all).
+            seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+            on_position: called after each of the N positions.
+
+        Returns:
+            (B, N) vocabulary ids, all of them image ids.
+        """
+        num_positions = self.config.image_tokenizer_config.num_positions
+        seeds = list(range(len(input_ids))) if seeds is None else seeds
+        sampler = Sampler(seeds, 2 * num_positions, guidance_scale, temperature, top_k, self.device)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if sampler.guided:
+            if unconditional_ids is None:
+                raise ValueError("guidance_scale other than 1 needs unconditional_ids, the prompt without its text")
+            input_ids, attention_mask = self._with_unconditional(input_ids, attention_mask, unconditional_ids)
+        repeats = len(input_ids) // len(seeds)
+        cache = DynamicCache(config=self.config.text_config)
+        tables = self.code_tables()
+        ids, drawn = input_ids, []
+        for _ in range(num_positions):
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            outputs = self.language_model.get_decoder()(
+                inputs_embeds=self.embed(ids), attention_mask=attention_mask, position_ids=positions,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            codes = self.image_head.sample(outputs.last_hidden_state[:, -1], tables, sampler)
+            drawn.append(self.codes_to_ids(codes))
+            ids = drawn[-1].repeat(repeats).unsqueeze(-1)
+            attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            if on_position:
+                on_position()
+        return torch.stack(drawn, -1)
+
+    def _with_unconditional(self, input_ids, attention_mask, unconditional_ids) -> tuple[torch.Tensor, torch.Tensor]:
+        """(2B, T): the prompts, then as many rows of the unconditional prompt, padded on the left."""
+        rows, length = len(input_ids), max(input_ids.shape[1], len(unconditional_ids))
+        pad = length - input_ids.shape[1]
+        input_ids, attention_mask = F.pad(input_ids, (pad, 0)), F.pad(attention_mask, (pad, 0))
+        other = F.pad(unconditional_ids.to(input_ids), (length - len(unconditional_ids), 0))
+        other_mask = F.pad(torch.ones_like(unconditional_ids), (length - len(unconditional_ids), 0)).to(attention_mask)
+        stacked = torch.cat([input_ids, other.expand(rows, -1)])
+        return stacked, torch.cat([attention_mask, other_mask.expand(rows, -1)])

@@ -1,0 +1,1 @@
+"""Benchmark scores as pure functions over detections, answers and pictures."""

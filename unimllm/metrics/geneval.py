@@ -1,0 +1,83 @@
+"""GenEval's scoring rules (github.com/djghosh13/geneval, evaluate_images.py) over any detector's boxes.
+
+A detection is `Detection(name, box, score, color)`; a prompt's metadata is GenEval's own dict
+`{"tag", "include": [{"class", "count"[, "color"][, "position": [relation, index]]}][, "exclude": [...]], "prompt"}`.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+RELATIONS = ("left of", "right of", "above", "below")
+THRESHOLD = 0.3  # a detection counts above this score ...
+COUNTING_THRESHOLD = 0.9  # ... and above this one where the prompt counts
+MAX_OBJECTS = 16  # per class
+POSITION_MARGIN = 0.1  # of the summed sizes: nearer than that, two objects are in no relation
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x to the right and y down
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object that a detector reports; `color` is None where the detector sees none of the ten."""
+
+    name: str
+    box: Box
+    score: float = 1.0
+    color: str | None = None
+
+
+def relations(subject: Box, other: Box) -> set[str]:
+    """How `subject` lies to `other`: none, one or two of RELATIONS, by GenEval's rule.
+
+    The offset of the centres is shrunk on each axis by a tenth of both boxes' sizes; a relation holds if its axis then
+    carries more than half of the offset's length.
+    """
+    offset = []
+    for low, high in ((0, 2), (1, 3)):
+        distance = (subject[low] + subject[high] - other[low] - other[high]) / 2
+        margin = POSITION_MARGIN * (subject[high] - subject[low] + other[high] - other[low])
+        offset.append(max(abs(distance) - margin, 0.0) * (1 if distance > 0 else -1))
+    length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
+    if max(abs(o) for o in offset) < 1e-3:
+        return set()
+    dx, dy = offset[0] / length, offset[1] / length
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, true in holds.items() if true}
+
+
+def is_correct(detections: list[Detection], metadata: dict) -> bool:
+    """Whether a picture with these detections fulfils every clause of the prompt."""
+    threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
+    found: dict[str, list[Detection]] = defaultdict(list)
+    for detection in sorted(detections, key=lambda d: -d.score):
+        if detection.score > threshold and len(found[detection.name]) < MAX_OBJECTS:
+            found[detection.name].append(detection)
+
+    groups: list[list[Detection] | None] = []
+    correct = True
+    for clause in metadata["include"]:
+        group = found[clause["class"]][: clause["count"]]
+        fulfilled = len(group) == clause["count"]
+        if fulfilled and "color" in clause:
+            fulfilled = sum(d.color == clause["color"] for d in group) >= clause["count"]
+        if fulfilled and "position" in clause:
+            relation, index = clause["position"]
+            target = groups[index]
+            fulfilled = target is not None and all(relation in relations(d.box, t.box) for d in group for t in target)
+        groups.append(group if fulfilled else None)
+        correct &= fulfilled
+    for clause in metadata.get("exclude", []):
+        correct &= len(found[clause["class"]]) < clause["count"]
+    return correct
+
+
+def summarize(tags: list[str], correct: list[bool]) -> dict[str, float]:
+    """Share of correct pictures per tag, and `overall`: the unweighted mean of the tags that occur (GenEval's rule)."""
+    scores = {}
+    for tag in TAGS:
+        of_tag = [c for t, c in zip(tags, correct, strict=True) if t == tag]
+        if of_tag:
+            scores[tag] = sum(of_tag) / len(of_tag)
+    scores["overall"] = sum(scores.values()) / max(1, len(scores))
+    return scores

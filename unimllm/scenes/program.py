@@ -1,0 +1,197 @@
+"""Scene programs: what is in a picture, where, in which colour, on which ground. Everything else follows from them.
+
+The test split is held out by composition. Object `i` of a world (its place in `World.classes`) is never tinted, in
+training, in the two colours `c` with `(c + i) % 5 == 0`; two different objects whose places are equal modulo
+`num_groups` never share a training picture. Test pictures are made of exactly those pairs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unimllm.metrics.geneval import Box
+from unimllm.scenes.glyphs import GlyphAtlas
+from unimllm.scenes.objects import CLASSES_24, COLORS, OBJECTS, theme_of
+
+SPLITS = ("train", "test")
+GROUNDS: tuple[tuple[int, int, int], ...] = (
+    (236, 236, 238), (226, 219, 208), (212, 222, 232), (150, 154, 160), (62, 64, 72), (44, 50, 47),
+)  # fmt: skip
+SHADINGS = ("plain", "from above", "from the left")
+MIN_CONTRAST = 0.6  # share of a glyph that must stand out from the ground
+SIZES = {1: (0.34, 0.55), 2: (0.30, 0.48), 3: (0.28, 0.42), 4: (0.26, 0.38)}  # of the width, by number of objects
+KIND_WEIGHTS = {"single": 0.25, "two": 0.33, "same": 0.24, "mixed": 0.18}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One glyph: GenEval's name, one of the ten colours or None for the emoji's own, and its box in pixels."""
+
+    name: str
+    color: str | None
+    box: Box
+    size: int  # longer side of the box in pixels
+
+    @property
+    def center(self) -> tuple[float, float]:
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene program: the objects, and the index of its ground and shading."""
+
+    objects: tuple[SceneObject, ...]
+    ground: int
+    shading: int
+
+    def named(self, name: str) -> list[SceneObject]:
+        return [o for o in self.objects if o.name == name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Distinct object names, from left to right by the leftmost object of each."""
+        return tuple(dict.fromkeys(o.name for o in sorted(self.objects, key=lambda o: o.box)))
+
+
+@dataclass
+class World:
+    """Which objects exist, how large pictures are, and how scenes are sampled from the two splits.
+
+    Args:
+        atlas: the sprites (their sizes decide the boxes).
+        image_size: width and height of a picture in pixels.
+        classes: names of the objects, a subset of OBJECTS.
+    """
+
+    atlas: GlyphAtlas
+    image_size: int = 64
+    classes: tuple[str, ...] = CLASSES_24
+    num_groups: int = field(init=False)
+
+    def __post_init__(self):
+        unknown = [name for name in self.classes if name not in OBJECTS]
+        if unknown or len(self.classes) < 8:
+            raise ValueError(f"a world needs at least 8 known objects; got {len(self.classes)}, unknown: {unknown}")
+        self.num_groups = len(self.classes) // 4
+        self._index = {name: i for i, name in enumerate(self.classes)}
+        self._affinity = {s: self._affinities(s) for s in SPLITS}
+        self._contrast: dict[tuple[str, str | None], np.ndarray] = {}
+
+    # ---- the split ---------------------------------------------------------------------------------------------
+
+    def is_held_out_color(self, name: str, color: str) -> bool:
+        return (list(COLORS).index(color) + self._index[name]) % 5 == 0
+
+    def is_held_out_pair(self, first: str, second: str) -> bool:
+        return first != second and (self._index[first] - self._index[second]) % self.num_groups == 0
+
+    def colors_of(self, name: str, split: str) -> list[str]:
+        """The colours in which `split` may tint `name`."""
+        return [c for c in COLORS if self.is_held_out_color(name, c) == (split == "test")]
+
+    def _affinities(self, split: str) -> np.ndarray:
+        """(classes, classes) weights with which two different objects are drawn together."""
+        themes = [theme_of(name) for name in self.classes]
+        weights = np.zeros((len(self.classes),) * 2)
+        for i, first in enumerate(self.classes):
+            for j, second in enumerate(self.classes):
+                if i != j and self.is_held_out_pair(first, second) == (split == "test"):
+                    weights[i, j] = 3.0 if themes[i] == themes[j] else 1.0
+        return weights
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """(classes,) weights with which an object is drawn: the first of the list twice as often as the last."""
+        return np.linspace(2.0, 1.0, len(self.classes))
+
+    def popular(self) -> list[str]:
+        """All names, the most frequent in training first (POPE's popular negatives)."""
+        return [self.classes[i] for i in np.argsort(-self.popularity, kind="stable")]
+
+    def companions(self, names: tuple[str, ...]) -> list[str]:
+        """All other names, those that most often meet `names` in training first (POPE's adversarial negatives)."""
+        weight = sum(self._affinity["train"][self._index[n]] for n in names) * self.popularity
+        return [self.classes[i] for i in np.argsort(-weight, kind="stable") if self.classes[i] not in names]
+
+    # ---- sampling ----------------------------------------------------------------------------------------------
+
+    def sample(self, rng: np.random.Generator, split: str = "train") -> Scene:
+        """A scene of the given split ("train" or "test")."""
+        kinds = list(KIND_WEIGHTS)
+        kind = kinds[rng.choice(len(kinds), p=list(KIND_WEIGHTS.values()))]
+        names = self._sample_names(kind, rng, split)
+        tint_all = self._sample_color(names[0], rng, split) if kind == "same" and rng.random() < 0.7 else False
+        colors = [self._sample_color(n, rng, split) if tint_all is False else tint_all for n in names]
+        return self.compose(list(zip(names, colors, strict=True)), rng)
+
+    def stream(self, seed: int, split: str = "train") -> Iterator[Scene]:
+        """Endless scenes; the same seed gives the same scenes."""
+        rng = np.random.default_rng(seed)
+        while True:
+            yield self.sample(rng, split)
+
+    def _sample_names(self, kind: str, rng: np.random.Generator, split: str) -> list[str]:
+        weights = self.popularity
+        first = int(rng.choice(len(self.classes), p=weights / weights.sum()))
+        if kind == "single":
+            return [self.classes[first]]
+        if kind == "same":
+            return [self.classes[first]] * int(rng.integers(2, 5))
+        chosen = [first]
+        count = 2 if kind == "two" else int(rng.integers(3, 5))
+        while len(chosen) < count:
+            if kind == "mixed" and rng.random() < 0.35:  # "two dogs and a cat"
+                chosen.append(chosen[int(rng.integers(len(chosen)))])
+                continue
+            # Whatever joins must be allowed beside every object that is already there.
+            allowed = np.prod([self._affinity[split][i] for i in set(chosen)], axis=0) * weights
+            if allowed.sum() == 0:
+                chosen.append(chosen[0])
+            else:
+                chosen.append(int(rng.choice(len(self.classes), p=allowed / allowed.sum())))
+        return [self.classes[i] for i in chosen]
+
+    def _sample_color(self, name: str, rng: np.random.Generator, split: str) -> str | None:
+        if rng.random() < 0.35:
+            return None
+        colors = self.colors_of(name, split)
+        return colors[int(rng.integers(len(colors)))]
+
+    def compose(self, wanted: list[tuple[str, str | None]], rng: np.random.Generator) -> Scene:
+        """Place the wanted (name, colour) objects without overlap and choose a ground they stand out from."""
+        low, high = SIZES[len(wanted)]
+        for attempt in range(200):
+            # Later attempts draw smaller, so that four always find room.
+            shrink = max(0.0, 1 - attempt / 100)
+            boxes: list[Box] = []
+            sizes = []
+            for name, _ in wanted:
+                size = round(self.image_size * (low + (high - low) * shrink * rng.random()))
+                width, height = self.atlas.box_size(name, size)
+                x, y = (int(rng.integers(0, self.image_size - side + 1)) for side in (width, height))
+                boxes.append((x, y, x + width, y + height))
+                sizes.append(size)
+            if not any(_overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]):
+                break
+        else:
+            raise RuntimeError(f"no room for {wanted} in {self.image_size} pixels")
+        objects = tuple(SceneObject(n, c, b, s) for (n, c), b, s in zip(wanted, boxes, sizes, strict=True))
+        return Scene(objects, self._choose_ground(wanted, rng), int(rng.integers(len(SHADINGS))))
+
+    def _choose_ground(self, wanted: list[tuple[str, str | None]], rng: np.random.Generator) -> int:
+        contrast = np.min([self.ground_contrast(*w) for w in wanted], axis=0)
+        good = np.flatnonzero(contrast >= MIN_CONTRAST)
+        return int(rng.choice(good)) if len(good) else int(contrast.argmax())
+
+    def ground_contrast(self, name: str, color: str | None) -> np.ndarray:
+        """(grounds,) share of the glyph that stands out from each ground."""
+        key = (name, color)
+        if key not in self._contrast:
+            self._contrast[key] = np.array([self.atlas.contrast(name, color, rgb) for rgb in GROUNDS])
+        return self._contrast[key]
+
+
+def _overlap(a: Box, b: Box, gap: int = 1) -> bool:
+    return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap

@@ -1,0 +1,88 @@
+"""Training data from scenes, made on the fly: sample `i` of a seed is always the same scene (see training.loop)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from semhitok.image_processing_semhitok import to_pixel_values
+
+from unimllm.scenes.glyphs import GlyphAtlas
+from unimllm.scenes.language import caption
+from unimllm.scenes.objects import CLASSES_24
+from unimllm.scenes.program import Scene, World
+from unimllm.scenes.render import Renderer
+from unimllm.scenes.text import encode_padded
+
+OWNED_SHARE = 0.3  # of a patch's pixels: so much of an object makes the patch its own
+
+
+@dataclass
+class WorldConfig:
+    """Which world a run trains on."""
+
+    image_size: int = 64
+    """Width and height of a picture in pixels."""
+    classes: tuple[str, ...] = CLASSES_24
+    """GenEval names of the objects."""
+
+    def open(self) -> tuple[World, Renderer]:
+        """The world and its renderer; FontNotFoundError where Noto Color Emoji is missing."""
+        atlas = GlyphAtlas.from_font(tuple(self.classes))
+        return World(atlas, self.image_size, tuple(self.classes)), Renderer(atlas, self.image_size)
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample."""
+    return np.random.default_rng([seed, index])
+
+
+class ScenePictures:
+    """Pictures alone: `pixel_values` (B, 3, S, S) in -1..1."""
+
+    def __init__(self, world: World, renderer: Renderer, seed: int, split: str = "train"):
+        self.world, self.renderer, self.seed, self.split = world, renderer, seed, split
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor]:
+        scenes = [self.world.sample(sample_rng(self.seed, i), self.split) for i in indices]
+        return {"pixel_values": to_pixel_values(self.renderer.render_batch(scenes))}
+
+
+class CaptionedScenes:
+    """Pictures, their captions, and for each patch the class of the object that owns it.
+
+    Batch: `pixel_values` (B, 3, S, S); `input_ids` (B, T) captions; `owners` (B, N) int64 into `world.classes`, or
+    their number where a patch shows the ground.
+    """
+
+    def __init__(self, world: World, renderer: Renderer, tokenizer, seed: int, patch_size: int, max_length: int):
+        self.world, self.renderer, self.tokenizer, self.seed = world, renderer, tokenizer, seed
+        self.patch_size, self.max_length = patch_size, max_length
+        self.class_index = {name: i for i, name in enumerate(world.classes)}
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor]:
+        captions, scenes = [], []
+        for i in indices:
+            rng = sample_rng(self.seed, i)
+            scenes.append(self.world.sample(rng))
+            captions.append(caption(scenes[-1], rng))
+        return {
+            "pixel_values": to_pixel_values(self.renderer.render_batch(scenes)),
+            "input_ids": encode_padded(self.tokenizer, captions, self.max_length),
+            "owners": torch.from_numpy(np.stack([self.owners(s) for s in scenes])),
+        }
+
+    def owners(self, scene: Scene) -> np.ndarray:
+        """(N,) index of the class that each patch shows, row by row."""
+        size, patch = self.renderer.image_size, self.patch_size
+        grid = size // patch
+        ground = len(self.world.classes)
+        owner = np.full((grid, grid), ground)
+        most = np.full((grid, grid), OWNED_SHARE, np.float32)
+        for item in scene.objects:
+            x0, y0, x1, y1 = (int(v) for v in item.box)
+            mask = np.zeros((size, size), np.float32)
+            mask[y0:y1, x0:x1] = self.renderer.atlas.sprite(item.name, item.color, item.size)[..., 3]
+            share = mask.reshape(grid, patch, grid, patch).mean((1, 3))
+            owner[share > most] = self.class_index[item.name]
+            most = np.maximum(most, share)
+        return owner.reshape(-1)

@@ -1,0 +1,70 @@
+"""The text tokenizer of the scenes: byte-level BPE trained on their own language, so any text encodes."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from unimllm.scenes.language import KINDS, ask, caption
+from unimllm.scenes.program import World
+from unimllm.vocabulary import SPECIAL_TOKENS
+
+VOCAB_SIZE = 1024
+NUM_SENTENCES = 12_000
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|user|>' if message['role'] == 'user' else '<|assistant|>' }}"
+    "{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def sentences(world: World, seed: int = 0, count: int = NUM_SENTENCES):
+    """Captions, questions and answers of training scenes."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        scene = world.sample(rng)
+        yield caption(scene, rng)
+        for question in ask(scene, world, rng, KINDS[number % len(KINDS)]):
+            yield question.text
+            yield question.answer
+
+
+def build_text_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which every word of the scenes is one token; the same world gives the same tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(world), trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL_TOKENS["pad"],
+        eos_token=SPECIAL_TOKENS["end"],
+        extra_special_tokens=[t for k, t in SPECIAL_TOKENS.items() if k not in ("pad", "end")],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def encode_padded(tokenizer, texts: list[str], max_length: int) -> torch.Tensor:
+    """(len(texts), max_length) int64; SigLIP's text tower reads the last position, so padding goes left.
+
+    Raises:
+        ValueError: a text is longer than max_length.
+    """
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = max(len(row) for row in rows)
+    if longest > max_length:
+        raise ValueError(f"a text has {longest} tokens, the text tower holds {max_length}: {texts[0]!r}...")
+    pad = tokenizer.pad_token_id
+    return torch.tensor([[pad] * (max_length - len(row)) + row for row in rows])

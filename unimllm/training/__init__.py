@@ -1,0 +1,1 @@
+"""The training loop that every program in `train/` shares, its configuration and its checkpoints."""

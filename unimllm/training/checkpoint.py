@@ -1,0 +1,109 @@
+"""Checkpoints: `OUTPUT/step-000123/` holds a Hugging Face folder, DeepSpeed's state, and `run.json`.
+
+A checkpoint is written under a hidden name and renamed when it is complete, so a kill leaves the previous one in place.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed as dist
+
+from unimllm.errors import UserError
+
+RUN_FILE = "run.json"
+STATE_FOLDER = "deepspeed"
+STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+
+
+def step_folders(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of an output folder, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [p for p in output_dir.iterdir() if STEP_FOLDER.match(p.name) and (p / RUN_FILE).is_file()]
+    return sorted(found, key=lambda p: int(STEP_FOLDER.match(p.name)[1]))
+
+
+def latest(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    folders = step_folders(output_dir)
+    return folders[-1] if folders else None
+
+
+def resolve(path: Path) -> Path:
+    """A checkpoint folder from itself or from the output folder that holds it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / "config.json").is_file():
+        return path
+    newest = latest(path)
+    if newest is None:
+        raise UserError(f"no checkpoint in {path}: neither config.json nor a complete step-* folder lies there")
+    return newest
+
+
+def read_run(folder: Path) -> dict:
+    """The `run.json` of a checkpoint."""
+    return json.loads((folder / RUN_FILE).read_text())
+
+
+def prepare_output(output_dir: Path) -> None:
+    """Make the output folder and see that it can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to --output-dir {output_dir}: {error.strerror}; choose another folder"
+        ) from error
+
+
+def barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
+    """Write one checkpoint (called by every rank) and delete the oldest beyond `keep`.
+
+    Args:
+        engine: DeepSpeed engine.
+        run: goes to run.json; must hold "step".
+        export: writes the Hugging Face folder; called on rank 0.
+    """
+    final = output_dir / f"step-{run['step']:06d}"
+    partial = output_dir / f".{final.name}.partial"
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
+    if first:
+        export(partial)
+        (partial / RUN_FILE).write_text(json.dumps(run, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in step_folders(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+    return final
+
+
+def load(engine, folder: Path) -> dict:
+    """Restore the engine from a checkpoint and return its run.json."""
+    path, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
+    if path is None:
+        raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
+    return read_run(folder)

@@ -1,0 +1,112 @@
+"""`TrainConfig`: every number of a training run, and the DeepSpeed JSON derived from it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "autocast", "bf16")
+
+
+@dataclass
+class TrainConfig:
+    """How long, how fast and how often. Sizes of models live in their own configs."""
+
+    seed: int = 0
+    """Decides initial weights, data order and every random draw."""
+    max_steps: int = 1000
+    """Optimiser steps in all; the learning-rate schedule ends here."""
+    batch_size: int = 64
+    """Samples per step over all processes."""
+    micro_batch_size: int = 0
+    """Samples per forward pass of one process; 0: batch_size / processes, so no gradient accumulation."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    final_lr_ratio: float = 0.05
+    """The cosine ends at this share of the peak."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.02
+    """On matrices only: biases, norms and embeddings of one axis are spared."""
+    beta1: float = 0.9
+    """AdamW's first beta."""
+    beta2: float = 0.98
+    """AdamW's second beta."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 switches clipping off."""
+    precision: str = "auto"
+    """fp32; autocast (fp32 weights, bf16 products); bf16 (bf16 weights, fp32 optimiser); auto: autocast where the
+    hardware multiplies bf16 fast, else fp32."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    num_workers: int = 0
+    """Processes that prepare batches ahead; 0 prepares them in the training process."""
+    num_threads: int = 0
+    """CPU threads per process; 0: the machine's cores shared among its processes."""
+    log_every: int = 1
+    """Steps between log lines."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints; the last step always saves."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are deleted."""
+
+    def validate(self) -> None:
+        """Raise ValueError for values that contradict each other."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"train.zero_stage is {self.zero_stage}; DeepSpeed has stages 0 to 3")
+        for name in ("max_steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.warmup_steps > self.max_steps:
+            self.warmup_steps = self.max_steps // 10
+
+    def autocast(self) -> bool:
+        """Whether forward passes run under bf16 autocast."""
+        return self.precision == "autocast" or (self.precision == "auto" and has_fast_bf16())
+
+    def per_device(self, world_size: int) -> tuple[int, int]:
+        """(micro batch, accumulation steps) of one process.
+
+        Raises:
+            ValueError: batch_size is no multiple of processes x micro batch.
+        """
+        micro = self.micro_batch_size or max(1, self.batch_size // world_size)
+        if self.batch_size % (micro * world_size):
+            raise ValueError(
+                f"train.batch_size ({self.batch_size}) must be a multiple of micro_batch_size x processes "
+                f"({micro} x {world_size}); change one of them"
+            )
+        return micro, self.batch_size // (micro * world_size)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step (from 0): linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
+
+    def deepspeed(self, world_size: int) -> dict:
+        """The DeepSpeed JSON of this run."""
+        micro, accumulation = self.per_device(world_size)
+        return {
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": self.max_grad_norm,
+            "zero_optimization": {"stage": self.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": self.precision == "bf16"},
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware: a GPU that does, or a CPU with AMX or AVX512-BF16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

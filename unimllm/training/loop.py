@@ -1,0 +1,244 @@
+"""The one training loop: build the engine, resume, then step after step log one line and save now and then.
+
+A run is a pure function of its configuration: sample `i` of the data depends on `i` alone, random draws of a step on
+(seed, step, rank) alone. So stopping and resuming, or another number of processes, sees the same data.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.tensorboard import SummaryWriter
+
+from unimllm.training import checkpoint
+from unimllm.training.config import TrainConfig
+
+
+class SampleSource(Protocol):
+    """Endless data: a batch is a pure function of the indices of its samples."""
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor]: ...
+
+
+def start_processes() -> tuple[int, int]:
+    """Join the other processes of this run (alone: become the only one). Returns (rank, world size)."""
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel("WARNING")
+    # The shared-memory all-reduce is compiled with g++ for minutes on first use; gloo does without it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if not dist.is_initialized():
+        deepspeed.init_distributed(timeout=timedelta(minutes=10), verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class _Autocast(nn.Module):
+    """The task under bf16 autocast, whatever the engine sets around it."""
+
+    def __init__(self, task: nn.Module, enabled: bool):
+        super().__init__()
+        self.task = task
+        self.enabled = enabled
+
+    def forward(self, **batch) -> dict[str, torch.Tensor]:
+        device = next(self.task.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.enabled):
+            return self.task(**batch)
+
+
+class _MicroBatches(IterableDataset):
+    """The micro-batches of one rank from a step on; worker w of W prepares every W-th, so order is kept."""
+
+    def __init__(self, source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_step: int):
+        self.source, self.config, self.rank, self.first_step = source, config, rank, first_step
+        self.micro, self.accumulation = config.per_device(world_size)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = self.first_step * self.accumulation + offset
+        while True:
+            step, part = divmod(number, self.accumulation)
+            start = step * self.config.batch_size + (self.rank * self.accumulation + part) * self.micro
+            yield self.source(range(start, start + self.micro))
+            number += stride
+
+
+def train(
+    task: nn.Module,
+    source: SampleSource,
+    config: TrainConfig,
+    output_dir: Path,
+    export: Callable[[Path], None],
+    recipe: dict | None = None,
+    before_step: Callable[[int, dict], None] | None = None,
+) -> nn.Module:
+    """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
+
+    Args:
+        task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
+            `count_targets(batch) -> int` gets `num_items`: the number of targets of the whole step divided by the
+            number of micro-batches, by which it must divide its summed loss (so every target weighs the same).
+        source: data by sample index.
+        export: writes the Hugging Face folder of the trained model.
+        recipe: kept in run.json.
+        before_step: called with (step, batch) before each step's first forward pass.
+
+    Returns:
+        The task, on its device, trained.
+    """
+    import deepspeed
+
+    config.validate()
+    rank, world_size = start_processes()
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
+    checkpoint.prepare_output(output_dir)
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=_Autocast(task, config.autocast()),
+        optimizer=_make_optimizer(task, config),
+        config=config.deepspeed(world_size),
+    )
+    if config.compile:
+        task.compile(dynamic=False)
+    step, cpu_before = 0, 0.0
+    found = checkpoint.latest(output_dir)
+    if found:
+        run = checkpoint.load(engine, found)
+        step, cpu_before = run["step"], run["cpu_seconds"]
+    if rank == 0:
+        state = f"resuming from {found.name}" if found else "starting"
+        trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+        print(f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
+              f"{torch.get_num_threads()} thread(s) each, bf16 {'on' if config.autocast() else 'off'}", flush=True)  # fmt: skip
+    log = _Log(output_dir, config, step) if rank == 0 else None
+    batches = _open(source, config, rank, world_size, step)
+    last_save = time.monotonic()
+    engine.train()
+    while step < config.max_steps:
+        _seed_step(config.seed, step, rank)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        values = _step(engine, task, batches, before_step, step)
+        step += 1
+        if log:
+            log.add(step, values)
+        if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
+            run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
+                   "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)}}  # fmt: skip
+            checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
+            last_save = time.monotonic()
+    return task
+
+
+def _step(engine, task: nn.Module, batches: Iterator[dict], before_step, step: int) -> dict[str, float]:
+    """One optimiser step; returns its mean values."""
+    accumulation = engine.gradient_accumulation_steps()
+    micro_batches = [{k: v.to(engine.device) for k, v in next(batches).items()} for _ in range(accumulation)]
+    if before_step:
+        before_step(step, micro_batches[0])
+    extra = {}
+    if hasattr(task, "count_targets"):
+        count = torch.tensor(float(sum(task.count_targets(b) for b in micro_batches)), device=engine.device)
+        world_size = dist.get_world_size()
+        if world_size > 1:
+            dist.all_reduce(count)
+        extra["num_items"] = count / (accumulation * world_size)
+    sums: dict[str, float] = {}
+    for batch in micro_batches:
+        outputs = engine(**batch, **extra)
+        if not torch.isfinite(outputs["loss"]):
+            raise FloatingPointError(f"the loss is {outputs['loss'].item()} at step {step + 1}; nothing was updated")
+        engine.backward(outputs["loss"])
+        engine.step()
+        for name, value in outputs.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
+    return sums
+
+
+def _open(source, config: TrainConfig, rank: int, world_size: int, step: int) -> Iterator[dict]:
+    dataset = _MicroBatches(source, config, rank, world_size, step)
+    if config.num_workers == 0:
+        return iter(dataset)
+    return iter(DataLoader(dataset, batch_size=None, num_workers=config.num_workers, prefetch_factor=4))
+
+
+def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    trained = [p for p in task.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+
+
+def _is_time_to_save(last_save: float, config: TrainConfig, device: torch.device) -> bool:
+    """Whether save_minutes have passed on rank 0 (all ranks must agree)."""
+    due = torch.tensor(float(time.monotonic() - last_save > config.save_minutes * 60), device=device)
+    if dist.get_world_size() > 1:
+        dist.broadcast(due, 0)
+    return bool(due)
+
+
+def _git_commit() -> str:
+    folder = Path(__file__).parent
+    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
+
+
+class _Log:
+    """One line per logged step on stdout, and TensorBoard curves in OUTPUT/tensorboard."""
+
+    def __init__(self, output_dir: Path, config: TrainConfig, first_step: int):
+        self.config = config
+        self.writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
+        self.start = self.last = time.monotonic()
+        self.first_step = self.last_step = first_step
+        self.sums: dict[str, float] = {}
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if step % self.config.log_every and step != self.config.max_steps:
+            return
+        now = time.monotonic()
+        steps = step - self.last_step
+        means = {name: value / steps for name, value in self.sums.items()}
+        speed = steps * self.config.batch_size / max(1e-9, now - self.last)
+        eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
+        rate = self.config.learning_rate_at(step - 1)
+        parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
+        print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} "
+              f"{speed:.0f} samples/s eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
+        for name, value in (means | {"learning_rate": rate, "samples_per_second": speed}).items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+        self.sums, self.last, self.last_step = {}, now, step

@@ -1,0 +1,152 @@
+"""The command line of the training programs: a preset, an output folder, and dotted overrides of any field.
+
+train/sft.py --preset scenes_64 --output-dir runs/sft --max-steps 100 --train.learning_rate 3e-4
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from unimllm.errors import UserError
+
+
+def parse_arguments(
+    description: str, stage: str, presets: dict[str, Callable[[], Any]], argv: list[str] | None = None, **extra
+):
+    """Parse a training program's command line.
+
+    Args:
+        description: shown by --help.
+        stage: name of the default output folder, runs/PRESET/STAGE.
+        presets: name -> function that returns a fresh recipe.
+        extra: further options, name -> keyword arguments of `add_argument`.
+
+    Returns:
+        (namespace with preset, output_dir, init_from and the extra options; recipe with all overrides applied).
+
+    Raises:
+        UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}")
+    parser.add_argument(
+        "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{stage})"
+    )
+    parser.add_argument("--max-steps", type=int, help="optimiser steps in all, instead of the preset's")
+    parser.add_argument("--init-from", type=Path, help="checkpoint folder to start a new run from")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+    for name, options in extra.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    args, rest = parser.parse_known_args(argv)
+    if args.preset not in presets:
+        raise UserError(f"unknown preset {args.preset!r}{nearest(args.preset, presets)}; known: {', '.join(presets)}")
+    recipe = presets[args.preset]()
+    args.output_dir = args.output_dir or default_folder(args.preset, stage)
+    known = [f"--{a.option_strings[0].lstrip('-')}" for a in parser._actions]
+    for key, value in pair_options(rest, known):
+        set_field(recipe, key, value)
+    if args.max_steps is not None:
+        recipe.train.max_steps = args.max_steps
+    try:
+        recipe.train.validate()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return args, recipe
+
+
+def default_folder(preset: str, stage: str) -> Path:
+    """Where a stage writes, and where the next one looks, unless told otherwise."""
+    return Path("runs") / preset / stage
+
+
+def pair_options(rest: list[str], known: list[str]) -> list[tuple[str, str]]:
+    """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]."""
+    pairs = []
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise UserError(f"unexpected argument {item!r}: fields are set as --train.learning_rate 1e-3")
+        key, equals, value = item[2:].partition("=")
+        if "." not in key:
+            raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
+        if not equals:
+            value = next(items, None)
+            if value is None:
+                raise UserError(f"option --{key} needs a value")
+        pairs.append((key, value))
+    return pairs
+
+
+def field_names(config: Any) -> list[str]:
+    """Names that may be set on a dataclass or a transformers config."""
+    if is_dataclass(config):
+        return [f.name for f in fields(config)]
+    if isinstance(config, PreTrainedConfig):
+        return [name for name in vars(config) if not name.startswith("_")]
+    return []
+
+
+def set_field(recipe: Any, key: str, text: str) -> None:
+    """Set one dotted field from its text; UserError if there is no such field or the type does not fit."""
+    target = recipe
+    *parents, last = key.split(".")
+    for depth, name in enumerate([*parents, last]):
+        names = field_names(target)
+        if name not in names:
+            where = ".".join(parents[:depth]) or "the preset"
+            raise UserError(f"unknown field {key!r}: {where} has no {name!r}{nearest(name, names)}")
+        if depth < len(parents):
+            target = getattr(target, name)
+    old = getattr(target, last)
+    setattr(target, last, parse_value(key, text, old))
+
+
+def parse_value(key: str, text: str, old: Any) -> Any:
+    """Text as the type of the field's present value."""
+    if isinstance(old, str):
+        return text
+    try:
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), ...)
+        value = ast.literal_eval(text) if value is ... else value
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    fits = old is None or type(value) is type(old) or (isinstance(old, list) and isinstance(value, tuple))
+    if not fits:
+        raise UserError(f"{key} is a {type(old).__name__} (now {old!r}); {text!r} is none")
+    return value
+
+
+def nearest(name: str, known) -> str:
+    """` (did you mean 'x'?)`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def as_dict(recipe: Any) -> dict:
+    """A recipe as plain JSON values."""
+    if isinstance(recipe, PreTrainedConfig):
+        return json.loads(recipe.to_json_string())
+    if is_dataclass(recipe):
+        return {f.name: as_dict(getattr(recipe, f.name)) for f in fields(recipe)}
+    return list(recipe) if isinstance(recipe, tuple) else recipe
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's main: errors of the user end in one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,130 @@
+"""Presets: functions that return the complete recipe of one training program. Others copy and change one of them."""
+
+from dataclasses import dataclass, field
+
+from semhitok import SemHiTokConfig
+from transformers import Qwen2Config, SiglipConfig
+
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.scenes.sources import WorldConfig
+from unimllm.training.config import TrainConfig
+
+CPU_ATTENTION = "eager"
+"""The backward of SDPA takes half of a step on a CPU at these lengths."""
+
+
+@dataclass
+class TeacherRecipe:
+    """What `train/teacher.py` trains."""
+
+    train: TrainConfig
+    model: SiglipConfig
+    world: WorldConfig = field(default_factory=WorldConfig)
+    caption_weight: float = 0.25
+    """Weight of the picture-caption loss beside the patch loss's 1."""
+
+
+@dataclass
+class TokenizerRecipe:
+    """What one stage of `train/tokenizer.py` trains."""
+
+    train: TrainConfig
+    model: SemHiTokConfig
+    world: WorldConfig = field(default_factory=WorldConfig)
+    quantize_after: int = 0
+    """Pixel stage: steps with continuous pixel vectors before the sub-codebooks start."""
+    l2_weight: float = 2.0
+    """Weight of the squared error beside L1's 1."""
+    edge_weight: float = 1.0
+    """Weight of the L1 between pixel differences."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance in SigLIP's hidden states."""
+
+
+@dataclass
+class SftRecipe:
+    """What `train/sft.py` trains."""
+
+    train: TrainConfig
+    model: UniMLLMConfig
+    world: WorldConfig = field(default_factory=WorldConfig)
+    num_scenes: int = 150_000
+    """Scenes whose pictures are tokenised once and trained on."""
+    max_length: int = 256
+    """Ids of a packed row."""
+    drawing_share: float = 0.55
+    """Share of the conversations that draw; the others answer questions."""
+    text_drop: float = 0.1
+    """Share of the drawing prompts that are emptied, for classifier-free guidance."""
+    text_weight: float = 2.0
+    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""
+
+
+def scenes_64_teacher() -> TeacherRecipe:
+    """`deepspeed train/teacher.py --preset scenes_64 --output-dir runs/teacher`: a 64-pixel SigLIP, patch 8."""
+    width = {"hidden_size": 160, "intermediate_size": 480, "num_attention_heads": 5}
+    vision = width | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8, "stem_channels": [32, 64, 128]}
+    text = width | {
+        "num_hidden_layers": 2, "vocab_size": 1024, "max_position_embeddings": 32, "projection_size": 160,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
+    }  # fmt: skip
+    return TeacherRecipe(
+        train=TrainConfig(max_steps=2400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, log_every=10),
+        model=SiglipConfig(text_config=text, vision_config=vision, attn_implementation=CPU_ATTENTION),
+    )
+
+
+def _scenes_64_semhitok() -> SemHiTokConfig:
+    return SemHiTokConfig(
+        scenes_64_teacher().model.vision_config,
+        num_semantic_codes=256, num_pixel_codes=32, semantic_dim=16, pixel_dim=16,
+        semantic_hidden_size=128, semantic_layers=2, semantic_heads=4,
+        pixel_hidden_size=160, pixel_layers=2, pixel_heads=5, pixel_stem_channels=(32, 64, 128),
+        decoder_hidden_size=160, decoder_layers=3, decoder_heads=5, decoder_conv_channels=(96, 48, 24),
+    )  # fmt: skip
+
+
+def scenes_64_semantic() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage semantic`: 256 semantic codes over the teacher."""
+    return TokenizerRecipe(
+        train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30, log_every=10),
+        model=_scenes_64_semhitok(),
+    )
+
+
+def scenes_64_pixel() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 32 pixel codes under each of them."""
+    return TokenizerRecipe(
+        train=TrainConfig(max_steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=50, log_every=10),
+        model=_scenes_64_semhitok(),
+        quantize_after=800,
+    )
+
+
+def scenes_64_decoder() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage decoder`: the decoder alone, on codes that stay."""
+    recipe = scenes_64_pixel()
+    recipe.train.max_steps = 2000
+    recipe.train.learning_rate = 1.5e-3
+    recipe.perceptual_weight = 0.3
+    recipe.edge_weight = 2.0
+    return recipe
+
+
+def scenes_64_sft() -> SftRecipe:
+    """`deepspeed train/sft.py --preset scenes_64`: a 5 M Qwen2 on captions, questions and drawing."""
+    text = Qwen2Config(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return SftRecipe(
+        train=TrainConfig(max_steps=12000, batch_size=32, learning_rate=1.5e-3, warmup_steps=200, log_every=10),
+        model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
+    )
+
+
+TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
+SEMANTIC_PRESETS = {"scenes_64": scenes_64_semantic}
+PIXEL_PRESETS = {"scenes_64": scenes_64_pixel}
+DECODER_PRESETS = {"scenes_64": scenes_64_decoder}
+SFT_PRESETS = {"scenes_64": scenes_64_sft}

@@ -1,0 +1,16 @@
+"""The joint vocabulary: text ids | special ids among them | the block of image ids behind them.
+
+0 .. text_vocab_size-1                                   text and special tokens
+text_vocab_size .. text_vocab_size + K*m - 1             image ids, `offset + semantic * m + pixel`
+"""
+
+SPECIAL_TOKENS = {
+    "pad": "<|pad|>",
+    "end": "<|end|>",
+    "user": "<|user|>",
+    "assistant": "<|assistant|>",
+    "image_start": "<|image_start|>",
+    "image_end": "<|image_end|>",
+    "image": "<image>",
+}
+"""Role -> token that every text tokenizer of this package gains; `<image>` stands for a picture in rendered text."""
