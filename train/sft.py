@@ -7,7 +7,6 @@ from pathlib import Path
 
 from semhitok import SemHiTokModel
 from semhitok.image_processing_semhitok import for_size
-
 from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.code_cache import build_code_cache
@@ -35,10 +34,10 @@ def main() -> None:
     model = build_model(args, recipe, text_tokenizer)
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_size(image.image_size), text_tokenizer, num_positions=image.num_positions)
-    rank, _ = start_processes()
+    rank, world_size = start_processes()
     codes = build_code_cache(
         model.image_tokenizer, world, renderer, SCENE_SEED, recipe.num_scenes, args.output_dir.parent / "codes",
-        recipe.train.autocast(),
+        recipe.train.autocast(), rank, world_size,
     )  # fmt: skip
     source = PackedConversations(
         world, ConversationTokenizer(text_tokenizer, image.num_positions), codes, SCENE_SEED, model.config.image_offset,
@@ -49,6 +48,8 @@ def main() -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
+    if recipe.train.compile:
+        model.language_model.get_decoder().compile(dynamic=False)
     task = SftTask(model, {"text": recipe.text_weight})
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe))
 

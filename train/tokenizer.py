@@ -9,11 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from semhitok import SemHiTokModel
 from semhitok.image_processing_semhitok import for_size
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
-from torch import nn
-
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
 from unimllm.training.checkpoint import resolve
@@ -80,12 +80,10 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
 
 def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tuple[nn.Module, object]:
     """The training module of a stage, and what it does before a step."""
-    if stage == "semantic":
-        return SemanticStage(model), None
     weights = {"l2": recipe.l2_weight, "edges": recipe.edge_weight, "perceptual": recipe.perceptual_weight}
     if stage == "decoder":
         return DecoderStage(model, **weights), None
-    task = PixelStage(model, **weights)
+    task = SemanticStage(model) if stage == "semantic" else PixelStage(model, **weights)
 
     def before_step(step: int, batch: dict) -> None:
         if step == recipe.quantize_after:

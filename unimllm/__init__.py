@@ -7,22 +7,25 @@ print(answer(model, processor, picture, "What is in the picture?"))
 """
 
 import os
+import sys
 
 # Idle OpenMP threads sleep instead of spinning: on busy cores a step is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import semhitok  # noqa: E402, F401  (registers its Auto classes)
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor  # noqa: E402
-
-from unimllm.discrete.configuration_unimllm import UniMLLMConfig  # noqa: E402
-from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration  # noqa: E402
-from unimllm.inference import answer, draw, load  # noqa: E402
-from unimllm.processing_unimllm import UniMLLMProcessor  # noqa: E402
-
-AutoConfig.register("unimllm", UniMLLMConfig, exist_ok=True)
-AutoModel.register(UniMLLMConfig, UniMLLMForConditionalGeneration, exist_ok=True)
-AutoModelForImageTextToText.register(UniMLLMConfig, UniMLLMForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(UniMLLMConfig, UniMLLMProcessor, exist_ok=True)
+if sys.argv[:1] != ["-m"]:
+    from unimllm.auto import UniMLLMConfig, UniMLLMForConditionalGeneration, UniMLLMProcessor
+    from unimllm.inference import answer, draw, load
+# else: `python -m unimllm.generate` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A
+# command line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what
+# asks for a name of __all__ nevertheless gets it.
 
 __all__ = ["UniMLLMConfig", "UniMLLMForConditionalGeneration", "UniMLLMProcessor", "answer", "draw", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module 'unimllm' has no attribute {name!r}")
+    from unimllm import auto, inference
+
+    return getattr(auto, name, None) or getattr(inference, name)

@@ -32,7 +32,7 @@ def text_message(role: str, text: str, images: int = 0) -> dict:
 
 
 def flatten_content(messages: list[dict]) -> list[dict]:
-    """Messages whose content is one string with `<image>` for every picture, as chat templates of text models read it."""
+    """Messages whose content is one string with `<image>` for every picture, as text models' chat templates read it."""
     flat = []
     for message in messages:
         content = message["content"]

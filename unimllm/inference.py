@@ -1,18 +1,24 @@
 """Load a model, draw, answer: what the command lines, the evaluation and a notebook share."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from typing import TYPE_CHECKING
 
 from unimllm.errors import UserError
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
+    from PIL import Image
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
 GUIDANCE_SCALE = 2.0
 TEMPERATURE = 0.9
 MAX_NEW_TOKENS = 64
+NEEDED_FILES = (
+    "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 
 
 def load(model: str | Path | None = None, device: str | None = None):
@@ -27,21 +33,36 @@ def load(model: str | Path | None = None, device: str | None = None):
         (model in evaluation mode, processor).
 
     Raises:
-        UserError: the folder lacks a file or holds something else.
+        UserError: the folder lacks a file or a tensor, or holds something else.
     """
     path = find_checkpoint(model)
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)
-        dtype = torch.float32 if device == "cpu" else "auto"
-        loaded = AutoModelForImageTextToText.from_pretrained(path, config=config, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load a model from {path}: {str(error).strip().splitlines()[0]}") from error
+        loaded, report = AutoModelForImageTextToText.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True
+        )
+        if hasattr(processor, "conversation"):
+            processor.conversation.drawing_prompt("anything")  # a damaged chat template shows only when it is used
+    except Exception as error:  # a damaged file raises nearly anything, safetensors' and tokenizers' own types included
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load a model from {path}: {reason}") from error
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    if not hasattr(processor, "for_drawing"):
+        raise UserError(f"{path} holds a {config.model_type} model; unimllm reads and draws with its own only")
     return loaded.eval().to(device), processor
 
 
@@ -56,8 +77,7 @@ def find_checkpoint(model: str | Path | None) -> str:
         from unimllm.training.checkpoint import resolve
 
         path = resolve(path)
-    needed = ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json")
-    missing = [n for n in needed if not (path / n).is_file() and not (path / f"{n}.index.json").is_file()]
+    missing = [n for n in NEEDED_FILES if not (path / n).is_file() and not (path / f"{n}.index.json").is_file()]
     if missing:
         raise UserError(f"the checkpoint folder {path} lacks {', '.join(missing)}")
     return str(path)
@@ -85,16 +105,24 @@ def draw(
     Raises:
         UserError: an empty prompt, or one longer than the context.
     """
-    for prompt in prompts:
-        if not prompt.strip():
-            raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")
+    check_prompts(model, processor, prompts)
     inputs = processor.for_drawing([p.strip() for p in prompts])
-    check_length(model, inputs["input_ids"].shape[1] + processor.num_positions, "the prompt")
     ids = model.generate(
         **inputs.to(model.device), generation_mode="image", seeds=seeds or [0] * len(prompts),
         guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, on_position=on_position,
     )  # fmt: skip
-    return processor.post_process_images(model.decode_image_tokens(ids))
+    # One by one: kernels are chosen by batch size and may round differently, but bytes shall not depend on the batch.
+    return [processor.post_process_images(model.decode_image_tokens(row[None]))[0] for row in ids]
+
+
+def check_prompts(model, processor, prompts: list[str]) -> None:
+    """What `draw` checks before it begins; UserError for an empty prompt, or one longer than the context."""
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")
+        check_text(processor, prompt, "the prompt")
+        length = len(processor.conversation.drawing_prompt(prompt.strip()))
+        check_length(model, length + processor.num_positions, f"the prompt '{shorten(prompt)}'")
 
 
 def answer(model, processor, picture: Image.Image | None, question: str, **kwargs) -> str:
@@ -110,8 +138,15 @@ def answer_batch(
     """What the assistant says next in each conversation, all in one batch, greedily.
 
     Raises:
-        UserError: a conversation is longer than the context.
+        UserError: a question is empty, or a conversation is longer than the context.
     """
+    for message in (m for messages in conversations for m in messages):
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        if message["role"] == "user" and not "".join(texts).strip():
+            raise UserError("the question is empty: ask something, for example 'What is in the picture?'")
+        for text in texts:
+            check_text(processor, text, "the question" if message["role"] == "user" else "an answer")
     inputs = processor(conversations)
     length = inputs["input_ids"].shape[1]
     check_length(model, length + 1, "the conversation")
@@ -129,3 +164,20 @@ def check_length(model, length: int, what: str) -> None:
     context = model.config.text_config.max_position_embeddings
     if length > context:
         raise UserError(f"{what} is too long: {length} ids with what follows, the model's context holds {context}")
+
+
+def check_text(processor, text: str, what: str) -> None:
+    """UserError if `text` is no Unicode or holds one of the model's own marks, such as the one of a picture."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} is not valid text: character {error.start + 1} is no Unicode") from error
+    for mark in processor.tokenizer.all_special_tokens:
+        if mark in text:
+            raise UserError(f"{what} holds {mark}, a mark that the model uses for itself: leave it out")
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """The beginning of a text, in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."

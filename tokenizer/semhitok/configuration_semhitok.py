@@ -10,7 +10,7 @@ class SemHiTokConfig(PreTrainedConfig):
     (196,608 ids); K and m are given here separately.
 
     Args:
-        vision_config: the frozen SigLIP whose features the semantic branch quantises (a SiglipVisionConfig or its dict);
+        vision_config: the frozen SigLIP whose features the semantic branch quantises (a SiglipVisionConfig or dict);
             it also fixes image size and patch size.
         num_semantic_codes: K, entries of the semantic codebook.
         num_pixel_codes: m, entries of the pixel sub-codebook under every semantic code.

@@ -12,7 +12,7 @@ def feature_distillation(predicted: torch.Tensor, target: torch.Tensor) -> tuple
 
 
 def edge_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean L1 between the pixel differences to the right and below, (B, 3, S, S) each: outlines weigh, grounds do not."""
+    """Mean L1 between the pixel differences to the right and below, (B, 3, S, S) each: outlines weigh, not grounds."""
     loss = predicted.new_zeros(())
     for dim in (-1, -2):
         loss = loss + F.l1_loss(predicted.diff(dim=dim), target.diff(dim=dim))

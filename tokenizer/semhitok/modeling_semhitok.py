@@ -56,15 +56,15 @@ class PixelBranch(nn.Module):
         super().__init__()
         self.stem = PatchStem(config.patch_size, config.pixel_stem_channels, config.pixel_hidden_size)
         self.encoder = Transformer(
-            config.pixel_hidden_size, config.pixel_hidden_size, config.pixel_layers, config.pixel_heads, config.num_positions,
-            dim_out=config.pixel_dim,
+            config.pixel_hidden_size, config.pixel_hidden_size, config.pixel_layers, config.pixel_heads,
+            config.num_positions, dim_out=config.pixel_dim,
         )  # fmt: skip
         self.codebook = PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
         self.decoder = PixelDecoder(config)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> unit vectors (B, N, pixel_dim) float32."""
-        return normalize(self.encoder(self.stem(pixel_values)))
+        return normalize(self.encoder(self.stem(pixel_values.to(self.codebook.weight.dtype))))
 
 
 class PixelDecoder(nn.Module):
@@ -105,6 +105,8 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, Transformer):
             nn.init.normal_(module.position_embedding, std=self.config.initializer_range)
+        elif isinstance(module, PixelHead):  # after its own layers: pictures start near mid-grey
+            nn.init.normal_(module.last.weight, std=self.config.initializer_range)
         elif isinstance(module, EMACodebook):
             module.codes.copy_(normalize(torch.randn(module.codes.shape, dtype=torch.float32)))
             module.counts.fill_(1.0)
@@ -117,7 +119,7 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
 
 
 class SemHiTokModel(SemHiTokPreTrainedModel):
-    """The image tokenizer: `encode` pictures to codes, `decode` codes to pictures, `code_vectors` for a language model."""
+    """The image tokenizer: `encode` pictures to codes, `decode` codes to pictures, `code_vectors` for others."""
 
     def __init__(self, config: SemHiTokConfig):
         super().__init__(config)
@@ -134,7 +136,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}, this tokenizer reads {size} x {size}; "
                 f"resize with SemHiTokImageProcessor first"
             )
-        return self.vision_model(pixel_values).last_hidden_state
+        return self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:

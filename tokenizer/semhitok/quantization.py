@@ -73,8 +73,9 @@ def gather_vectors(vectors: torch.Tensor) -> torch.Tensor:
 class EMACodebook(nn.Module):
     """K l2-normalised codes that follow the mean of the vectors that choose them (BEiT v2's VQ-KD, arXiv 2208.06366).
 
-    Starts as the k-means centres of the first training batch. A code that is chosen less than `restart_below` times a
-    batch on average restarts at one of the batch's worst served vectors.
+    Until `initialize` is called the vectors pass through unquantised: an encoder that has not spread out yet would
+    collapse onto one code. A code that is chosen less than `restart_below` times a batch on average restarts at one of
+    the batch's worst served vectors.
     """
 
     def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.05):
@@ -95,16 +96,22 @@ class EMACodebook(nn.Module):
             quantized (..., D) with a straight-through gradient, index (...) int64, and the commitment loss
             (scalar, mean squared distance of the vectors to their codes).
         """
-        flat = vectors.detach().reshape(-1, vectors.shape[-1])
-        if self.training and not bool(self.initialized):
-            self.codes.copy_(kmeans(gather_vectors(flat), len(self.codes), generator=torch.Generator().manual_seed(0)))
-            self.initialized.fill_(True)
         index = nearest_code(vectors.detach(), self.codes)
         quantized = self.codes[index]
         commit_loss = ((vectors - quantized) ** 2).sum(-1).mean()
+        if not bool(self.initialized):
+            return vectors, index, commit_loss * 0
         if self.training:
-            self._update(flat, index.flatten())
+            self._update(vectors.detach().flatten(0, -2), index.flatten())
         return straight_through(vectors, quantized), index, commit_loss
+
+    @torch.no_grad()
+    def initialize(self, vectors: torch.Tensor) -> None:
+        """Start at the k-means centres of all ranks' (M, D) l2-normalised vectors, and quantise from now on."""
+        generator = torch.Generator().manual_seed(0)
+        self.codes.copy_(kmeans(gather_vectors(vectors.float()), len(self.codes), generator=generator))
+        self.counts.fill_(1.0)
+        self.initialized.fill_(True)
 
     @torch.no_grad()
     def _update(self, vectors: torch.Tensor, index: torch.Tensor) -> None:
@@ -127,7 +134,7 @@ class EMACodebook(nn.Module):
 
 
 class PixelCodebook(nn.Module):
-    """Semantic-guided hierarchical codebook: K sub-codebooks of m codes; the semantic code selects which one is searched.
+    """Semantic-guided hierarchical codebook: K sub-codebooks of m codes; the semantic code selects one.
 
     A sub-codebook is `W (base + residual_k)`, l2-normalised: a base of m codes that all sub-codebooks share, each one's
     own departure from it, and one linear map over all (SimVQ, arXiv 2411.02038). So a semantic code that training met
@@ -150,8 +157,9 @@ class PixelCodebook(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
-        """Start the base at the k-means centres of (M, D) l2-normalised vectors, and quantise from now on."""
-        self.base.copy_(kmeans(vectors.float(), len(self.base), 20, torch.Generator().manual_seed(0)))
+        """Start the base at the k-means centres of all ranks' (M, D) l2-normalised vectors; quantise from now on."""
+        generator = torch.Generator().manual_seed(0)
+        self.base.copy_(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator))
         self.initialized.fill_(True)
 
     def search(self, vectors: torch.Tensor, semantic: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
@@ -174,8 +182,8 @@ class PixelCodebook(nn.Module):
         """Quantise within the sub-codebooks.
 
         Returns:
-            quantized (..., D) with a straight-through gradient, index (...) int64, and two scalars: codebook loss (moves
-            codes to vectors) and commitment loss (moves vectors to codes), each a mean squared distance.
+            quantized (..., D) with a straight-through gradient, index (...) int64, and two scalars: codebook loss
+            (moves codes to vectors) and commitment loss (moves vectors to codes), each a mean squared distance.
         """
         codes = self.codes()
         index = self.search(vectors.detach(), semantic, codes.detach())

@@ -37,8 +37,7 @@ class SemanticStage(nn.Module):
         branch = self.model.semantic
         with torch.no_grad():
             features = self.model.vision_features(pixel_values)
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            quantized, index, commit = branch.codebook(branch.encode(features.float()))
+        quantized, index, commit = branch.codebook(branch.encode(features))
         cosine, l1 = feature_distillation(branch.decoder(quantized), features)
         return {
             "loss": cosine + l1 + self.model.config.commitment_weight * commit,
@@ -47,6 +46,12 @@ class SemanticStage(nn.Module):
             "commit": commit,
             "codes_used": torch.bincount(index.flatten(), minlength=self.model.config.num_semantic_codes).gt(0).sum(),
         }
+
+    @torch.no_grad()
+    def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
+        """Start the codebook at the k-means of these pictures' vectors, and quantise from now on."""
+        vectors = self.model.semantic.encode(self.model.vision_features(pixel_values))
+        self.model.semantic.codebook.initialize(vectors.flatten(0, 1))
 
 
 class PixelLosses(nn.Module):

@@ -98,18 +98,6 @@ class PatchStem(nn.Module):
         return rearrange(self.layers(pixel_values), "b d h w -> b (h w) d")
 
 
-class PatchStem(nn.Module):
-    """Pictures to patch features, (B, 3, S, S) -> (B, N, D): convolutions, or one linear map of each patch."""
-
-    def __init__(self, patch_size: int, channels: list[int], dim: int):
-        super().__init__()
-        self.dim = channels[-1] if channels else dim
-        self.layers = conv_stem(channels, patch_size) if channels else nn.Conv2d(3, dim, patch_size, stride=patch_size)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return rearrange(self.layers(pixel_values), "b d h w -> b (h w) d")
-
-
 class PixelHead(nn.Module):
     """Patch features to pixels, (B, N, D) -> (B, 3, H, W): doubling convolutions, or one linear map of each patch."""
 
@@ -121,14 +109,19 @@ class PixelHead(nn.Module):
                 f"patch_size {patch_size} needs {patch_size.bit_length() - 1} entries, or none for a linear head"
             )
         self.grid_size = grid_size
-        if not channels:
-            self.layers: nn.Module = nn.Sequential(nn.Conv2d(dim, 3 * patch_size**2, 1), nn.PixelShuffle(patch_size))
-            return
         layers: list[nn.Module] = []
         for width in channels:
             layers += [nn.Conv2d(dim, 4 * width, 1), nn.PixelShuffle(2), ResidualConv(width)]
             dim = width
-        self.layers = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(dim, 3, 3, padding=1))
+        if channels:
+            self.layers = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(dim, 3, 3, padding=1))
+        else:
+            self.layers = nn.Sequential(nn.Conv2d(dim, 3 * patch_size**2, 1), nn.PixelShuffle(patch_size))
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The map to pixels."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)][-1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(rearrange(x, "b (h w) d -> b d h w", h=self.grid_size))

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from semhitok import SemHiTokModel
 from semhitok.image_processing_semhitok import to_pixel_values
-
 from unimllm.scenes.program import World
 from unimllm.scenes.render import Renderer
 from unimllm.scenes.sources import sample_rng
+from unimllm.training.checkpoint import barrier
 
 CHUNK = 256  # pictures encoded at a time
-SAVE_EVERY = 8192  # pictures between two notes of progress
+SAVE_EVERY = 32  # chunks between two notes of progress
 
 
 def fingerprint(model: SemHiTokModel, world: World, seed: int) -> str:
@@ -33,40 +34,59 @@ def fingerprint(model: SemHiTokModel, world: World, seed: int) -> str:
     return digest.hexdigest()[:12]
 
 
-@torch.no_grad()
 def build_code_cache(
-    model: SemHiTokModel, world: World, renderer: Renderer, seed: int, count: int, folder: Path, autocast: bool
-) -> np.ndarray:
-    """Codes of the training scenes 0..count-1 of a seed, read from the cache or made now.
+    model: SemHiTokModel, world: World, renderer: Renderer, seed: int, count: int, folder: Path, autocast: bool,
+    rank: int = 0, world_size: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Codes of the training scenes 0..count-1 of a seed, read from the cache or made now by all ranks together.
 
     Returns:
         (count, N) uint32 memory map of flat codes `semantic * m + pixel`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"codes-{fingerprint(model, world, seed)}-{count}.npy"
-    progress = path.with_suffix(".progress")
-    if path.exists() and not progress.exists():
+    if path.exists():
         return np.load(path, mmap_mode="r")
-    done = int(progress.read_text()) if path.exists() else 0
-    shape = (count, model.config.num_positions)
-    codes = np.lib.format.open_memmap(path, "r+" if done else "w+", np.uint32, None if done else shape)
-    progress.write_text(str(done))
-    model.eval()
-    start, first = time.monotonic(), done
-    while done < count:
-        indices = range(done, min(done + CHUNK, count))
+    partial = path.with_suffix(f".{world_size}.partial")
+    if rank == 0 and not partial.exists():
+        np.lib.format.open_memmap(partial, "w+", np.uint32, (count, model.config.num_positions)).flush()
+    barrier()
+    codes = np.lib.format.open_memmap(partial, "r+")
+    _encode_share(model.eval(), world, renderer, seed, codes, autocast, rank, world_size)
+    barrier()
+    if rank == 0:
+        os.replace(partial, path)
+        for note in folder.glob(f"{partial.name}.rank*"):
+            note.unlink()
+    barrier()
+    return np.load(path, mmap_mode="r")
+
+
+@torch.no_grad()
+def _encode_share(model, world, renderer, seed, codes: np.ndarray, autocast: bool, rank: int, world_size: int) -> None:
+    """Fill this rank's chunks of `codes`, noting now and then how far it is."""
+    note = Path(f"{codes.filename}.rank{rank}")
+    first = done = int(note.read_text()) if note.exists() else 0
+    chunks = range(rank, -(-len(codes) // CHUNK), world_size)
+    start = time.monotonic()
+    for number, chunk in enumerate(chunks):
+        if number < done:
+            continue
+        indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(codes)))
         pictures = renderer.render_batch([world.sample(sample_rng(seed, i)) for i in indices])
         with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
             batch = model.codes_to_ids(model.encode(to_pixel_values(pictures).to(model.device)))
-        codes[done : indices.stop] = batch.cpu().numpy()
-        done = indices.stop
-        if done % SAVE_EVERY < CHUNK or done == count:
+        codes[indices.start : indices.stop] = batch.cpu().numpy()
+        done = number + 1
+        if done % SAVE_EVERY == 0 or done == len(chunks):
             codes.flush()
-            temporary = progress.with_suffix(".new")
+            temporary = note.with_suffix(".new")
             temporary.write_text(str(done))
-            os.replace(temporary, progress)
+            os.replace(temporary, note)
             speed = (done - first) / (time.monotonic() - start)
-            eta = timedelta(seconds=round((count - done) / speed))
-            print(f"codes {done}/{count} {speed:.0f} pictures/s eta {eta}", flush=True)
-    progress.unlink()
-    return np.load(path, mmap_mode="r")
+            eta = timedelta(seconds=round((len(chunks) - done) / speed))
+            if rank == 0:
+                print(
+                    f"codes {done}/{len(chunks)} chunks {speed * CHUNK * world_size:.0f} pictures/s eta {eta}",
+                    flush=True,
+                )

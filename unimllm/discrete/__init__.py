@@ -1,1 +1,1 @@
-"""Family 1: pictures as SemHiTok codes in the language model's vocabulary; reading and drawing are next-token prediction."""
+"""Family 1: pictures as SemHiTok codes in the vocabulary; reading and drawing are next-token prediction."""

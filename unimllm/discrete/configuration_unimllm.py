@@ -1,7 +1,8 @@
 """Configuration of the discrete family: a language model, an image tokenizer, and how codes enter and leave."""
 
-from semhitok import SemHiTokConfig
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
+
+from semhitok import SemHiTokConfig
 
 IMAGE_HEADS = ("flat", "factorised")
 

@@ -9,13 +9,13 @@ Shapes: B rows, T positions, N positions of a picture, V text ids, H hidden chan
 from dataclasses import dataclass
 
 import torch
-from semhitok import SemHiTokModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
+from semhitok import SemHiTokModel
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
@@ -166,7 +166,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         loss_weights: dict[str, float] | None = None,
         num_items: torch.Tensor | float | None = None,
-        use_cache: bool | None = None,
+        use_cache: bool = False,
         logits_to_keep: int = 0,
         **kwargs,
     ) -> UniMLLMOutput:
@@ -190,7 +190,8 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=use_cache,
+            # With a cache, transformers does not look for packed samples: they would see one another.
+            use_cache=use_cache and labels is None,
         )
         hidden = outputs.last_hidden_state
         if labels is not None:

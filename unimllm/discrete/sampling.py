@@ -1,10 +1,10 @@
-"""Drawing image codes from logits: guidance, temperature, top-k, and random numbers that belong to a picture, not a batch."""
+"""Drawing image codes from logits: guidance, temperature, top-k, and random numbers of a picture, not of a batch."""
 
 import torch
 
 
 def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance on log-probabilities (arXiv 2207.12598): (2B, C) conditional then unconditional -> (B, C)."""
+    """Guidance on log-probabilities (arXiv 2207.12598): (2B, C), conditional rows first -> (B, C)."""
     conditional, unconditional = logits.log_softmax(-1).chunk(2)
     return unconditional + scale * (conditional - unconditional)
 

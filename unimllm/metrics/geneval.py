@@ -28,19 +28,30 @@ class Detection:
 
 
 def relations(subject: Box, other: Box) -> set[str]:
-    """How `subject` lies to `other`: none, one or two of RELATIONS, by GenEval's rule.
+    """How `subject` lies to `other`: none, one or two of RELATIONS, by GenEval's rule (its `relative_position`).
 
-    The offset of the centres is shrunk on each axis by a tenth of both boxes' sizes; a relation holds if its axis then
-    carries more than half of the offset's length.
+    The offset of the centres is shrunk on each axis by a tenth of both boxes' sizes; a relation holds if what is left
+    on its axis is more than half of the length of the offset BEFORE shrinking.
     """
-    offset = []
+    offset, shrunk = center_offset(subject, other)
+    if max(abs(o) for o in shrunk) < 1e-3:
+        return set()
+    return directions(shrunk, (offset[0] ** 2 + offset[1] ** 2) ** 0.5)
+
+
+def center_offset(subject: Box, other: Box) -> tuple[list[float], list[float]]:
+    """(x, y) from the centre of `other` to that of `subject` in pixels, and the same shrunk by POSITION_MARGIN."""
+    offset, shrunk = [], []
     for low, high in ((0, 2), (1, 3)):
         distance = (subject[low] + subject[high] - other[low] - other[high]) / 2
         margin = POSITION_MARGIN * (subject[high] - subject[low] + other[high] - other[low])
-        offset.append(max(abs(distance) - margin, 0.0) * (1 if distance > 0 else -1))
-    length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
-    if max(abs(o) for o in offset) < 1e-3:
-        return set()
+        offset.append(distance)
+        shrunk.append(max(abs(distance) - margin, 0.0) * (1 if distance > 0 else -1))
+    return offset, shrunk
+
+
+def directions(offset: list[float], length: float) -> set[str]:
+    """The RELATIONS whose axis carries more than half of `length`."""
     dx, dy = offset[0] / length, offset[1] / length
     holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
     return {name for name, true in holds.items() if true}

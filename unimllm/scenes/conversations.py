@@ -1,4 +1,4 @@
-"""Scenes as conversations for the language model: drawing from captions, and questions with answers, packed into rows."""
+"""Scenes as conversations for the language model: drawing from captions, questions with answers, packed into rows."""
 
 import numpy as np
 import torch

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unimllm.errors import UserError
 from unimllm.scenes.objects import COLORS, OBJECTS
 
 FONT_ENV = "UNIMLLM_EMOJI_FONT"
@@ -22,8 +23,8 @@ FONT_PATHS = (
 )
 
 
-class FontNotFoundError(ValueError):
-    """Noto Color Emoji is not installed."""
+class FontNotFoundError(UserError):
+    """Noto Color Emoji is not installed, or what is named as it is another file."""
 
 
 def find_font() -> Path:
@@ -49,15 +50,22 @@ def load_glyphs(names: tuple[str, ...], font_path: str | Path | None = None) -> 
 
     Returns:
         name -> (h, w, 4) float32 in 0..1, premultiplied alpha; about 128 pixels on the longer side.
+
+    Raises:
+        FontNotFoundError: no font, or a file that is none.
     """
-    font = ImageFont.truetype(str(font_path or find_font()), BITMAP_SIZE)
+    path = font_path or find_font()
+    try:
+        font = ImageFont.truetype(str(path), BITMAP_SIZE)
+    except OSError as error:
+        raise FontNotFoundError(f"{path} cannot be used as Noto Color Emoji (with bitmaps): {error}") from error
     glyphs = {}
     for name in names:
         image = Image.new("RGBA", (192, 192), (0, 0, 0, 0))
         ImageDraw.Draw(image).text((24, 24), OBJECTS[name], font=font, embedded_color=True)
         box = image.getbbox()
         if box is None:
-            raise ValueError(f"the font {font_path or find_font()} draws nothing for {name!r} ({OBJECTS[name]})")
+            raise ValueError(f"the font {path} draws nothing for {name!r} ({OBJECTS[name]})")
         pixels = np.asarray(image.crop(box), np.float32) / 255
         pixels[..., :3] *= pixels[..., 3:]
         glyphs[name] = pixels

@@ -92,7 +92,7 @@ def absent_name(scene: Scene, world: World, rng: np.random.Generator, how: str =
 
 
 def ask(scene: Scene, world: World, rng: np.random.Generator, kind: str | None = None) -> list[Question]:
-    """Questions of one kind (a random one if None): one, or a yes/no pair; none if the scene allows no such question."""
+    """Questions of one kind (a random one if None): one, or a yes/no pair; none if the scene allows none."""
     kind = kind or KINDS[int(rng.integers(len(KINDS)))]
     return _ASKERS[kind](scene, world, rng)
 

@@ -73,5 +73,7 @@ def with_article(phrase: str) -> str:
 
 
 def plural(name: str) -> str:
-    """Plural as GenEval's prompts write it (`persons`, `knifes`; only `buses` and `skis` differ from adding s)."""
-    return {"bus": "buses", "skis": "skis", "scissors": "scissors"}.get(name, name + "s")
+    """Plural as GenEval's prompts write it: `es` after s, else `s` (`persons`, `knifes`); skis and scissors stay."""
+    if name in ("skis", "scissors"):
+        return name
+    return f"{name}es" if name.endswith("s") else f"{name}s"

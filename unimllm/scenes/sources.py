@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from semhitok.image_processing_semhitok import to_pixel_values
 
+from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.scenes.glyphs import GlyphAtlas
 from unimllm.scenes.language import caption
 from unimllm.scenes.objects import CLASSES_24

@@ -1,5 +1,7 @@
 """The text tokenizer of the scenes: byte-level BPE trained on their own language, so any text encodes."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,16 +37,21 @@ def sentences(world: World, seed: int = 0, count: int = NUM_SENTENCES):
 
 def build_text_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Byte-level BPE in which every word of the scenes is one token; the same world gives the same tokenizer."""
+    return train_text_tokenizer(sentences(world))
+
+
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`, with the special tokens and the chat template; fewer merges where texts are few."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS.values()),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(world), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS["pad"],

@@ -40,7 +40,7 @@ class TrainConfig:
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the language model with torch.compile (sft)."""
     num_workers: int = 0
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     num_threads: int = 0

@@ -123,8 +123,6 @@ def train(
         optimizer=_make_optimizer(task, config),
         config=config.deepspeed(world_size),
     )
-    if config.compile:
-        task.compile(dynamic=False)
     step, cpu_before = 0, 0.0
     found = checkpoint.latest(output_dir)
     if found:
@@ -132,9 +130,10 @@ def train(
         step, cpu_before = run["step"], run["cpu_seconds"]
     if rank == 0:
         state = f"resuming from {found.name}" if found else "starting"
+        precision = "bf16 autocast" if config.autocast() else config.precision
         trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
         print(f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
-              f"{torch.get_num_threads()} thread(s) each, bf16 {'on' if config.autocast() else 'off'}", flush=True)  # fmt: skip
+              f"{torch.get_num_threads()} thread(s) each, {precision}", flush=True)  # fmt: skip
     log = _Log(output_dir, config, step) if rank == 0 else None
     batches = _open(source, config, rank, world_size, step)
     last_save = time.monotonic()

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from unimllm.errors import UserError
 
 
 def parse_arguments(
-    description: str, stage: str, presets: dict[str, Callable[[], Any]], argv: list[str] | None = None, **extra
+    description: str, program: str, presets: dict[str, Callable[[], Any]], argv: list[str] | None = None, **extra
 ):
     """Parse a training program's command line.
 
     Args:
         description: shown by --help.
-        stage: name of the default output folder, runs/PRESET/STAGE.
+        program: name of the default output folder, runs/PRESET/PROGRAM.
         presets: name -> function that returns a fresh recipe.
         extra: further options, name -> keyword arguments of `add_argument`.
 
@@ -38,7 +39,7 @@ def parse_arguments(
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}")
     parser.add_argument(
-        "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{stage})"
+        "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{program})"
     )
     parser.add_argument("--max-steps", type=int, help="optimiser steps in all, instead of the preset's")
     parser.add_argument("--init-from", type=Path, help="checkpoint folder to start a new run from")
@@ -49,9 +50,11 @@ def parse_arguments(
     if args.preset not in presets:
         raise UserError(f"unknown preset {args.preset!r}{nearest(args.preset, presets)}; known: {', '.join(presets)}")
     recipe = presets[args.preset]()
-    args.output_dir = args.output_dir or default_folder(args.preset, stage)
-    known = [f"--{a.option_strings[0].lstrip('-')}" for a in parser._actions]
-    for key, value in pair_options(rest, known):
+    args.output_dir = args.output_dir or default_folder(args.preset, program)
+    known = [a.option_strings[0] for a in parser._actions] + [f"--{name}" for name in field_names(recipe)]
+    for key, value in pair_options(rest):
+        if "." not in key and key not in field_names(recipe):
+            raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
         set_field(recipe, key, value)
     if args.max_steps is not None:
         recipe.train.max_steps = args.max_steps
@@ -67,7 +70,7 @@ def default_folder(preset: str, stage: str) -> Path:
     return Path("runs") / preset / stage
 
 
-def pair_options(rest: list[str], known: list[str]) -> list[tuple[str, str]]:
+def pair_options(rest: list[str]) -> list[tuple[str, str]]:
     """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]."""
     pairs = []
     items = iter(rest)
@@ -75,8 +78,6 @@ def pair_options(rest: list[str], known: list[str]) -> list[tuple[str, str]]:
         if not item.startswith("--"):
             raise UserError(f"unexpected argument {item!r}: fields are set as --train.learning_rate 1e-3")
         key, equals, value = item[2:].partition("=")
-        if "." not in key:
-            raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
         if not equals:
             value = next(items, None)
             if value is None:
@@ -145,6 +146,8 @@ def as_dict(recipe: Any) -> dict:
 
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main: errors of the user end in one line on stderr and exit code 2."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         main()
     except UserError as error:

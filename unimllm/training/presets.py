@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from semhitok import SemHiTokConfig
 from transformers import Qwen2Config, SiglipConfig
 
+from semhitok import SemHiTokConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.config import TrainConfig
@@ -32,7 +32,7 @@ class TokenizerRecipe:
     model: SemHiTokConfig
     world: WorldConfig = field(default_factory=WorldConfig)
     quantize_after: int = 0
-    """Pixel stage: steps with continuous pixel vectors before the sub-codebooks start."""
+    """Steps with continuous vectors before the stage's codebook starts at their k-means."""
     l2_weight: float = 2.0
     """Weight of the squared error beside L1's 1."""
     edge_weight: float = 1.0
@@ -50,7 +50,7 @@ class SftRecipe:
     world: WorldConfig = field(default_factory=WorldConfig)
     num_scenes: int = 150_000
     """Scenes whose pictures are tokenised once and trained on."""
-    max_length: int = 256
+    max_length: int = 168
     """Ids of a packed row."""
     drawing_share: float = 0.55
     """Share of the conversations that draw; the others answer questions."""
@@ -69,7 +69,7 @@ def scenes_64_teacher() -> TeacherRecipe:
         "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
     }  # fmt: skip
     return TeacherRecipe(
-        train=TrainConfig(max_steps=2400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, log_every=10),
+        train=TrainConfig(max_steps=1400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, log_every=10),
         model=SiglipConfig(text_config=text, vision_config=vision, attn_implementation=CPU_ATTENTION),
     )
 
@@ -89,15 +89,16 @@ def scenes_64_semantic() -> TokenizerRecipe:
     return TokenizerRecipe(
         train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30, log_every=10),
         model=_scenes_64_semhitok(),
+        quantize_after=80,
     )
 
 
 def scenes_64_pixel() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 32 pixel codes under each of them."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=50, log_every=10),
+        train=TrainConfig(max_steps=1800, batch_size=64, learning_rate=2e-3, warmup_steps=50, log_every=10),
         model=_scenes_64_semhitok(),
-        quantize_after=800,
+        quantize_after=400,
     )
 
 
@@ -114,11 +115,13 @@ def scenes_64_decoder() -> TokenizerRecipe:
 def scenes_64_sft() -> SftRecipe:
     """`deepspeed train/sft.py --preset scenes_64`: a 5 M Qwen2 on captions, questions and drawing."""
     text = Qwen2Config(
-        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
+        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return SftRecipe(
-        train=TrainConfig(max_steps=12000, batch_size=32, learning_rate=1.5e-3, warmup_steps=200, log_every=10),
+        train=TrainConfig(
+            max_steps=4800, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, log_every=10, compile=True
+        ),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
 

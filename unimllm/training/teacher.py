@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_model
-from semhitok.vision import add_stem, build_vision_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
+from semhitok.vision import add_stem, build_vision_model
 from unimllm.errors import UserError
 
 

@@ -1,0 +1,391 @@
+"""Examine a model on the emoji scenes: reconstruction, code use, understanding, drawing and speed, in one table.
+
+    python eval/scenes.py                                  # the small model that ships with the package
+    python eval/scenes.py --model runs/scenes_64/sft --json scores.json
+    python eval/scenes.py --tokenizer-only runs/scenes_64/pixel
+
+Everything is about the held-out compositions (unimllm/scenes/examination.py): colour-object pairs and pairs of objects
+that no training picture holds. Drawn pictures are read back by the reader (unimllm/default/reader) under GenEval's
+rules. Beside their scores stand two ceilings for the same prompts: `reader_ceiling`, true scenes rendered and read, and
+`tokenizer_ceiling`, the same renders encoded, decoded and read.
+
+Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); the other answers must
+be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from tqdm import tqdm
+
+from semhitok import SemHiTokModel
+from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
+from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.errors import UserError
+from unimllm.images import check_writable
+from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, answer, answer_batch, draw, find_checkpoint, load
+from unimllm.metrics import geneval, pope
+from unimllm.metrics.codes import code_use
+from unimllm.metrics.intervals import bootstrap, wilson
+from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.scenes import GlyphAtlas, Renderer, World
+from unimllm.scenes.examination import (
+    POPE_SPLITS,
+    SPLIT,
+    QuestionSet,
+    held_out_scenes,
+    kind_set,
+    objects_right,
+    picture_seed,
+    pope_set,
+    same_answer,
+    spread_prompts,
+    true_scenes,
+)
+from unimllm.scenes.language import KINDS
+from unimllm.scenes.prompts import sample_prompts
+from unimllm.scenes.reader import DEFAULT_READER, SceneReader
+from unimllm.scenes.report import make_table, write_json
+from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
+
+NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
+TIMED_PICTURES, TIMED_ANSWERS = 5, 8
+
+
+@dataclass
+class Bench:
+    """What examines: the world, its renderer and reader, and the sizes of everything.
+
+    Args:
+        limit: at most so many pictures, prompts, and questions of a set; None: the full sizes.
+    """
+
+    world: World
+    renderer: Renderer
+    reader: SceneReader
+    seed: int
+    device: str
+    batch_size: int
+    limit: int | None
+
+    def size(self, full: int) -> int:
+        return full if self.limit is None else min(full, self.limit)
+
+    def batches(self, count: int, what: str) -> list[slice]:
+        """Slices of `batch_size` over `count` things, with a progress bar on stderr."""
+        starts = range(0, count, self.batch_size)
+        return tqdm([slice(s, s + self.batch_size) for s in starts], desc=what, unit="batch")
+
+    def score(self, pictures: np.ndarray, prompts: list[dict]) -> list[bool]:
+        """Whether each picture fulfils its prompt, by GenEval's rules over what the reader sees."""
+        found = self.reader.detect(pictures, self.batch_size)
+        return [geneval.is_correct(d, p) for d, p in zip(found, prompts, strict=True)]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("", __doc__)
+    parser.prog, parser.formatter_class = "eval/scenes.py", argparse.RawDescriptionHelpFormatter
+    parser.add_model_options()
+    parser.add_argument("--tokenizer-only", type=Path, help="examine a SemHiTok checkpoint alone")
+    parser.add_argument(
+        "--reader", type=Path, default=DEFAULT_READER, help="the detector; it names the world's objects"
+    )
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--save-pictures", type=Path, help="also write the drawings here, in GenEval's folder layout")
+    parser.add_argument("--limit", type=number(int, 1), help="at most so many pictures, prompts, questions of a set")
+    parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--batch-size", type=number(int, 1), default=64)
+    parser.add_argument("--images-per-prompt", type=number(int, 1), default=1)
+    parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
+    parser.add_argument("--temperature", type=number(float, 0), default=TEMPERATURE)
+    parser.add_argument("--top-k", type=number(int, 0), default=0, help="0: all codes")
+    args = parser.parse_args(argv)
+    if args.model and args.tokenizer_only:
+        raise UserError("--model and --tokenizer-only name two things to examine; choose one")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_outputs(args)
+    silence_libraries()
+    if args.tokenizer_only:
+        model, processor, folder = None, None, resolve(args.tokenizer_only)
+        tokenizer = load_tokenizer(folder, args.device)
+    else:
+        model, processor = load(args.model, args.device)
+        tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))
+    bench = open_bench(args, tokenizer, folder)
+    results: dict = {"intervals": {}}
+    examine_tokenizer(results, bench, tokenizer)
+    prompts = spread_prompts(sample_prompts(bench.world, args.seed), args.limit)
+    examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
+    if model is not None:
+        examine_understanding(results, bench, model, processor)
+        examine_drawing(results, bench, model, processor, prompts, args)
+    results |= describe_run(args)
+    if args.json:
+        write_json(args.json, results)
+    # A pipe or a file has no width: then wide enough for the table.
+    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """See before the long work that its results can be written."""
+    if args.json:
+        check_writable(args.json)
+    if args.save_pictures:
+        if args.save_pictures.is_dir() and any(args.save_pictures.iterdir()):
+            raise UserError(f"--save-pictures {args.save_pictures} is not empty: pictures of two runs would mix")
+        check_writable(args.save_pictures / "00000")
+
+
+def load_tokenizer(folder: Path, device: str | None) -> SemHiTokModel:
+    """A SemHiTok checkpoint; UserError where the folder holds another model or lacks its weights."""
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind != SemHiTokModel.config_class.model_type:
+        raise UserError(f"{folder} holds a {kind} model, no SemHiTok; a whole model is examined with --model")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return SemHiTokModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    except (OSError, RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot load {folder} on {device!r}: {str(error).splitlines()[0]}") from error
+
+
+def open_bench(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> Bench:
+    """The reader and the world that it knows.
+
+    Raises:
+        UserError: no reader or no font, or the reader was made for other pictures or objects than the model.
+    """
+    if not (args.reader / "config.json").is_file():
+        raise UserError(f"no reader in {args.reader}: train one with train/reader.py and name it with --reader")
+    reader = SceneReader.from_pretrained(args.reader, dtype=torch.float32).eval().to(tokenizer.device)
+    size, names = reader.config.image_size, tuple(reader.config.class_names)
+    if size != tokenizer.config.image_size:
+        raise UserError(
+            f"the reader {args.reader} reads {size} pixels, the model draws {tokenizer.config.image_size}: name one "
+            f"made by train/reader.py --image-size {tokenizer.config.image_size} with --reader"
+        )
+    trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
+    if trained and tuple(trained["classes"]) != names:
+        raise UserError(
+            f"{folder} was trained on {len(trained['classes'])} objects that are not the reader's {len(names)}: the "
+            "held-out compositions would differ; name a reader of those objects with --reader"
+        )
+    atlas = GlyphAtlas.from_font(names)
+    world = World(atlas, size, names)
+    return Bench(world, Renderer(atlas, size), reader, args.seed, str(tokenizer.device), args.batch_size, args.limit)
+
+
+# ---- the tokenizer -------------------------------------------------------------------------------------------------
+
+
+def reconstruct(bench: Bench, tokenizer: SemHiTokModel, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, S, S, 3) uint8 -> codes (n, N, 2) and reconstructions (n, S, S, 3) uint8."""
+    codes, decoded = [], []
+    for batch in bench.batches(len(pictures), "reconstructing"):
+        pixel_values = to_pixel_values(pictures[batch]).to(tokenizer.device, tokenizer.dtype)
+        codes.append(tokenizer.encode(pixel_values))
+        decoded.append(to_uint8(tokenizer.decode(codes[-1])))
+    return torch.cat(codes).cpu().numpy(), np.concatenate(decoded)
+
+
+def examine_tokenizer(results: dict, bench: Bench, tokenizer: SemHiTokModel) -> None:
+    """Reconstruction, code use, and what the reader still sees."""
+    scenes = held_out_scenes(bench.world, bench.seed, bench.size(NUM_PICTURES))
+    pictures = bench.renderer.render_batch(scenes)
+    codes, decoded = reconstruct(bench, tokenizer, pictures)
+    batches = [slice(s, s + 128) for s in range(0, len(scenes), 128)]
+    decibels = np.concatenate([psnr(pictures[b], decoded[b]) for b in batches])
+    similarity = np.concatenate([ssim(pictures[b], decoded[b]) for b in batches])
+    size = bench.world.image_size
+    of_true, of_decoded = (objects_right(scenes, bench.reader.detect(p), size) for p in (pictures, decoded))
+
+    def objects_read(picked: np.ndarray) -> float:
+        return float(of_decoded[picked].sum() / max(1, of_true[picked].sum()))
+
+    everything = np.arange(len(scenes))
+    results |= {
+        "psnr": float(decibels.mean()),
+        "ssim": float(similarity.mean()),
+        "objects_read": objects_read(everything),
+        "objects_read_in_true_renders": float(of_true.sum() / sum(len(s.objects) for s in scenes)),
+        "num_pictures": len(scenes),
+        "num_positions": int(codes[..., 0].size),
+    }
+    results |= code_use(codes, tokenizer.config.num_semantic_codes, tokenizer.config.num_pixel_codes)
+    results["intervals"] |= {
+        "psnr": bootstrap(lambda picked: float(decibels[picked].mean()), everything),
+        "ssim": bootstrap(lambda picked: float(similarity[picked].mean()), everything),
+        "objects_read": bootstrap(objects_read, everything),
+    }
+
+
+def examine_ceilings(results: dict, bench: Bench, tokenizer: SemHiTokModel, prompts: list[dict], images: int) -> None:
+    """What the reader, and the reader behind the tokenizer, let a perfect model score."""
+    repeated = [p for p in prompts for _ in range(images)]
+    tags = [p["tag"] for p in repeated]
+    pictures = bench.renderer.render_batch(true_scenes(bench.world, prompts, bench.seed, images))
+    _, decoded = reconstruct(bench, tokenizer, pictures)
+    results["reader_ceiling"] = geneval.summarize(tags, bench.score(pictures, repeated))
+    results["tokenizer_ceiling"] = geneval.summarize(tags, bench.score(decoded, repeated))
+    results["num_prompts"] = len(prompts)
+
+
+# ---- understanding -------------------------------------------------------------------------------------------------
+
+
+def examine_understanding(results: dict, bench: Bench, model, processor) -> None:
+    """POPE on its three splits, and exact answers by kind of question."""
+    f1, f1_strict, results["pope"] = [], [], {}
+    for split in POPE_SPLITS:
+        questions = pope_set(bench.world, bench.seed, split, bench.size(NUM_POPE))
+        said = answer_all(bench, model, processor, questions, f"POPE {split}")
+        f1.append(score_pope(results, questions, said, split))
+        f1_strict.append(results["pope"][split]["strict"]["f1"])
+    results["pope_f1"], results["pope_f1_strict"] = statistics.mean(f1), statistics.mean(f1_strict)
+
+    questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS))
+    said = answer_all(bench, model, processor, questions, "questions")
+    right = np.array([same_answer(s, q.answer) for s, (_, q) in zip(said, questions.asked, strict=True)])
+    kinds = np.array([q.kind for _, q in questions.asked])
+    by_kind = {kind: right[kinds == kind] for kind in KINDS if (kinds == kind).any()}
+    results |= {
+        "question_accuracy": float(right.mean()),
+        "question_accuracy_by_kind": {kind: float(r.mean()) for kind, r in by_kind.items()},
+        "num_questions": len(right),
+        "num_pope_questions": bench.size(NUM_POPE),
+    }
+    results["intervals"] |= {
+        "question_accuracy": bootstrap(lambda picked: right[picked].mean(), [i for i, _ in questions.asked]),
+        "question_accuracy_by_kind": {kind: wilson(int(r.sum()), len(r)) for kind, r in by_kind.items()},
+    }
+    pictures = bench.renderer.render_batch([questions.scenes[i] for i, _ in questions.asked[:TIMED_ANSWERS]])
+    asked = iter(zip(pictures, questions.asked, strict=False))
+
+    def once() -> None:
+        picture, (_, question) = next(asked)
+        answer(model, processor, Image.fromarray(picture), question.text)
+
+    results["seconds_per_answer"] = median_seconds(once, len(pictures))
+
+
+def score_pope(results: dict, questions: QuestionSet, said: list[str], split: str) -> float:
+    """Enter one split under both parsings; returns its F1 under the official one."""
+    labels = [q.answer for _, q in questions.asked]
+    results["pope"][split] = {parsing: pope.score(labels, said, parsing) for parsing in pope.PARSERS}
+
+    def f1(picked: np.ndarray) -> float:
+        return pope.score([labels[i] for i in picked], [said[i] for i in picked])["f1"]
+
+    results[f"pope_f1_{split}"] = results["pope"][split]["official"]["f1"]
+    results["intervals"][f"pope_f1_{split}"] = bootstrap(f1, [i for i, _ in questions.asked])
+    return results[f"pope_f1_{split}"]
+
+
+def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str) -> list[str]:
+    """What the model answers to every question, each about its picture alone."""
+    # Like kinds together: a batch takes as long as its longest answer.
+    order = sorted(range(len(questions.asked)), key=lambda i: questions.asked[i][1].kind)
+    said = [""] * len(order)
+    for batch in bench.batches(len(order), what):
+        conversations = []
+        for scene, question in (questions.asked[i] for i in order[batch]):
+            picture = Image.fromarray(bench.renderer.render(questions.scenes[scene]))
+            parts = [{"type": "image", "image": picture}, {"type": "text", "text": question.text}]
+            conversations.append([{"role": "user", "content": parts}])
+        for i, text in zip(order[batch], answer_batch(model, processor, conversations), strict=True):
+            said[i] = text
+    return said
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------------
+
+
+def examine_drawing(results: dict, bench: Bench, model, processor, prompts: list[dict], args) -> None:
+    """GenEval's six categories, and how long a picture takes."""
+    sampling = {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k}
+    wanted = [(i, k) for i in range(len(prompts)) for k in range(args.images_per_prompt)]
+    repeated = [prompts[i] for i, _ in wanted]
+    seeds = [picture_seed(args.seed, i, k) for i, k in wanted]
+    pictures: list[Image.Image] = []
+    started = time.perf_counter()
+    for batch in bench.batches(len(wanted), "drawing"):
+        pictures += draw(model, processor, [p["prompt"] for p in repeated[batch]], seeds[batch], **sampling)
+    results["seconds_per_picture_batched"] = (time.perf_counter() - started) / len(pictures)
+    if args.save_pictures:
+        save_pictures(args.save_pictures, prompts, pictures, args.images_per_prompt)
+
+    correct = bench.score(np.stack([np.asarray(p) for p in pictures]), repeated)
+    tags = [p["tag"] for p in repeated]
+    by_tag = defaultdict(list)
+    for tag, fulfilled in zip(tags, correct, strict=True):
+        by_tag[tag].append(fulfilled)
+
+    def overall(picked: np.ndarray) -> float:
+        return geneval.summarize([tags[i] for i in picked], [correct[i] for i in picked])["overall"]
+
+    results |= {"geneval": geneval.summarize(tags, correct), "sampling": sampling}
+    results["images_per_prompt"] = args.images_per_prompt
+    results["intervals"]["geneval"] = {tag: wilson(sum(c), len(c)) for tag, c in by_tag.items()}
+    results["intervals"]["geneval"]["overall"] = bootstrap(overall, [i for i, _ in wanted])
+    one = ([prompts[0]["prompt"]], [args.seed])
+    results["seconds_per_picture"] = median_seconds(lambda: draw(model, processor, *one, **sampling), TIMED_PICTURES)
+
+
+def median_seconds(once: Callable[[], object], times: int) -> float:
+    """Median time of one call, all but the first of `times` calls counted (the first warms up) where there are more."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:] or seconds)
+
+
+def save_pictures(folder: Path, prompts: list[dict], pictures: list[Image.Image], images_per_prompt: int) -> None:
+    """GenEval's layout: 00000/metadata.jsonl with the one prompt, 00000/samples/0000.png, ..."""
+    for index, prompt in enumerate(prompts):
+        samples = folder / f"{index:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
+        for k in range(images_per_prompt):
+            pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
+
+
+# ---- the results ---------------------------------------------------------------------------------------------------
+
+
+def describe_run(args: argparse.Namespace) -> dict:
+    """What was examined and how: enough to repeat it, and to judge its timings."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {
+        "model": str(args.tokenizer_only or args.model or "unimllm/default"),
+        "split": SPLIT,
+        "seed": args.seed,
+        "limit": args.limit,
+        "batch_size": args.batch_size,
+        "reader": "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "commit": git.stdout.strip() or None,
+    }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""Fixtures that several test files share. A fixture for one file lives in that file."""
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Before anything imports the hub: tests fetch nothing.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SENTENCES = [
+    "a photo of a red apple",
+    "a photo of two dogs and a blue car",
+    "a photo of a green cup left of a yellow banana",
+    "What is in the picture?",
+    "Is there a dog in the image? yes no",
+    "What color is the apple? red green blue yellow",
+]
+
+# ---- a whole model, tiny and untrained ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Folder of a random unified model as `train/sft.py` saves it: model, text tokenizer, image processor.
+
+    16 x 16 pixels in 4 positions, a context of 96 ids; needs neither font nor hub. Do not write into it: tests that
+    damage a checkpoint copy it first.
+    """
+    import torch
+
+    from semhitok.image_processing_semhitok import for_size
+    from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
+    from unimllm.discrete.configuration_unimllm import tiny_config
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer(SENTENCES, vocab_size=320)
+    config = tiny_config()
+    config.text_config.vocab_size = len(tokenizer)
+    config.text_config.max_position_embeddings = 96
+    image = config.image_tokenizer_config
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = UniMLLMForConditionalGeneration(config)
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    model.save_pretrained(folder)
+    UniMLLMProcessor(for_size(image.image_size), tokenizer, num_positions=image.num_positions).save_pretrained(folder)
+    return folder
+
+
+# ---- emoji scenes without the font ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fake_atlas():
+    """A GlyphAtlas of hand-made blobs under the names of CLASSES_24: wide, tall and square, with soft borders."""
+    import numpy as np
+
+    from unimllm.scenes import CLASSES_24, GlyphAtlas
+
+    glyphs = {}
+    for number, name in enumerate(CLASSES_24):
+        rng = np.random.default_rng(number)
+        height, width = ((64, 64), (40, 64), (64, 44))[number % 3]
+        y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+        alpha = ((1.05 - np.hypot(x, y)) * 12).clip(0, 1)[..., None]
+        stripes = 0.75 + 0.25 * np.sin(6 * (x if number % 2 else y) * (1 + number % 4))
+        glyphs[name] = np.concatenate([rng.random(3) * stripes[..., None] * alpha, alpha], -1).astype(np.float32)
+    return GlyphAtlas(glyphs)
+
+
+@pytest.fixture(scope="session")
+def fake_world(fake_atlas):
+    """A World of 64 pixels over `fake_atlas`."""
+    from unimllm.scenes import World
+
+    return World(fake_atlas, 64)
+
+
+# ---- command lines, in this process ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Ended:
+    """How a command line ended: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def refusal(self) -> str:
+        """The one line that told what the user has to mend; fails if it ended otherwise."""
+        assert self.code == 2 and self.out == ""
+        assert self.err.startswith("error: ") and self.err.count("\n") == 1
+        return self.err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """call(module, *words, stdin="") -> Ended: run the module's `main` as `python -m` does."""
+    from unimllm.command_line import run
+
+    def call(module, *words, stdin: str = "") -> Ended:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape"))))
+        with pytest.raises(SystemExit) as ended:
+            run(lambda: module.main([str(word) for word in words]))
+        captured = capsys.readouterr()
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    return call

@@ -1,0 +1,230 @@
+"""The discrete family: masks, legal slices, guidance, caches, batches, saving."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from semhitok import SemHiTokModel
+from unimllm import UniMLLMForConditionalGeneration
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig, tiny_config
+from unimllm.discrete.sampling import Sampler, filtered_probabilities, guide, pick
+from unimllm.training.sft import SftTask
+
+PAD, END, USER, ASSISTANT, START, STOP, IMAGE = range(7)
+OFFSET = 40  # the tiny config's text vocabulary
+PICTURE = [OFFSET + 3, OFFSET + 29, OFFSET, OFFSET + 14]
+
+
+def make(image_head: str = "factorised", **changes) -> UniMLLMForConditionalGeneration:
+    torch.manual_seed(0)
+    model = UniMLLMForConditionalGeneration(tiny_config(image_head=image_head, **changes)).double().eval()
+    model.image_tokenizer.pixel.codebook.residual.data.normal_()
+    model.image_tokenizer.pixel.codebook.initialized.fill_(True)
+    return model
+
+
+@pytest.fixture(params=["factorised", "flat"])
+def model(request) -> UniMLLMForConditionalGeneration:
+    return make(request.param)
+
+
+def row(*ids: int) -> torch.Tensor:
+    return torch.tensor([ids])
+
+
+def test_ids_and_codes_are_a_bijection_and_others_are_refused(model):
+    ids = torch.arange(OFFSET, OFFSET + 30)
+    assert torch.equal(model.codes_to_ids(model.ids_to_codes(ids)), ids)
+    with pytest.raises(ValueError, match="not all image ids"):
+        model.ids_to_codes(torch.tensor([OFFSET - 1]))
+    with pytest.raises(ValueError, match="not all image ids"):
+        model.ids_to_codes(torch.tensor([OFFSET + 30]))
+
+
+def test_an_image_id_enters_as_its_code_vectors_and_a_text_id_as_its_row(model):
+    embeds = model.embed(row(10, PICTURE[0]))
+    torch.testing.assert_close(embeds[0, 0], model.get_input_embeddings().weight[10])
+    vectors = model.image_tokenizer.code_vectors(model.ids_to_codes(torch.tensor([PICTURE[0]])))
+    torch.testing.assert_close(embeds[0, 1:], model.adapter(*(v.double() for v in vectors)))
+
+
+def test_no_loss_on_the_question(model):
+    """Changing a label where there is none changes nothing; gradients reach only what the answer needs."""
+    ids = row(USER, START, *PICTURE, STOP, 11, ASSISTANT, 12, END)
+    labels = torch.full_like(ids, -100)
+    labels[0, -2:] = ids[0, -2:]
+    outputs = model(ids, labels=labels)
+    assert set(outputs.losses) == {"text"}
+    logits = model(ids).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[-3:-1], ids[0, -2:])
+    torch.testing.assert_close(outputs.loss, expected, check_dtype=False, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_a_picture_uses_image_codes_only(model):
+    ids = row(USER, 11, ASSISTANT, START, *PICTURE, STOP, END)
+    labels = torch.full_like(ids, -100)
+    labels[0, 4:8] = ids[0, 4:8]
+    outputs = model(ids, labels=labels)
+    parts = {k for k, v in outputs.losses.items() if v != 0}
+    assert parts == ({"semantic", "pixel"} if model.config.image_head == "factorised" else {"image"})
+    outputs.loss.backward()
+    head = model.get_output_embeddings().weight.grad  # tied to the embeddings, which the input ids do touch
+    assert head is None or torch.equal(head[20:], torch.zeros_like(head[20:]))
+
+
+def test_text_logits_never_hold_an_image_id(model):
+    assert model(row(USER, START, *PICTURE, STOP, 11)).logits.shape[-1] == OFFSET
+
+
+def test_the_flat_and_the_factorised_loss_agree_with_hand_computed_probabilities():
+    model = make("factorised")
+    hidden, tables = torch.randn(5, 16, dtype=torch.double), model.code_tables()
+    codes = torch.tensor([[1, 0], [2, 2], [9, 1], [0, 0], [3, 1]])
+    semantic = model.image_head.semantic(hidden).log_softmax(-1)
+    losses = model.image_head.loss(hidden, codes, tables)
+    expected = -sum(semantic[i, codes[i, 0]] for i in range(5))
+    torch.testing.assert_close(losses["semantic"], expected, check_dtype=False, rtol=1e-5, atol=1e-5)
+    total = 0.0
+    for i, (k, j) in enumerate(codes.tolist()):
+        logits = model.image_head.pixel_logits(hidden[i : i + 1], torch.tensor([k]), tables)
+        assert logits.shape == (1, 3)
+        total -= float(logits.log_softmax(-1)[0, j])
+    assert float(losses["pixel"]) == pytest.approx(total, rel=1e-5)
+
+
+def draw(model, rows, seeds, **kwargs) -> torch.Tensor:
+    longest = max(len(r) for r in rows)
+    ids = torch.tensor([[PAD] * (longest - len(r)) + r for r in rows])
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
+    return model.generate(ids, attention_mask=mask, generation_mode="image", seeds=seeds, **kwargs)
+
+
+def test_drawn_ids_are_image_ids_and_depend_on_the_seed_alone(model):
+    prompt = [USER, 11, 12, ASSISTANT, START]
+    ids = draw(model, [prompt], [5])
+    assert ids.shape == (1, 4) and ids.min() >= OFFSET and ids.max() < OFFSET + 30
+    assert torch.equal(ids, draw(model, [prompt], [5]))
+    many = draw(model, [prompt] * 30, list(range(30)))
+    assert len({tuple(r) for r in many.tolist()}) > 20
+    assert model.decode_image_tokens(ids).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
+    rows = [[USER, 11, ASSISTANT, START], [USER, 12, 13, 14, 15, ASSISTANT, START], [USER, 16, 17, ASSISTANT, START]]
+    options = {"guidance_scale": scale, "unconditional_ids": torch.tensor([USER, ASSISTANT, START])}
+    together = draw(model, rows, [1, 2, 3], **options)
+    for number, prompt in enumerate(rows):
+        assert torch.equal(together[number : number + 1], draw(model, [prompt], [number + 1], **options))
+
+
+def test_guidance_scale_one_is_no_guidance(model):
+    logits = torch.randn(6, 9)
+    torch.testing.assert_close(guide(logits, 1.0), logits[:3].log_softmax(-1))
+    prompt = [USER, 11, 12, ASSISTANT, START]
+    unconditional = torch.tensor([USER, ASSISTANT, START])
+    plain = draw(model, [prompt] * 4, [1, 2, 3, 4])
+    assert torch.equal(
+        plain, draw(model, [prompt] * 4, [1, 2, 3, 4], guidance_scale=1.0, unconditional_ids=unconditional)
+    )
+    close = draw(model, [prompt] * 4, [1, 2, 3, 4], guidance_scale=1.0 + 1e-9, unconditional_ids=unconditional)
+    assert torch.equal(plain, close)
+
+
+def test_cached_drawing_equals_drawing_without_a_cache(model):
+    prompt = [USER, 11, 12, ASSISTANT, START]
+    cached = draw(model, [prompt], [7])[0]
+    sampler = Sampler([7], 8, 1.0, 1.0, 0, "cpu")
+    ids = torch.tensor([prompt])
+    for expected in cached:
+        hidden = model.language_model.get_decoder()(inputs_embeds=model.embed(ids)).last_hidden_state[:, -1]
+        drawn = model.codes_to_ids(model.image_head.sample(hidden, model.code_tables(), sampler))
+        assert drawn == expected
+        ids = torch.cat([ids, drawn.unsqueeze(0)], 1)
+
+
+def test_cached_text_equals_uncached_and_stays_text(model):
+    ids = row(USER, START, *PICTURE, STOP, 11, ASSISTANT)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD, "eos_token_id": END}
+    cached = model.generate(ids, **options)
+    assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
+    assert not set(cached[0, ids.shape[1] :].tolist()) & {START, STOP, IMAGE}
+    assert cached[:, ids.shape[1] :].max() < OFFSET
+
+
+def test_text_of_a_padded_batch_equals_each_alone(model):
+    rows = [[USER, 11, ASSISTANT], [USER, START, *PICTURE, STOP, 12, ASSISTANT]]
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": PAD, "eos_token_id": END}
+    ids = torch.tensor([[PAD] * 6 + rows[0], rows[1]])
+    mask = (ids != PAD).long()
+    together = model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :]
+    for number, prompt in enumerate(rows):
+        alone = model.generate(torch.tensor([prompt]), **options)[:, len(prompt) :]
+        assert torch.equal(alone[0], together[number, : alone.shape[1]])
+
+
+def test_packed_rows_give_each_sample_the_loss_it_has_alone(model):
+    first, second = [USER, 11, ASSISTANT, START, *PICTURE, STOP, END], [USER, 12, 13, ASSISTANT, 14, END]
+    packed = torch.tensor([first + second])
+    positions = torch.tensor([[*range(len(first)), *range(len(second))]])
+    labels = packed.clone()
+    labels[0, [0, len(first)]] = -100
+    together = model(packed, labels=labels, position_ids=positions, num_items=1.0).loss
+    alone = sum(model(torch.tensor([s]), labels=torch.tensor([s]), num_items=1.0).loss for s in (first, second))
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_placeholders_take_the_pictures_codes_in_order(model):
+    pictures = torch.rand(2, 3, 16, 16, dtype=torch.double) * 2 - 1
+    ids = row(USER, START, *[IMAGE] * 4, STOP, 11, START, *[IMAGE] * 4, STOP)
+    placed = model.place_images(ids, pictures)
+    assert torch.equal(placed[0, [2, 3, 4, 5, 9, 10, 11, 12]], model.get_image_tokens(pictures).flatten())
+    with pytest.raises(ValueError, match="8 image placeholders but 1 pictures of 4 positions"):
+        model.place_images(ids, pictures[:1])
+
+
+def test_save_and_load_is_bit_equal_and_the_tokenizer_opens_alone(model, tmp_path):
+    model = model.float()
+    model.save_pretrained(tmp_path)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert isinstance(loaded, UniMLLMForConditionalGeneration)
+    state = loaded.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    alone = SemHiTokModel.from_pretrained(tmp_path)
+    assert all(torch.equal(v, alone.state_dict()[k]) for k, v in model.image_tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["factorised", "flat"])
+def test_one_batch_is_learnt_by_heart(head):
+    model = make(head).float()
+    task = SftTask(model, {"text": 1.0}).train()
+    ids = row(USER, 11, ASSISTANT, START, *PICTURE, STOP, END)
+    labels = ids.clone()
+    labels[0, :3] = -100
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(120):
+        loss = task(num_items=torch.tensor(7.0), input_ids=ids, labels=labels)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    drawn = model.eval().generate(ids[:, :4], generation_mode="image", temperature=0)
+    assert drawn.tolist() == [PICTURE]
+
+
+def test_sampling_by_hand():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    assert filtered_probabilities(logits, 0, 0).tolist() == [[0, 0, 0, 1]]
+    assert filtered_probabilities(logits, 1.0, 2)[0, :2].tolist() == [0, 0]
+    probabilities = torch.tensor([[0.25, 0.25, 0.5]]).expand(5, 3)
+    assert pick(probabilities, torch.tensor([0.0, 0.2, 0.3, 0.5, 0.999])).tolist() == [0, 0, 1, 2, 2]
+
+
+def test_unknown_heads_and_modes_are_refused():
+    with pytest.raises(ValueError, match="flat, factorised"):
+        UniMLLMConfig(image_head="both")
+    with pytest.raises(ValueError, match="text or image"):
+        make().generate(row(1, 2), generation_mode="video")
+    with pytest.raises(ValueError, match="unconditional_ids"):
+        make().generate(row(1, 2), generation_mode="image", guidance_scale=2.0)

@@ -1,0 +1,169 @@
+"""eval/scenes.py on a tiny random model: every number is there, the same seed gives the same, and mistakes are told."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from semhitok import SemHiTokModel
+from unimllm.errors import UserError
+from unimllm.metrics.geneval import TAGS
+from unimllm.scenes import CLASSES_24, GlyphAtlas
+from unimllm.scenes.glyphs import FONT_ENV
+from unimllm.scenes.language import KINDS
+from unimllm.scenes.reader import SceneReader, SceneReaderConfig
+from unimllm.scenes.report import write_json
+
+PROGRAM = Path(__file__).parents[1] / "eval" / "scenes.py"
+TIMINGS = ("seconds_per_picture", "seconds_per_picture_batched", "seconds_per_answer", "load_average")
+
+pytestmark = pytest.mark.skipif(
+    not PROGRAM.is_file(), reason="eval/scenes.py is not beside the tests (they run on an installed package)"
+)
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("eval_scenes", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_scenes"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["eval_scenes"]
+
+
+def save_reader(folder: Path, image_size: int) -> Path:
+    torch.manual_seed(0)
+    config = SceneReaderConfig(image_size=image_size, class_names=CLASSES_24, widths=(4, 6, 8), num_blocks=(1, 1))
+    SceneReader(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Path:
+    """An untrained reader of the tiny model's 16 pixels."""
+    return save_reader(tmp_path_factory.mktemp("reader"), 16)
+
+
+@pytest.fixture
+def no_font(monkeypatch, fake_atlas):
+    """The scenes are drawn with hand-made glyphs."""
+    monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
+
+
+def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):
+    out, pictures = tmp_path / "new" / "scores.json", tmp_path / "pictures"
+    options = ["--model", str(tiny_checkpoint), "--reader", str(reader), "--limit", "4", "--device", "cpu"]
+    program.main([*options, "--json", str(out), "--save-pictures", str(pictures), "--images-per-prompt", "2"])
+    results = json.loads(out.read_text())
+    for key in (
+        "psnr", "ssim", "objects_read", "semantic_code_use", "flat_code_use", "sub_codebook_use_median", "pope_f1",
+        "pope_f1_random", "pope_f1_popular", "pope_f1_adversarial", "question_accuracy", *TIMINGS,
+    ):  # fmt: skip
+        assert isinstance(results[key], float), key
+    for key in ("geneval", "reader_ceiling", "tokenizer_ceiling"):
+        assert set(results[key]) <= {*TAGS, "overall"} and len(results[key]) == 5 and "overall" in results[key]
+    assert set(results["question_accuracy_by_kind"]) <= set(KINDS)
+    assert (results["num_pictures"], results["num_prompts"], results["num_questions"]) == (4, 4, 4)
+    assert results["num_pope_questions"] == 4 and results["images_per_prompt"] == 2 and results["seed"] == 0
+    assert results["model"] == str(tiny_checkpoint) and results["split"] == "test" and results["sampling"]
+    assert set(results["pope"]["random"]) == {"official", "strict"}
+    for low, high in (results["intervals"]["psnr"], results["intervals"]["geneval"]["overall"]):
+        assert low <= high
+
+    assert sorted(p.name for p in pictures.iterdir()) == [f"{i:05d}" for i in range(4)]
+    metadata = json.loads((pictures / "00002" / "metadata.jsonl").read_text())
+    assert {"tag", "include", "prompt"} <= set(metadata)
+    assert sorted(p.name for p in (pictures / "00002" / "samples").iterdir()) == ["0000.png", "0001.png"]
+    assert Image.open(pictures / "00002" / "samples" / "0001.png").size == (16, 16)
+
+    table, progress = capsys.readouterr()
+    for words in ("PSNR", "POPE F1, adversarial", "GenEval: overall", "seconds per answer"):
+        assert words in table
+    assert "drawing" in progress and "batch/s" not in table
+
+    again = tmp_path / "again.json"
+    program.main([*options, "--json", str(again), "--images-per-prompt", "2", "--batch-size", "3"])
+    repeated = json.loads(again.read_text())
+    numbers = {k: v for k, v in results.items() if isinstance(v, (int, float)) and k not in TIMINGS}
+    different = {k for k, v in numbers.items() if repeated[k] != pytest.approx(v)}
+    assert different == {"batch_size"}
+    assert results["geneval"] == repeated["geneval"] and results["pope"] == repeated["pope"]
+
+
+def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):
+    from unimllm import load
+
+    model, _ = load(tiny_checkpoint, "cpu")
+    model.image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    out = tmp_path / "scores.json"
+    program.main([
+        "--tokenizer-only", str(tmp_path / "tokenizer"), "--reader", str(reader), "--limit", "6", "--json", str(out)
+    ])  # fmt: skip
+    results = json.loads(out.read_text())
+    assert results["num_pictures"] == 6 and results["psnr"] and results["tokenizer_ceiling"]
+    assert "geneval" not in results and "pope" not in results
+    assert "GenEval: overall" in capsys.readouterr().out
+    assert SemHiTokModel.from_pretrained(tmp_path / "tokenizer").config.num_codes == 30
+
+    with pytest.raises(UserError, match="holds a unimllm model"):
+        program.main(["--tokenizer-only", str(tiny_checkpoint), "--reader", str(reader)])
+    (tmp_path / "tokenizer" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load"):
+        program.main(["--tokenizer-only", str(tmp_path / "tokenizer"), "--reader", str(reader)])
+
+
+def test_wrong_options_are_told(program, no_font, tiny_checkpoint, reader, tmp_path):
+    model = ["--model", str(tiny_checkpoint)]
+    with pytest.raises(UserError, match="did you mean '--limit'"):
+        program.main(["--limti", "3"])
+    with pytest.raises(UserError, match="whole number of 1 or more"):
+        program.main([*model, "--limit", "0"])
+    with pytest.raises(UserError, match="choose one"):
+        program.main([*model, "--tokenizer-only", str(tmp_path)])
+    with pytest.raises(UserError, match="no reader in"):
+        program.main([*model, "--reader", str(tmp_path / "none")])
+    with pytest.raises(UserError, match="reads 24 pixels, the model draws 16"):
+        program.main([*model, "--reader", str(save_reader(tmp_path / "24", 24))])
+    with pytest.raises(UserError, match="folder"):
+        program.main([*model, "--json", str(tmp_path)])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old.png").touch()
+    with pytest.raises(UserError, match="not empty"):
+        program.main([*model, "--save-pictures", str(tmp_path / "full")])
+
+
+def test_a_model_of_another_world_is_refused(program, no_font, tiny_checkpoint, reader, tmp_path):
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
+    for file in tiny_checkpoint.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "run.json").write_text(json.dumps({"recipe": {"world": {"classes": ["car", "dog"]}}}))
+    with pytest.raises(UserError, match="trained on 2 objects"):
+        program.main(["--model", str(folder), "--reader", str(reader)])
+
+
+def test_a_missing_font_is_one_line_and_exit_code_2(tiny_checkpoint, reader, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--model", str(tiny_checkpoint), "--reader", str(reader), "--json", "x/y.json"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {FONT_ENV: str(tmp_path / "none.ttf")},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert "none.ttf" in line and "fonts-noto-color-emoji" in line
+    assert not list(tmp_path.glob("x/*"))
+
+
+def test_json_is_whole_or_absent(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"psnr": float("inf"), "pairs": [(1.0, float("nan"))]})
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"psnr": None, "pairs": [[1.0, None]]}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a" / "b.json", {"psnr": object()})
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
+    assert "null" in (tmp_path / "a" / "b.json").read_text()

@@ -1,0 +1,204 @@
+"""Pictures from files and to files: what a person sees is what is read, and every fault is one line."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unimllm.errors import UserError
+from unimllm.images import check_writable, open_picture, save_picture, write_atomically
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and ends where its pixels should begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return head + struct.pack(">I", 1000) + b"IDAT"
+
+
+def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(size: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_come_back_equal(tmp_path, file_format):
+    path = tmp_path / "picture"  # what it is stands in the file, not in its name
+    path.write_bytes(encoded(noise(), file_format))
+    assert open_picture(path).mode == "RGB"
+    assert np.array_equal(np.asarray(open_picture(str(path))), np.asarray(noise()))
+
+
+def test_transparency_lies_on_white(tmp_path):
+    pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 255, 51]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.asarray(open_picture(tmp_path / "a.png")).tolist() == [[list(RED), list(WHITE), [204, 204, 255]]]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([*RED, *BLUE])
+    palette.putpixel((1, 0), 1)
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert np.asarray(open_picture(tmp_path / "p.png")).tolist() == [[list(WHITE), list(BLUE)]]
+
+
+def test_orientation_of_the_camera_is_applied(tmp_path):
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), BLUE)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the right side
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.asarray(open_picture(tmp_path / "turned.png")).tolist() == [[list(RED)], [list(BLUE)]]
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert open_picture(tmp_path / "a.gif").getpixel((0, 0)) == RED
+
+
+def test_grey_of_16_bits_is_scaled(tmp_path):
+    Image.fromarray(np.array([[0, 0x8000, 0xFFFF]], np.uint16)).save(tmp_path / "grey.png")
+    assert np.asarray(open_picture(tmp_path / "grey.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I", "F"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    Image.new("RGB", (8, 8), (200, 200, 200)).convert(mode).save(tmp_path / "x.tiff")
+    opened = open_picture(tmp_path / "x.tiff")
+    assert opened.mode == "RGB" and opened.size == (8, 8)
+    assert np.asarray(opened).mean() > 150
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no picture"),
+        (b"not a picture", "is no picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is no picture"),  # would start Ghostscript
+        (encoded(noise(), "PNG")[:4000], "damaged or cut off"),
+        (encoded(noise(), "JPEG")[:1500], "damaged or cut off"),
+        (encoded(noise(), "GIF")[:1000], "damaged or cut off"),
+        (encoded(noise(), "WEBP")[:300], "damaged or cut off|is no picture"),
+        (png_header(64, 64), "damaged or cut off"),
+        (png_header(100_000, 100_000), "is too large"),
+        (b"P6 100000 100000 255\n", "is too large"),
+        (png_header(12_000, 9_000), "12000 x 9000 pixels; at most 100,000,000"),  # below the limit of Pillow itself
+        (png_header(20_000, 10), "a side over 100 times the other"),
+    ],
+    ids=[
+        "empty", "text", "postscript", "cut-png", "cut-jpeg", "cut-gif", "cut-webp", "header-alone", "huge-png",
+        "huge-ppm", "large", "thin",
+    ],
+)  # fmt: skip
+def test_bad_pictures_are_refused(tmp_path, content, message):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_picture(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_broken_bytes_never_end_in_another_error(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "bad"
+    for file_format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        good = np.frombuffer(encoded(noise(16), file_format), np.uint8)
+        for _ in range(20):
+            bad = good.copy()
+            bad[rng.integers(0, min(len(bad), 200), 4)] = rng.integers(0, 256, 4)
+            path.write_bytes(bad.tobytes())
+            try:
+                assert open_picture(path).mode == "RGB"
+            except UserError as error:
+                assert "\n" not in str(error)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    for name, message in [
+        ("none.png", "no such picture"),
+        ("file/x.png", "no such picture"),
+        ("", "is a folder"),
+        ("pipe", "is no ordinary file"),
+        ("a" * 300, "cannot read"),
+        ("nul\0.png", "is no file name"),
+        ("\ud800.png", "is no file name"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_picture(f"{tmp_path}/{name}")
+    with pytest.raises(UserError, match="is no file name"):
+        open_picture("")
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_open_again(tmp_path):
+    path = tmp_path / "new" / "folders" / "a.PNG"
+    save_picture(noise(), path)
+    assert np.array_equal(np.asarray(open_picture(path)), np.asarray(noise()))
+    assert [p.name for p in path.parent.iterdir()] == ["a.PNG"]
+    for ending in ("jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm"):
+        save_picture(noise(), tmp_path / f"a.{ending}")
+        assert open_picture(tmp_path / f"a.{ending}").size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["a", "a.xyz", "a.png.", ".png"])
+def test_unknown_endings_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"pictures are written as \.png"):
+        save_picture(noise(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def half(file):
+        file.write(b"new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_keeps_pointing(tmp_path):
+    save_picture(noise(), tmp_path / "real.png")
+    (tmp_path / "link.png").symlink_to("real.png")
+    save_picture(Image.new("RGB", (2, 2)), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink() and open_picture(tmp_path / "real.png").size == (2, 2)
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")  # moving a file onto it would replace it
+    for name in ("file/a.png", "file/b/a.png", "folder.png", "pipe.png", f"{'a' * 300}.png", "nul\0.png"):
+        for attempt in (check_writable, lambda path: save_picture(noise(), path)):
+            with pytest.raises(UserError, match="cannot write|no file name") as caught:
+                attempt(f"{tmp_path}/{name}")
+            assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png", "pipe.png"]
+
+
+def test_checking_leaves_no_trace(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+    check_writable(tmp_path / "a.png")
+    check_writable(tmp_path / "b.png")
+    check_writable(tmp_path / "new" / "folders" / "a.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == b"old"

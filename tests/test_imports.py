@@ -1,0 +1,55 @@
+"""Imports point down only: semhitok knows no language model, the library no program, and nothing loads torchvision."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "tokenizer/semhitok": {"unimllm", "train", "eval", "torchvision"},
+    "unimllm/scenes": {"unimllm.discrete", "unimllm.inference", "torchvision", "train", "eval"},
+    "unimllm/metrics": {"unimllm.discrete", "unimllm.scenes", "unimllm.training", "torchvision"},
+    "unimllm": {"train", "eval", "torchvision", "tests"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_no_file_imports_upwards(folder):
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            above = [f for f in FORBIDDEN[folder] if name == f or name.startswith(f + ".")]
+            assert not above, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_programs_are_no_packages_and_nobody_imports_them():
+    for folder in ("train", "eval"):
+        assert not (ROOT / folder / "__init__.py").exists()
+        assert not {p.stem for p in (ROOT / folder).glob("*.py")} & {"datasets", "tokenizers", "evaluate", "deepspeed"}
+
+
+@pytest.mark.parametrize("module", ["unimllm", "semhitok", "unimllm.generate", "unimllm.chat"])
+def test_importing_does_not_load_torchvision_or_deepspeed(module):
+    code = f"import sys, {module}; print([m for m in ('torchvision', 'deepspeed') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_tokenizer_alone_does_not_load_unimllm():
+    code = "import sys, semhitok; print('unimllm' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

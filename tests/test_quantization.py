@@ -1,0 +1,105 @@
+"""The quantisers by hand-made numbers: a 4 x 5 codebook, one EMA step, one restart, sub-codebooks against a loop."""
+
+import torch
+
+from semhitok.quantization import EMACodebook, PixelCodebook, kmeans, nearest_code, normalize, straight_through
+
+# Four codes of five channels, already of unit length.
+CODEBOOK = torch.tensor(
+    [[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [0, 0, 0.6, 0.8, 0], [0, 0, 0, 0, -1.0]],
+)
+
+
+def test_nearest_code_by_hand():
+    vectors = normalize(
+        torch.tensor([[0.9, 0.1, 0, 0, 0], [0, 0, 1.0, 1.0, 0.1], [0, 0.2, 0, 0, -3.0], [0.4, 0.5, 0, 0, 0]])
+    )
+    assert nearest_code(vectors, CODEBOOK).tolist() == [0, 2, 3, 1]
+
+
+def test_straight_through_gives_the_code_forward_and_the_vectors_gradient_backward():
+    vectors = torch.tensor([[0.9, 0.1, 0, 0, 0]], requires_grad=True)
+    out = straight_through(vectors, CODEBOOK[:1])
+    assert torch.equal(out, CODEBOOK[:1])
+    (out * torch.tensor([1.0, 2, 3, 4, 5])).sum().backward()
+    assert vectors.grad.tolist() == [[1, 2, 3, 4, 5]]
+
+
+def make_codebook(decay: float = 0.9) -> EMACodebook:
+    codebook = EMACodebook(4, 5, decay=decay, restart_below=0.05)
+    codebook.codes.copy_(CODEBOOK)
+    codebook.initialized.fill_(True)
+    return codebook.train()
+
+
+def test_ema_moves_a_used_code_and_leaves_an_unused_one():
+    codebook = make_codebook()
+    vectors = normalize(torch.tensor([[0.8, 0.6, 0, 0, 0], [1.0, 0, 0, 0, 0]]))
+    _, index, commit = codebook(vectors)
+    assert index.tolist() == [0, 0]
+    # distances to code 0: (0.2^2 + 0.6^2) and 0, so the mean is 0.2
+    torch.testing.assert_close(commit, torch.tensor(0.2))
+    mean = normalize(torch.tensor([1.8, 0.6, 0, 0, 0]))
+    torch.testing.assert_close(codebook.codes[0], normalize(0.9 * CODEBOOK[0] + 0.1 * mean))
+    assert torch.equal(codebook.codes[1:], CODEBOOK[1:])
+    torch.testing.assert_close(codebook.counts, torch.tensor([1.1, 0.9, 0.9, 0.9]))
+
+
+def test_a_dead_code_restarts_at_the_worst_served_vector():
+    codebook = make_codebook()
+    codebook.counts.copy_(torch.tensor([1.0, 1.0, 0.01, 1.0]))
+    vectors = normalize(torch.tensor([[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [-1.0, -1.0, 0, 0, -0.3]]))
+    codebook(vectors)
+    torch.testing.assert_close(codebook.codes[2], vectors[2])
+    assert codebook.counts[2] == 1.0
+
+
+def test_evaluation_changes_nothing():
+    codebook = make_codebook().eval()
+    before = {k: v.clone() for k, v in codebook.state_dict().items()}
+    codebook(normalize(torch.randn(7, 5)))
+    assert all(torch.equal(before[k], v) for k, v in codebook.state_dict().items())
+
+
+def test_vectors_pass_unquantised_until_the_codebook_starts():
+    codebook = EMACodebook(4, 5).train()
+    vectors = normalize(torch.randn(6, 5))
+    quantized, _, commit = codebook(vectors)
+    assert torch.equal(quantized, vectors) and commit == 0
+    codebook.initialize(vectors)
+    quantized, index, _ = codebook(vectors)
+    assert not torch.equal(quantized, vectors) and len(index.unique()) == 4
+
+
+def test_kmeans_finds_separate_clusters_and_bears_too_few_vectors():
+    centres = normalize(torch.eye(3))
+    vectors = normalize(centres.repeat_interleave(50, 0) + 0.01 * torch.randn(150, 3))
+    found = kmeans(vectors, 3, generator=torch.Generator().manual_seed(0))
+    assert (found @ centres.T).amax(0).min() > 0.99
+    assert kmeans(vectors[:2], 5).shape == (5, 3)
+
+
+def test_pixel_code_is_searched_in_the_sub_codebook_of_its_semantic_code_and_nowhere_else():
+    torch.manual_seed(0)
+    codebook = PixelCodebook(num_semantic_codes=6, num_codes=4, dim=3)
+    codebook.residual.data.normal_()
+    codebook.initialized.fill_(True)
+    vectors, semantic = normalize(torch.randn(50, 3)), torch.randint(6, (50,))
+    quantized, index, _, _ = codebook(vectors, semantic)
+    codes = codebook.codes()
+    for vector, k, found, out in zip(vectors, semantic, index, quantized, strict=True):
+        distances = [float(((vector - codes[k, j]) ** 2).sum()) for j in range(4)]
+        assert int(found) == distances.index(min(distances))
+        torch.testing.assert_close(out, codes[k, found])
+
+
+def test_every_sub_codebook_moves_with_the_shared_base_even_if_its_code_is_never_met():
+    codebook = PixelCodebook(num_semantic_codes=2, num_codes=3, dim=4)
+    codebook.initialized.fill_(True)
+    before = codebook.codes().detach().clone()
+    optimizer = torch.optim.SGD(codebook.parameters(), lr=0.5)
+    vectors = normalize(torch.randn(20, 4))
+    loss = codebook(vectors, torch.zeros(20, dtype=torch.long))[2]
+    loss.backward()
+    optimizer.step()
+    assert not torch.equal(codebook.codes()[1], before[1])

@@ -1,0 +1,150 @@
+"""The image tokenizer: ids, round trips, saving, and the promise that pixels never touch meaning."""
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config
+from semhitok.image_processing_semhitok import for_size, to_pixel_values, to_uint8
+from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+
+
+@pytest.fixture
+def model() -> SemHiTokModel:
+    torch.manual_seed(0)
+    model = SemHiTokModel(tiny_config())
+    model.semantic.codebook.initialized.fill_(True)
+    model.pixel.codebook.initialized.fill_(True)
+    return model.eval()
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_ids_and_codes_are_a_bijection(model):
+    ids = torch.arange(model.config.num_codes)
+    codes = model.ids_to_codes(ids)
+    assert torch.equal(model.codes_to_ids(codes), ids)
+    assert codes[:, 0].max() == 9 and codes[:, 1].max() == 2
+    assert len({tuple(c) for c in codes.tolist()}) == 30
+    assert model.codes_to_ids(torch.tensor([4, 2])) == 4 * 3 + 2
+
+
+def test_shapes_and_ranges(model, pictures):
+    codes = model.encode(pictures)
+    assert codes.shape == (6, 4, 2) and codes.dtype == torch.int64
+    decoded = model.decode(codes)
+    assert decoded.shape == pictures.shape and decoded.abs().max() <= 1
+    semantic, pixel = model.code_vectors(codes)
+    assert semantic.shape == pixel.shape == (6, 4, 4)
+    torch.testing.assert_close(pixel.norm(dim=-1), torch.ones(6, 4))
+
+
+def test_encoding_is_stable_alone_in_a_batch_and_again(model, pictures):
+    codes = model.encode(pictures)
+    assert torch.equal(codes, model.encode(pictures))
+    assert torch.equal(codes[2:3], model.encode(pictures[2:3]))
+    assert torch.equal(model.decode(codes), model.decode(model.ids_to_codes(model.codes_to_ids(codes))))
+
+
+def test_code_vectors_are_fixed_points_of_their_codebooks(model):
+    """Encode -> decode -> encode on the codes themselves: a code's own vector chooses that code again."""
+    codes = model.ids_to_codes(torch.arange(model.config.num_codes))
+    model.pixel.codebook.residual.data.normal_(generator=torch.Generator().manual_seed(0))
+    semantic, pixel = model.code_vectors(codes)
+    assert torch.equal((semantic @ model.semantic.codebook.codes.T).argmax(-1), codes[:, 0])
+    assert torch.equal(model.pixel.codebook.search(pixel, codes[:, 0]), codes[:, 1])
+
+
+def test_wrong_sizes_are_refused_with_both_numbers(model, pictures):
+    with pytest.raises(ValueError, match="reads 16 x 16"):
+        model.encode(pictures[..., :8, :8])
+    with pytest.raises(ValueError, match=r"\(B, 4, 2\)"):
+        model.decode(torch.zeros(1, 5, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="patch_size 8 needs 3"):
+        SemHiTokModel(tiny_config(pixel_stem_channels=(8, 8)))
+
+
+def train_steps(stage: torch.nn.Module, pictures: torch.Tensor, steps: int, lr: float = 1e-2) -> list[float]:
+    stage.train()
+    optimizer = torch.optim.AdamW([p for p in stage.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for _ in range(steps):
+        loss = stage(pictures)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+def test_the_pixel_stage_leaves_the_semantic_branch_bit_identical(model, pictures):
+    semantic, vision = state(model.semantic), state(model.vision_model)
+    codes = model.encode(pictures)[..., 0]
+    stage = PixelStage(model, perceptual=0.1)
+    stage.initialize_codebook(pictures)
+    before = state(model.pixel)
+    train_steps(stage, pictures, 3)
+    assert same(semantic, state(model.semantic)) and same(vision, state(model.vision_model))
+    assert torch.equal(codes, model.eval().encode(pictures)[..., 0])
+    assert not same(before, state(model.pixel))
+
+
+def test_the_semantic_stage_trains_only_the_semantic_branch(pictures):
+    torch.manual_seed(0)
+    model = SemHiTokModel(tiny_config())
+    pixel, vision = state(model.pixel), state(model.vision_model)
+    stage = SemanticStage(model)
+    stage.initialize_codebook(pictures)
+    train_steps(stage, pictures, 3)
+    assert same(pixel, state(model.pixel)) and same(vision, state(model.vision_model))
+
+
+def test_the_decoder_stage_keeps_every_code(model, pictures):
+    codes = model.encode(pictures)
+    losses = train_steps(DecoderStage(model), pictures, 5)
+    assert torch.equal(codes, model.eval().encode(pictures)) and losses[-1] < losses[0]
+
+
+def test_the_pixel_stage_overfits_one_batch(model, pictures):
+    stage = PixelStage(model)
+    stage.initialize_codebook(pictures)
+    losses = train_steps(stage, pictures, 150)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_save_and_load_through_the_auto_class_is_bit_equal(model, pictures, tmp_path):
+    model.save_pretrained(tmp_path)
+    for_size(16).save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, SemHiTokModel) and same(state(model), state(loaded))
+    assert torch.equal(model.encode(pictures), loaded.encode(pictures))
+    assert isinstance(loaded.config, SemHiTokConfig) and loaded.config.vision_config.patch_size == 8
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), SemHiTokImageProcessor)
+
+
+def test_a_stem_of_convolutions_survives_saving(pictures, tmp_path):
+    config = tiny_config()
+    config.vision_config.stem_channels = [8, 8, 8]
+    model = SemHiTokModel(config).eval()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(model.encode(pictures), SemHiTokModel.from_pretrained(tmp_path).eval().encode(pictures))
+
+
+def test_pictures_to_values_and_back():
+    pictures = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).view(2, 4, 4, 3).numpy()
+    values = to_pixel_values(pictures)
+    assert values.shape == (2, 3, 4, 4) and values.min() == -1
+    assert (to_uint8(values) == pictures).all()

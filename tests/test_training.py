@@ -1,0 +1,203 @@
+"""The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from unimllm.discrete.configuration_unimllm import tiny_config
+from unimllm.errors import UserError
+from unimllm.training import checkpoint, presets
+from unimllm.training.config import TrainConfig
+from unimllm.training.overrides import as_dict, parse_arguments, set_field
+
+TOY = Path(__file__).parent / "toy_training.py"
+
+
+def run_toy(output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(TOY), str(output), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def losses(result: subprocess.CompletedProcess) -> dict[int, str]:
+    assert result.returncode == 0, result.stderr[-2000:]
+    return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, dict[int, str]]:
+    """Six steps without a break."""
+    output = tmp_path_factory.mktemp("straight")
+    return output, losses(run_toy(output))
+
+
+def weights(output: Path) -> bytes:
+    return (checkpoint.latest(output) / "model.safetensors").read_bytes()
+
+
+def test_stopping_and_resuming_gives_the_same_losses_and_weights_bit_for_bit(straight, tmp_path):
+    output, expected = straight
+    assert list(expected) == [1, 2, 3, 4, 5, 6]
+    killed = run_toy(tmp_path, "--die-after", "4", "--save-every-step")
+    assert killed.returncode == 9
+    resumed = run_toy(tmp_path)
+    assert "resuming from step-000004" in resumed.stdout
+    assert losses(resumed) == {5: expected[5], 6: expected[6]}
+    assert weights(output) == weights(tmp_path)
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
+    _, expected = straight
+    killed = run_toy(tmp_path, "--die-in-export", "3", "--save-every-step")
+    assert killed.returncode == 9
+    assert checkpoint.latest(tmp_path).name == "step-000002"
+    assert losses(run_toy(tmp_path)) == {s: expected[s] for s in (3, 4, 5, 6)}
+
+
+def test_two_processes_and_accumulation_follow_the_losses_of_one(straight, tmp_path):
+    _, expected = straight
+    two = losses(run_toy(tmp_path / "two", processes=2))
+    accumulated = losses(run_toy(tmp_path / "accumulated", "--micro-batch-size", "1"))
+    for step, loss in expected.items():
+        assert float(two[step]) == pytest.approx(float(loss), abs=2e-4)
+        assert float(accumulated[step]) == pytest.approx(float(loss), abs=2e-4)
+
+
+def test_a_run_is_described_beside_its_weights_and_in_curves(straight):
+    output, _ = straight
+    folder = checkpoint.latest(output)
+    run = checkpoint.read_run(folder)
+    assert run["step"] == 6 and run["recipe"]["train"]["max_steps"] == 6 and run["cpu_seconds"] > 0
+    assert {"config.json", "model.safetensors", "run.json"} <= {p.name for p in folder.iterdir()}
+    assert list((output / "tensorboard").glob("events*"))
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "unimllm"
+
+
+def test_learning_rate_by_hand():
+    config = TrainConfig(max_steps=110, warmup_steps=10, learning_rate=1.0, final_lr_ratio=0.1)
+    assert config.learning_rate_at(0) == pytest.approx(0.1)
+    assert config.learning_rate_at(9) == pytest.approx(1.0)
+    assert config.learning_rate_at(60) == pytest.approx(0.55)
+    assert config.learning_rate_at(110) == pytest.approx(0.1)
+
+
+def test_the_deepspeed_json_follows_from_the_configuration():
+    made = TrainConfig(batch_size=32, micro_batch_size=4, zero_stage=2, precision="bf16").deepspeed(world_size=2)
+    assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (4, 4)
+    assert made["zero_optimization"]["stage"] == 2 and made["bf16"]["enabled"]
+    with pytest.raises(ValueError, match="must be a multiple"):
+        TrainConfig(batch_size=10, micro_batch_size=4).deepspeed(1)
+
+
+@dataclass
+class Recipe:
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: object = field(default_factory=tiny_config)
+    share: float = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def parse(*argv: str):
+    return parse_arguments("A test.", "toy", {"small": Recipe, "large": Recipe}, ["--preset", "small", *argv])
+
+
+def test_overrides_reach_any_field():
+    args, recipe = parse(
+        "--train.learning_rate", "3e-4", "--model.head_dim=12", "--model.text_config.vocab_size", "50", "--share", "1",
+        "--sizes", "[3, 4]", "--max-steps", "7", "--train.compile", "true",
+    )  # fmt: skip
+    assert recipe.train.learning_rate == 3e-4 and recipe.model.head_dim == 12
+    assert recipe.model.text_config.vocab_size == 50 and recipe.share == 1.0 and recipe.sizes == (3, 4)
+    assert recipe.train.max_steps == 7 and recipe.train.compile is True
+    assert args.output_dir == Path("runs/small/toy")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--preset", "smal"], "unknown preset 'smal' (did you mean 'small'?)"),
+        (["--train.learning_rat", "1"], "has no 'learning_rat' (did you mean 'learning_rate'?)"),
+        (["--model.text_config.vocab_sise", "1"], "did you mean 'vocab_size'"),
+        (["--shar", "1"], "unknown option --shar (did you mean '--share'?)"),
+        (["--train.max_steps", "many"], "train.max_steps is a int"),
+        (["--train.max_steps"], "needs a value"),
+        (["--train.zero_stage", "5"], "stages 0 to 3"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_options_are_named_with_the_nearest(argv, message):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_key_is_never_swallowed_by_a_transformers_config():
+    recipe = Recipe()
+    with pytest.raises(UserError, match="head_dim"):
+        set_field(recipe, "model.head_dims", "3")
+    assert not hasattr(recipe.model, "head_dims")
+
+
+@pytest.mark.parametrize(
+    "presets_of_a_stage",
+    [
+        presets.TEACHER_PRESETS,
+        presets.SEMANTIC_PRESETS,
+        presets.PIXEL_PRESETS,
+        presets.DECODER_PRESETS,
+        presets.SFT_PRESETS,
+    ],
+)
+def test_every_preset_builds_and_is_plain_json(presets_of_a_stage):
+    for make in presets_of_a_stage.values():
+        recipe = make()
+        recipe.train.validate()
+        recipe.train.deepspeed(1), recipe.train.deepspeed(2)
+        assert make.__doc__ and json.dumps(as_dict(recipe))
+
+
+def test_checkpoints_are_found_newest_first_and_incomplete_ones_ignored(tmp_path):
+    for step, complete in ((5, True), (12, True), (20, False)):
+        folder = tmp_path / f"step-{step:06d}"
+        folder.mkdir()
+        if complete:
+            (folder / "run.json").write_text("{}")
+            (folder / "config.json").write_text("{}")
+    assert checkpoint.latest(tmp_path).name == "step-000012"
+    assert checkpoint.resolve(tmp_path).name == "step-000012"
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoint.resolve(tmp_path / "nowhere")
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot write to --output-dir"):
+        checkpoint.prepare_output(blocked / "run")
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "message"),
+    [
+        ("teacher.py", ["--preset", "scenes_46"], "did you mean 'scenes_64'?"),
+        ("tokenizer.py", ["--stage", "pixels"], "choose one of semantic, pixel, decoder"),
+        ("sft.py", ["--train.lr", "1"], "has no 'lr'"),
+    ],
+)
+def test_programs_end_with_one_line_and_code_2(program, argv, message, tmp_path):
+    path = Path(__file__).parent.parent / "train" / program
+    command = [sys.executable, str(path), *argv, "--output-dir", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()

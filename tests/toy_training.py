@@ -1,0 +1,63 @@
+"""A training program of a few seconds for the tests of the loop: the tiny model learns four fixed rows.
+
+python tests/toy_training.py OUTPUT [--die-after STEP] [--die-in-export STEP] [--save-every-step]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from unimllm import UniMLLMForConditionalGeneration
+from unimllm.discrete.configuration_unimllm import tiny_config
+from unimllm.training.config import TrainConfig
+from unimllm.training.loop import train
+from unimllm.training.seeding import seed_everything
+from unimllm.training.sft import SftTask
+
+
+def source(indices: range) -> dict[str, torch.Tensor]:
+    """Row i: a caption of one word and the picture that belongs to it; rows differ in how much of them is a target."""
+    rows, labels = [], []
+    for i in indices:
+        generator = torch.Generator().manual_seed(i % 8)
+        picture = (torch.randint(30, (4,), generator=generator) + 40).tolist()
+        row = [2, 10 + i % 8, 3, 4, *picture, 5, 1]
+        rows.append(row)
+        labels.append([-100] * (3 + i % 3) + row[3 + i % 3 :])
+    return {"input_ids": torch.tensor(rows), "labels": torch.tensor(labels)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--die-after", type=int, default=0)
+    parser.add_argument("--die-in-export", type=int, default=0)
+    parser.add_argument("--save-every-step", action="store_true")
+    parser.add_argument("--micro-batch-size", type=int, default=0)
+    args = parser.parse_args()
+    config = TrainConfig(
+        max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
+        precision="fp32", save_minutes=0 if args.save_every_step else 60, num_threads=1,
+    )  # fmt: skip
+    seed_everything(0)
+    model = UniMLLMForConditionalGeneration(tiny_config())
+    saves = []
+
+    def export(folder: Path) -> None:
+        saves.append(folder)
+        if len(saves) == args.die_in_export:
+            (folder / "model.safetensors").write_text("half")
+            os._exit(9)
+        model.save_pretrained(folder)
+
+    def before_step(step: int, batch: dict) -> None:
+        if args.die_after and step == args.die_after:
+            os._exit(9)
+
+    train(SftTask(model, {"text": 1.0}), source, config, args.output, export, before_step=before_step)
+
+
+if __name__ == "__main__":
+    main()

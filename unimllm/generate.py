@@ -1,0 +1,180 @@
+"""Draw pictures from prompts.
+
+python -m unimllm.generate --prompt "a photo of a red apple" --out apple.png
+python -m unimllm.generate --prompts-file prompts.jsonl --out-dir pictures
+
+The same seed on the same machine gives the same bytes, whatever else is drawn in the same batch.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unimllm.command_line import CommandLine, number, open_model, run
+from unimllm.errors import UserError
+from unimllm.images import check_writable, picture_format, save_picture, write_atomically
+from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw
+
+BATCH_SIZE = 32
+INDEX_FILE = "index.jsonl"
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw.
+
+    Attributes:
+        record: the line of the prompts file that asked for it, repeated in the index.
+    """
+
+    prompt: str
+    seed: int
+    path: Path
+    record: dict
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    jobs = plan(args)
+    for job in jobs:
+        check_writable(job.path)
+    model, processor = open_model(args.model, args.device)
+    check_prompts(model, processor, list(dict.fromkeys(job.prompt for job in jobs)))
+    draw_jobs(model, processor, jobs, args)
+    if args.out_dir:
+        write_index(args.out_dir, jobs)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options; UserError where they are wrong or contradict each other."""
+    parser = CommandLine("generate", "Draw pictures from prompts.")
+    parser.add_argument("--prompt", help="what to draw, for example 'a photo of a red apple'")
+    parser.add_argument("--out", type=Path, help="picture to write; its ending is its format")
+    parser.add_argument("--prompts-file", type=Path, help='one JSON object with "prompt", or one JSON string, a line')
+    parser.add_argument("--out-dir", type=Path, help=f"folder for 00000.png, 00001.png, ... and {INDEX_FILE}")
+    parser.add_argument("--num-images", type=number(int, 1), default=1, help="pictures of each prompt (1)")
+    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, help="picture i is drawn with SEED + i (0)")
+    parser.add_argument(
+        "--cfg-scale", type=number(float, 0, 1000), default=GUIDANCE_SCALE,
+        help="strength of classifier-free guidance, 1: none (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--temperature", type=number(float, 0), default=TEMPERATURE,
+        help="of the sampling, 0: always the most likely code (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=number(int, 0), default=0, help="sample from so many codes only, 0: all (0)")
+    parser.add_argument("--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)")
+    parser.add_model_options()
+    args = parser.parse_args(argv)
+    if (args.prompt is None) == (args.prompts_file is None):
+        raise UserError("give either --prompt TEXT --out PICTURE or --prompts-file FILE --out-dir FOLDER")
+    given, other = ("out", "out_dir") if args.prompt is not None else ("out_dir", "out")
+    if getattr(args, given) is None or getattr(args, other) is not None:
+        source = "--prompt" if given == "out" else "--prompts-file"
+        raise UserError(f"{source} goes with --{given.replace('_', '-')}: say where to write")
+    if 0 < args.temperature < 1e-4:
+        raise UserError(f"--temperature {args.temperature} is too small to divide by; 0 takes the most likely code")
+    if args.seed + args.num_images - 1 > MAX_SEED:
+        raise UserError(f"--seed {args.seed} with --num-images {args.num_images} goes beyond {MAX_SEED}")
+    return args
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """Every picture with its seed and its place; UserError if the prompts or the places are wrong."""
+    if args.prompts_file is None:
+        if not args.prompt.strip():
+            raise UserError("--prompt is empty: say what to draw, for example 'a photo of a red apple'")
+        picture_format(args.out)
+        targets = [({"prompt": args.prompt}, args.out)]
+    else:
+        index = args.out_dir / INDEX_FILE
+        if index.exists() and os.path.samefile(index, args.prompts_file):
+            raise UserError(f"{args.prompts_file} would be overwritten by the index; choose another --out-dir")
+        records = read_prompts(args.prompts_file)
+        check_writable(index)
+        targets = [(record, args.out_dir / f"{position:05d}.png") for position, record in enumerate(records)]
+    return [
+        Job(record["prompt"], args.seed + i, place(path, i, args.num_images), record)
+        for record, path in targets
+        for i in range(args.num_images)
+    ]
+
+
+def place(path: Path, i: int, num_images: int) -> Path:
+    """`apple.png`, or `apple-0.png`, `apple-1.png`, ... where there are several."""
+    return path if num_images == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
+
+
+def read_prompts(path: Path) -> list[dict]:
+    """The records of a prompts file, each with "prompt"; GenEval's metadata lines are such records.
+
+    Raises:
+        UserError: the file cannot be read or holds no prompt, or a line is wrong: with its number.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: --prompts-file {path}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read --prompts-file {path}: {getattr(error, 'strerror', None) or error}") from error
+    records = [parse_line(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise UserError(f"{path} holds no prompts")
+    return records
+
+
+def parse_line(line: bytes, where: str) -> dict:
+    """One line of a prompts file as a record with "prompt"; UserError that begins with `where`."""
+    expected = 'expected a JSON object with "prompt", or a JSON string'
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON ({error}); {expected}") from error
+    record = {"prompt": value} if isinstance(value, str) else value
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise UserError(f"{where}: {expected}")
+    if not record["prompt"].strip():
+        raise UserError(f"{where}: the prompt is empty")
+    return record
+
+
+def draw_jobs(model, processor, jobs: list[Job], args: argparse.Namespace) -> None:
+    """Draw in batches, write each picture as soon as it is there, print where."""
+    from tqdm import tqdm
+
+    batches = [jobs[i : i + args.batch_size] for i in range(0, len(jobs), args.batch_size)]
+    with tqdm(total=len(batches) * processor.num_positions, desc="drawing", unit="position", file=sys.stderr) as bar:
+        for batch in batches:
+            for job, picture in zip(batch, draw_batch(model, processor, batch, args, bar.update), strict=True):
+                save_picture(picture, job.path)
+                tqdm.write(str(job.path), file=sys.stdout)
+
+
+def draw_batch(model, processor, jobs: list[Job], args: argparse.Namespace, on_position: Callable[[], None]) -> list:
+    """The pictures of some jobs; UserError if they do not fit into memory together."""
+    try:
+        return draw(
+            model, processor, [job.prompt for job in jobs], [job.seed for job in jobs], args.cfg_scale,
+            args.temperature, args.top_k, on_position,
+        )  # fmt: skip
+    except RuntimeError as error:  # torch has no type of its own for a full main memory
+        if not any(phrase in str(error) for phrase in ("out of memory", "allocate memory")):
+            raise
+        raise UserError(f"not enough memory for {len(jobs)} pictures at once; choose a smaller --batch-size") from error
+
+
+def write_index(folder: Path, jobs: list[Job]) -> None:
+    """`index.jsonl`: a line for each picture, the record of its prompt with "file" and "seed"."""
+    lines = [json.dumps(job.record | {"file": job.path.name, "seed": job.seed}) + "\n" for job in jobs]
+    write_atomically(folder / INDEX_FILE, lambda file: file.write("".join(lines).encode()))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,110 @@
+"""Examinations on the held-out compositions: what is drawn, which questions are asked, which prompts are set.
+
+Every set is a function of (world, seed) alone, and a smaller set is the beginning of a larger one (prompts apart), so
+two models that are examined with one seed see the same pictures and the same words.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimllm.metrics.geneval import TAGS, Detection
+from unimllm.scenes.language import KINDS, Question, ask, pope_questions
+from unimllm.scenes.program import Scene, World
+from unimllm.scenes.prompts import scene_for_prompt
+from unimllm.scenes.reader import read_accuracy
+
+SPLIT = "test"
+POPE_SPLITS = ("random", "popular", "adversarial")
+PICTURES, POPE_SCENES, POPE_QUESTIONS, QUESTIONS, PROMPTED = range(5)  # every set has its own random numbers
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Scenes and what is asked about them.
+
+    Args:
+        scenes: the pictures' programs.
+        asked: (index of the scene, question) in the order in which they were drawn.
+    """
+
+    scenes: list[Scene]
+    asked: list[tuple[int, Question]]
+
+
+def held_out_scenes(world: World, seed: int, count: int) -> list[Scene]:
+    """`count` scenes of the test split."""
+    return [world.sample(np.random.default_rng([seed, PICTURES, i]), SPLIT) for i in range(count)]
+
+
+def pope_set(world: World, seed: int, split: str, count: int) -> QuestionSet:
+    """`count` POPE questions of one split, half of them yes; all splits share the scenes and the yes-questions."""
+    scenes: list[Scene] = []
+    asked: list[tuple[int, Question]] = []
+    while len(asked) < count:
+        number = len(scenes)
+        scenes.append(world.sample(np.random.default_rng([seed, POPE_SCENES, number]), SPLIT))
+        rng = np.random.default_rng([seed, POPE_QUESTIONS, POPE_SPLITS.index(split), number])
+        asked += [(number, q) for q in pope_questions(scenes[-1], world, rng, split)]
+    return QuestionSet(scenes, asked[:count])
+
+
+def kind_set(world: World, seed: int, count: int) -> QuestionSet:
+    """`count` questions, equally many of every kind (to within one), one kind after the other in turn."""
+    scenes: list[Scene] = []
+    by_kind: list[list[tuple[int, Question]]] = []
+    for index, kind in enumerate(KINDS):
+        rng = np.random.default_rng([seed, QUESTIONS, index])
+        asked: list[tuple[int, Question]] = []
+        while len(asked) < -(-count // len(KINDS)):
+            scene = world.sample(rng, SPLIT)
+            questions = ask(scene, world, rng, kind)
+            if questions:
+                asked += [(len(scenes), q) for q in questions]
+                scenes.append(scene)
+        by_kind.append(asked)
+    in_turn = [question for round_of_kinds in zip(*by_kind, strict=False) for question in round_of_kinds]
+    return QuestionSet(scenes, in_turn[:count])
+
+
+def spread_prompts(prompts: list[dict], limit: int | None) -> list[dict]:
+    """At most `limit` of the prompts, as many of each tag as of the others where there are so many, in their order."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    by_tag = {tag: [i for i, p in enumerate(prompts) if p["tag"] == tag] for tag in TAGS}
+    quota = dict.fromkeys(TAGS, 0)
+    while sum(quota.values()) < limit:
+        for tag in TAGS:
+            if sum(quota.values()) < limit and quota[tag] < len(by_tag[tag]):
+                quota[tag] += 1
+    chosen = [by_tag[tag][len(by_tag[tag]) * k // quota[tag]] for tag in TAGS for k in range(quota[tag])]
+    return [prompts[i] for i in sorted(chosen)]
+
+
+def picture_seed(seed: int, prompt: int, image: int) -> int:
+    """Seed of the picture number `image` of prompt number `prompt`: unlike that of any other in practice."""
+    return int(np.random.SeedSequence([seed, prompt, image]).generate_state(1)[0])
+
+
+def true_scenes(world: World, prompts: list[dict], seed: int, images_per_prompt: int = 1) -> list[Scene]:
+    """Scenes that fulfil the prompts, `images_per_prompt` of each: what a perfect model would draw."""
+    return [
+        scene_for_prompt(world, prompt, np.random.default_rng([seed, PROMPTED, index, image]))
+        for index, prompt in enumerate(prompts)
+        for image in range(images_per_prompt)
+    ]
+
+
+def same_answer(said: str, right: str) -> bool:
+    """Whether two answers are the same words: case, outer spaces and a final period do not matter."""
+    return _normalize(said) == _normalize(right)
+
+
+def _normalize(text: str) -> str:
+    return text.strip().lower().removesuffix(".").rstrip()
+
+
+def objects_right(scenes: list[Scene], detections: list[list[Detection]], image_size: int) -> np.ndarray:
+    """(n,) how many objects of each scene the reader found in its picture with the right class and colour."""
+    shares = [read_accuracy([s], [d], image_size)["class_and_color"] for s, d in zip(scenes, detections, strict=True)]
+    return np.array([round(share * len(s.objects)) for share, s in zip(shares, scenes, strict=True)], np.int64)
