@@ -10,10 +10,10 @@ from semhitok.image_processing_semhitok import for_size, to_pixel_values, to_uin
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 
 
-@pytest.fixture
-def model() -> SemHiTokModel:
+@pytest.fixture(params=["conv", "vit"])
+def model(request) -> SemHiTokModel:
     torch.manual_seed(0)
-    model = SemHiTokModel(tiny_config())
+    model = SemHiTokModel(tiny_config(pixel_backbone=request.param))
     model.semantic.codebook.initialized.fill_(True)
     model.pixel.codebook.initialized.fill_(True)
     return model.eval()
@@ -73,7 +73,9 @@ def test_wrong_sizes_are_refused_with_both_numbers(model, pictures):
     with pytest.raises(ValueError, match=r"\(B, 4, 2\)"):
         model.decode(torch.zeros(1, 5, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="patch_size 8 needs 3"):
-        SemHiTokModel(tiny_config(pixel_stem_channels=(8, 8)))
+        SemHiTokModel(tiny_config(conv_encoder_channels=(8, 8)))
+    with pytest.raises(ValueError, match="vit, conv"):
+        tiny_config(pixel_backbone="mlp")
 
 
 def train_steps(stage: torch.nn.Module, pictures: torch.Tensor, steps: int, lr: float = 1e-2) -> list[float]:

@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedConfig, SiglipVisionConfig
 
+PIXEL_BACKBONES = ("vit", "conv")
+
 
 class SemHiTokConfig(PreTrainedConfig):
     """Sizes of a SemHiTok image tokenizer.
@@ -17,12 +19,13 @@ class SemHiTokConfig(PreTrainedConfig):
         semantic_dim: channels of a semantic code vector.
         pixel_dim: channels of a pixel code vector.
         semantic_hidden_size, semantic_layers, semantic_heads: the semantic encoder, and its decoder back to SigLIP.
-        pixel_hidden_size, pixel_layers, pixel_heads: the pixel encoder.
-        pixel_stem_channels: channels of stride-2 convolutions before the pixel encoder's blocks, the last at patch
-            resolution; empty: one linear map of each patch, as in a plain ViT.
-        decoder_hidden_size, decoder_layers, decoder_heads: the pixel decoder's blocks.
-        decoder_conv_channels: channels after each doubling of the resolution in the pixel decoder's convolutional
-            head, up to full resolution; empty: one linear map to the pixels of each patch.
+        pixel_backbone: "vit" (the paper's) or "conv" (small pictures, trained from nothing in minutes).
+        pixel_hidden_size, pixel_layers, pixel_heads: the pixel encoder, if a ViT.
+        decoder_hidden_size: channels of the pixel decoder at patch resolution, ViT or not.
+        decoder_layers, decoder_heads: the pixel decoder, if a ViT.
+        conv_encoder_channels, conv_encoder_blocks: channels and residual blocks after each halving, if convolutional.
+        conv_decoder_channels: channels after each doubling, if convolutional.
+        conv_decoder_blocks: residual blocks at patch resolution, then after each doubling.
         ema_decay: of the semantic codebook.
         commitment_weight: beta of the semantic codebook (BEiT v2's VQ-KD: 1.0).
         pixel_commitment_weight: beta of the pixel codebook (VQ-VAE: 0.25).
@@ -42,14 +45,17 @@ class SemHiTokConfig(PreTrainedConfig):
         semantic_hidden_size: int = 768,
         semantic_layers: int = 4,
         semantic_heads: int = 12,
+        pixel_backbone: str = "vit",
         pixel_hidden_size: int = 768,
         pixel_layers: int = 12,
         pixel_heads: int = 12,
-        pixel_stem_channels: tuple[int, ...] = (),
         decoder_hidden_size: int = 1024,
         decoder_layers: int = 24,
         decoder_heads: int = 16,
-        decoder_conv_channels: tuple[int, ...] = (),
+        conv_encoder_channels: tuple[int, ...] = (32, 64, 128),
+        conv_encoder_blocks: tuple[int, ...] = (0, 1, 2),
+        conv_decoder_channels: tuple[int, ...] = (128, 48, 24),
+        conv_decoder_blocks: tuple[int, ...] = (3, 2, 2, 0),
         ema_decay: float = 0.99,
         commitment_weight: float = 1.0,
         pixel_commitment_weight: float = 0.25,
@@ -66,14 +72,19 @@ class SemHiTokConfig(PreTrainedConfig):
         self.semantic_hidden_size = semantic_hidden_size
         self.semantic_layers = semantic_layers
         self.semantic_heads = semantic_heads
+        if pixel_backbone not in PIXEL_BACKBONES:
+            raise ValueError(f"pixel_backbone is {pixel_backbone!r}; choose one of {', '.join(PIXEL_BACKBONES)}")
+        self.pixel_backbone = pixel_backbone
         self.pixel_hidden_size = pixel_hidden_size
         self.pixel_layers = pixel_layers
         self.pixel_heads = pixel_heads
-        self.pixel_stem_channels = list(pixel_stem_channels)
         self.decoder_hidden_size = decoder_hidden_size
         self.decoder_layers = decoder_layers
         self.decoder_heads = decoder_heads
-        self.decoder_conv_channels = list(decoder_conv_channels)
+        self.conv_encoder_channels = list(conv_encoder_channels)
+        self.conv_encoder_blocks = list(conv_encoder_blocks)
+        self.conv_decoder_channels = list(conv_decoder_channels)
+        self.conv_decoder_blocks = list(conv_decoder_blocks)
         self.ema_decay = ema_decay
         self.commitment_weight = commitment_weight
         self.pixel_commitment_weight = pixel_commitment_weight
@@ -114,7 +125,9 @@ def tiny_config(**changes) -> SemHiTokConfig:
     sizes = {
         "num_semantic_codes": 10, "num_pixel_codes": 3, "semantic_dim": 4, "pixel_dim": 4,
         "semantic_hidden_size": 16, "semantic_layers": 1, "semantic_heads": 2,
-        "pixel_hidden_size": 16, "pixel_layers": 1, "pixel_heads": 2, "pixel_stem_channels": (8, 8, 16),
-        "decoder_hidden_size": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_conv_channels": (8, 8, 8),
+        "pixel_backbone": "conv", "pixel_hidden_size": 16, "pixel_layers": 1, "pixel_heads": 2,
+        "decoder_hidden_size": 16, "decoder_layers": 1, "decoder_heads": 2,
+        "conv_encoder_channels": (8, 8, 16), "conv_encoder_blocks": (0, 0, 1),
+        "conv_decoder_channels": (8, 8, 8), "conv_decoder_blocks": (1, 0, 0, 0),
     }  # fmt: skip
     return SemHiTokConfig(vision_config=vision, **(sizes | changes))

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from semhitok.configuration_semhitok import SemHiTokConfig
+from semhitok.convolution import ConvDecoder, ConvEncoder, ResidualConv
 from semhitok.quantization import EMACodebook, PixelCodebook, normalize
-from semhitok.transformer import PatchStem, PixelHead, Transformer
+from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
 from semhitok.vision import build_vision_model
 
 
@@ -50,37 +51,44 @@ class SemanticBranch(nn.Module):
 
 
 class PixelBranch(nn.Module):
-    """Own encoder, the hierarchical codebook, and the decoder to pixels."""
+    """Own encoder, the hierarchical codebook, and the decoder from [semantic vector | pixel vector] to pixels."""
 
     def __init__(self, config: SemHiTokConfig):
         super().__init__()
-        self.stem = PatchStem(config.patch_size, config.pixel_stem_channels, config.pixel_hidden_size)
-        self.encoder = Transformer(
-            config.pixel_hidden_size, config.pixel_hidden_size, config.pixel_layers, config.pixel_heads,
-            config.num_positions, dim_out=config.pixel_dim,
-        )  # fmt: skip
+        self.encoder = build_pixel_encoder(config)
         self.codebook = PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
-        self.decoder = PixelDecoder(config)
+        self.decoder = build_pixel_decoder(config)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> unit vectors (B, N, pixel_dim) float32."""
-        return normalize(self.encoder(self.stem(pixel_values.to(self.codebook.weight.dtype))))
+        return normalize(self.encoder(pixel_values.to(self.codebook.weight.dtype)))
+
+    def decode(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
+        """(B, N, semantic_dim) and (B, N, pixel_dim) -> (B, 3, S, S), RGB in about -1..1."""
+        vectors = torch.cat([semantic_vectors, pixel_vectors], -1)  # (B, N, semantic_dim + pixel_dim)
+        return self.decoder(vectors.to(self.codebook.weight.dtype))
 
 
-class PixelDecoder(nn.Module):
-    """[semantic vector | pixel vector] of every position -> (B, 3, S, S)."""
+def build_pixel_encoder(config: SemHiTokConfig) -> ViTEncoder | ConvEncoder:
+    """The encoder that `config.pixel_backbone` names."""
+    if config.pixel_backbone == "conv":
+        return ConvEncoder(
+            config.patch_size, config.conv_encoder_channels, config.conv_encoder_blocks, config.pixel_dim
+        )
+    return ViTEncoder(
+        config.patch_size, config.pixel_hidden_size, config.pixel_layers, config.pixel_heads, config.num_positions,
+        config.pixel_dim,
+    )  # fmt: skip
 
-    def __init__(self, config: SemHiTokConfig):
-        super().__init__()
-        dim = config.decoder_hidden_size
-        self.transformer = Transformer(
-            config.semantic_dim + config.pixel_dim, dim, config.decoder_layers, config.decoder_heads,
-            config.num_positions, dim_out=None,
-        )  # fmt: skip
-        self.head = PixelHead(dim, config.grid_size, config.patch_size, config.decoder_conv_channels)
 
-    def forward(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
-        return self.head(self.transformer(torch.cat([semantic_vectors, pixel_vectors], -1)))
+def build_pixel_decoder(config: SemHiTokConfig) -> ViTDecoder | ConvDecoder:
+    """The decoder that `config.pixel_backbone` names."""
+    dim_in, dim = config.semantic_dim + config.pixel_dim, config.decoder_hidden_size
+    if config.pixel_backbone == "conv":
+        return ConvDecoder(
+            dim_in, dim, config.grid_size, config.patch_size, config.conv_decoder_channels, config.conv_decoder_blocks
+        )
+    return ViTDecoder(dim_in, dim, config.decoder_layers, config.decoder_heads, config.grid_size, config.patch_size)
 
 
 class SemHiTokPreTrainedModel(PreTrainedModel):
@@ -97,16 +105,15 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            module.reset_parameters()
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, Transformer):
             nn.init.normal_(module.position_embedding, std=self.config.initializer_range)
-        elif isinstance(module, PixelHead):  # after its own layers: pictures start near mid-grey
-            nn.init.normal_(module.last.weight, std=self.config.initializer_range)
+        elif isinstance(module, ResidualConv):  # called after its own convolutions
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
         elif isinstance(module, EMACodebook):
             module.codes.copy_(normalize(torch.randn(module.codes.shape, dtype=torch.float32)))
             module.counts.fill_(1.0)
@@ -173,8 +180,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
             raise ValueError(
                 f"codes are {tuple(codes.shape)}; a picture of this tokenizer is (B, {self.config.num_positions}, 2)"
             )
-        vectors = (v.to(self.dtype) for v in self.code_vectors(codes))
-        return self.pixel.decoder(*vectors).float().clamp(-1, 1)
+        return self.pixel.decode(*self.code_vectors(codes)).float().clamp(-1, 1)
 
     def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""

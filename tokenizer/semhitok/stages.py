@@ -104,7 +104,7 @@ class PixelStage(nn.Module):
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
         quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, semantic)
-        losses = self.losses(model.pixel.decoder(semantic_vectors, quantized), pixel_values)
+        losses = self.losses(model.pixel.decode(semantic_vectors, quantized), pixel_values)
         weighted = codebook_loss + model.config.pixel_commitment_weight * commit
         losses["loss"] = losses["loss"] + weighted
         ids = semantic * model.config.num_pixel_codes + index
@@ -134,4 +134,4 @@ class DecoderStage(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             vectors = self.model.code_vectors(self.model.encode(pixel_values))
-        return self.losses(self.model.pixel.decoder(*vectors), pixel_values)
+        return self.losses(self.model.pixel.decode(*vectors), pixel_values)

@@ -64,75 +64,26 @@ class Transformer(nn.Module):
         return self.proj_out(self.norm(x))
 
 
-def conv_stem(channels: list[int], patch_size: int, dim: int) -> nn.Sequential:
-    """Convolutions from pixels to patch resolution, (B, 3, S, S) -> (B, dim, grid, grid).
+class ViTEncoder(nn.Module):
+    """Pictures to one vector per patch by a plain ViT, (B, 3, S, S) -> (B, N, dim_out)."""
 
-    Each entry of `channels` halves the resolution; all but the first then look around once more at that resolution.
-
-    Raises:
-        ValueError: they do not shrink `patch_size` times.
-    """
-    if 2 ** len(channels) != patch_size:
-        raise ValueError(
-            f"a stem of {len(channels)} stages shrinks {2 ** len(channels)} times; patch_size {patch_size} needs "
-            f"{patch_size.bit_length() - 1} of them, or none for linear patches"
-        )
-    layers: list[nn.Module] = []
-    previous = 3
-    for stage, width in enumerate(channels):
-        for stride in (2, 1) if stage else (2,):
-            layers += [nn.Conv2d(previous, width, 3, stride, padding=1), nn.GroupNorm(8, width), nn.GELU()]
-            previous = width
-    return nn.Sequential(*layers, nn.Conv2d(previous, dim, 1))
-
-
-class PatchStem(nn.Module):
-    """Pictures to patch features, (B, 3, S, S) -> (B, N, dim): convolutions, or one linear map of each patch."""
-
-    def __init__(self, patch_size: int, channels: list[int], dim: int):
+    def __init__(self, patch_size: int, dim: int, num_layers: int, num_heads: int, num_positions: int, dim_out: int):
         super().__init__()
-        linear = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        self.layers = conv_stem(channels, patch_size, dim) if channels else linear
+        self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.transformer = Transformer(dim, dim, num_layers, num_heads, num_positions, dim_out)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return rearrange(self.layers(pixel_values), "b d h w -> b (h w) d")
+        return self.transformer(rearrange(self.patches(pixel_values), "b d h w -> b (h w) d"))
 
 
-class PixelHead(nn.Module):
-    """Patch features to pixels, (B, N, D) -> (B, 3, H, W): doubling convolutions, or one linear map of each patch."""
+class ViTDecoder(nn.Module):
+    """One vector per patch to pictures by a plain ViT and a linear map each, (B, N, dim_in) -> (B, 3, S, S)."""
 
-    def __init__(self, dim: int, grid_size: int, patch_size: int, channels: list[int]):
+    def __init__(self, dim_in: int, dim: int, num_layers: int, num_heads: int, grid_size: int, patch_size: int):
         super().__init__()
-        if channels and 2 ** len(channels) != patch_size:
-            raise ValueError(
-                f"decoder_conv_channels has {len(channels)} entries, so it enlarges {2 ** len(channels)} times; "
-                f"patch_size {patch_size} needs {patch_size.bit_length() - 1} entries, or none for a linear head"
-            )
-        self.grid_size = grid_size
-        layers: list[nn.Module] = []
-        for width in channels:
-            layers += [nn.Conv2d(dim, 4 * width, 1), nn.PixelShuffle(2), ResidualConv(width)]
-            dim = width
-        if channels:
-            self.layers = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(dim, 3, 3, padding=1))
-        else:
-            self.layers = nn.Sequential(nn.Conv2d(dim, 3 * patch_size**2, 1), nn.PixelShuffle(patch_size))
-
-    @property
-    def last(self) -> nn.Conv2d:
-        """The map to pixels."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Conv2d)][-1]
+        self.grid_size, self.patch_size = grid_size, patch_size
+        self.transformer = Transformer(dim_in, dim, num_layers, num_heads, grid_size**2, 3 * patch_size**2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(rearrange(x, "b (h w) d -> b d h w", h=self.grid_size))
-
-
-class ResidualConv(nn.Module):
-    """x + conv(gelu(x)), the resolution kept."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv(nn.functional.gelu(x))
+        grid, patch = self.grid_size, self.patch_size
+        return rearrange(self.transformer(x), "b (h w) (p q c) -> b c (h p) (w q)", h=grid, w=grid, p=patch, q=patch)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from semhitok.transformer import conv_stem
+from semhitok.convolution import conv_stem
 
 
 class ConvPatchEmbedding(nn.Module):
@@ -27,7 +27,7 @@ class ConvPatchEmbedding(nn.Module):
 
 
 def add_stem(vision_model: SiglipVisionModel, config: SiglipVisionConfig) -> SiglipVisionModel:
-    """Exchange the patch embedding if `config.stem_channels` asks for it (see `transformer.conv_stem`)."""
+    """Exchange the patch embedding if `config.stem_channels` asks for it (see `convolution.conv_stem`)."""
     channels = getattr(config, "stem_channels", None)
     if channels:
         embedding = ConvPatchEmbedding(channels, config.patch_size, config.hidden_size)

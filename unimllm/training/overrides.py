@@ -5,17 +5,15 @@ train/sft.py --preset scenes_64 --output-dir runs/sft --max-steps 100 --train.le
 
 import argparse
 import ast
-import difflib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
+from unimllm.command_line import nearest, run, silence_libraries
 from unimllm.errors import UserError
 
 
@@ -129,12 +127,6 @@ def parse_value(key: str, text: str, old: Any) -> Any:
     return value
 
 
-def nearest(name: str, known) -> str:
-    """` (did you mean 'x'?)`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def as_dict(recipe: Any) -> dict:
     """A recipe as plain JSON values."""
     if isinstance(recipe, PreTrainedConfig):
@@ -145,11 +137,6 @@ def as_dict(recipe: Any) -> dict:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's main: errors of the user end in one line on stderr and exit code 2."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run a training program: quiet libraries, and the user's errors in one line with exit code 2."""
+    silence_libraries()
+    run(main)

@@ -77,10 +77,9 @@ def scenes_64_teacher() -> TeacherRecipe:
 def _scenes_64_semhitok() -> SemHiTokConfig:
     return SemHiTokConfig(
         scenes_64_teacher().model.vision_config,
-        num_semantic_codes=256, num_pixel_codes=32, semantic_dim=16, pixel_dim=16,
+        num_semantic_codes=256, num_pixel_codes=64, semantic_dim=16, pixel_dim=16,
         semantic_hidden_size=128, semantic_layers=2, semantic_heads=4,
-        pixel_hidden_size=160, pixel_layers=2, pixel_heads=5, pixel_stem_channels=(32, 64, 128),
-        decoder_hidden_size=160, decoder_layers=3, decoder_heads=5, decoder_conv_channels=(96, 48, 24),
+        pixel_backbone="conv", decoder_hidden_size=160,
     )  # fmt: skip
 
 
@@ -94,18 +93,18 @@ def scenes_64_semantic() -> TokenizerRecipe:
 
 
 def scenes_64_pixel() -> TokenizerRecipe:
-    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 32 pixel codes under each of them."""
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 64 pixel codes under each of them."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=1800, batch_size=64, learning_rate=2e-3, warmup_steps=50, log_every=10),
+        train=TrainConfig(max_steps=4000, batch_size=32, learning_rate=2e-3, warmup_steps=50, log_every=20),
         model=_scenes_64_semhitok(),
-        quantize_after=400,
+        quantize_after=1200,
     )
 
 
 def scenes_64_decoder() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage decoder`: the decoder alone, on codes that stay."""
     recipe = scenes_64_pixel()
-    recipe.train.max_steps = 2000
+    recipe.train.max_steps = 3000
     recipe.train.learning_rate = 1.5e-3
     recipe.perceptual_weight = 0.3
     recipe.edge_weight = 2.0

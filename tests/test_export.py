@@ -1,0 +1,21 @@
+"""Exporting: half the bytes, the same pictures' ids, float32 again after loading."""
+
+import torch
+
+from unimllm import load
+from unimllm.export import main
+
+
+def test_an_exported_model_is_half_as_large_and_loads_as_float32(tiny_checkpoint, tmp_path, capsys):
+    main(["--model", str(tiny_checkpoint), "--out-dir", str(tmp_path / "small")])
+    assert "model.safetensors" in capsys.readouterr().out
+    before, _ = load(tiny_checkpoint, "cpu")
+    after, processor = load(tmp_path / "small", "cpu")
+    assert after.dtype == torch.float32 and after.config.dtype == torch.float32
+    size = [(folder / "model.safetensors").stat().st_size for folder in (tiny_checkpoint, tmp_path / "small")]
+    assert size[1] < 0.7 * size[0]
+    other = dict(after.named_parameters())
+    for name, parameter in before.named_parameters():
+        torch.testing.assert_close(other[name], parameter, rtol=1e-3, atol=1e-4)
+    assert processor.num_positions == before.config.image_tokenizer_config.num_positions
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]

@@ -1,0 +1,63 @@
+"""Write a trained model as a small folder to ship: half-precision weights, no training state.
+
+python -m unimllm.export --model runs/scenes_64/sft --out-dir unimllm/default
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from unimllm.command_line import CommandLine, open_model, run
+from unimllm.errors import UserError
+
+WORKING_NAME = ".{}.partial"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = CommandLine("export", "Write a trained model as a small folder to ship.")
+    parser.add_model_options()
+    parser.add_argument("--out-dir", type=Path, help="folder to write; its other files stay")
+    args = parser.parse_args(argv)
+    if args.out_dir is None:
+        raise UserError("--out-dir is missing: the folder to write; see --help")
+    model, processor = open_model(args.model, "cpu")
+    written = write_half(model, processor, args.out_dir)
+    print(f"{args.out_dir}: {', '.join(written)}")
+
+
+def write_half(model, processor, folder: Path) -> list[str]:
+    """Save in float16; the config goes on saying float32, so that a CPU computes in float32 after loading.
+
+    Returns:
+        The names of the written files.
+    """
+    partial = folder.parent / WORKING_NAME.format(folder.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model.half().save_pretrained(partial)
+        processor.save_pretrained(partial)
+        config = partial / "config.json"
+        config.write_text(json.dumps(_with_float32(json.loads(config.read_text())), indent=2) + "\n")
+        folder.mkdir(exist_ok=True)
+        names = sorted(path.name for path in partial.iterdir())
+        for name in names:
+            (partial / name).chmod(0o644)
+            os.replace(partial / name, folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write to --out-dir {folder}: {error.strerror}; choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return names
+
+
+def _with_float32(value):
+    """A config with every `dtype` float32."""
+    if isinstance(value, dict):
+        return {k: "float32" if k == "dtype" and v == "float16" else _with_float32(v) for k, v in value.items()}
+    return value
+
+
+if __name__ == "__main__":
+    run(main)
