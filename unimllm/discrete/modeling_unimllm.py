@@ -213,13 +213,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         is_image = targets >= self.config.image_offset
         is_text = (targets >= 0) & ~is_image
         logits = self.get_output_embeddings()(hidden[is_text])
-        sums = {"text": F.cross_entropy(logits.float(), targets[is_text], reduction="sum")}
-        counts = {"text": is_text.sum()}
-        if bool(is_image.any()):
-            codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)
-            image = self.image_head.loss(hidden[is_image], codes, self.code_tables())
-            sums |= image
-            counts |= dict.fromkeys(image, is_image.sum())
+        text_loss = F.cross_entropy(logits.float(), targets[is_text], reduction="sum")
+        # Without pictures this is zero, but every rank of a run must touch the same parameters.
+        codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)
+        image = self.image_head.loss(hidden[is_image], codes, self.code_tables())
+        sums = {"text": text_loss, **image}
+        counts = {"text": is_text.sum(), **dict.fromkeys(image, is_image.sum())}
         if num_items is None:
             num_items = (counts["text"] + is_image.sum()).clamp(min=1)
         loss = sum(weights.get(name, 1.0) * value for name, value in sums.items()) / num_items

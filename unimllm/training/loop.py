@@ -176,7 +176,16 @@ def _step(engine, task: nn.Module, batches: Iterator[dict], before_step, step: i
         engine.step()
         for name, value in outputs.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
-    return sums
+    return mean_over_ranks(sums, engine.device)
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Mean of each value over the processes; all must hold the same names in the same order."""
+    if dist.get_world_size() == 1:
+        return values
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(stacked)
+    return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
 
 
 def _open(source, config: TrainConfig, rank: int, world_size: int, step: int) -> Iterator[dict]:

@@ -86,11 +86,9 @@ def pair_options(rest: list[str]) -> list[tuple[str, str]]:
 
 def field_names(config: Any) -> list[str]:
     """Names that may be set on a dataclass or a transformers config."""
-    if is_dataclass(config):
-        return [f.name for f in fields(config)]
-    if isinstance(config, PreTrainedConfig):
+    if isinstance(config, PreTrainedConfig):  # first: transformers' configs are dataclasses too, with few fields
         return [name for name in vars(config) if not name.startswith("_")]
-    return []
+    return [f.name for f in fields(config)] if is_dataclass(config) else []
 
 
 def set_field(recipe: Any, key: str, text: str) -> None:
