@@ -18,7 +18,7 @@ PICTURE = [OFFSET + 3, OFFSET + 29, OFFSET, OFFSET + 14]
 def make(image_head: str = "factorised", **changes) -> UniMLLMForConditionalGeneration:
     torch.manual_seed(0)
     model = UniMLLMForConditionalGeneration(tiny_config(image_head=image_head, **changes)).double().eval()
-    model.image_tokenizer.pixel.codebook.residual.data.normal_()
+    model.image_tokenizer.pixel.codebook.bend.data.normal_()
     model.image_tokenizer.pixel.codebook.initialized.fill_(True)
     return model
 

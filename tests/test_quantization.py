@@ -82,7 +82,7 @@ def test_kmeans_finds_separate_clusters_and_bears_too_few_vectors():
 def test_pixel_code_is_searched_in_the_sub_codebook_of_its_semantic_code_and_nowhere_else():
     torch.manual_seed(0)
     codebook = PixelCodebook(num_semantic_codes=6, num_codes=4, dim=3)
-    codebook.residual.data.normal_()
+    codebook.bend.data.normal_()
     codebook.initialized.fill_(True)
     vectors, semantic = normalize(torch.randn(50, 3)), torch.randint(6, (50,))
     quantized, index, _, _ = codebook(vectors, semantic)
@@ -103,3 +103,12 @@ def test_every_sub_codebook_moves_with_the_shared_base_even_if_its_code_is_never
     loss.backward()
     optimizer.step()
     assert not torch.equal(codebook.codes()[1], before[1])
+
+
+def test_a_sub_codebook_is_the_base_bent_by_its_own_affine_map():
+    codebook = PixelCodebook(num_semantic_codes=2, num_codes=3, dim=2)
+    codebook.base.data = torch.tensor([[1.0, 0], [0, 1.0], [0.6, 0.8]])
+    codebook.bend.data[1] = torch.tensor([[-1.0, 2], [0, 0]])  # the first axis becomes twice the second
+    codebook.shift.data[1] = torch.tensor([[0.0, 1]])
+    torch.testing.assert_close(codebook.codes()[0], codebook.base)
+    torch.testing.assert_close(codebook.codes()[1], torch.tensor([[0.0, 1.0]] * 3))

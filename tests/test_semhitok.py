@@ -61,7 +61,7 @@ def test_encoding_is_stable_alone_in_a_batch_and_again(model, pictures):
 def test_code_vectors_are_fixed_points_of_their_codebooks(model):
     """Encode -> decode -> encode on the codes themselves: a code's own vector chooses that code again."""
     codes = model.ids_to_codes(torch.arange(model.config.num_codes))
-    model.pixel.codebook.residual.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.pixel.codebook.bend.data.normal_(generator=torch.Generator().manual_seed(0))
     semantic, pixel = model.code_vectors(codes)
     assert torch.equal((semantic @ model.semantic.codebook.codes.T).argmax(-1), codes[:, 0])
     assert torch.equal(model.pixel.codebook.search(pixel, codes[:, 0]), codes[:, 1])

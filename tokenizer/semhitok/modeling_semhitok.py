@@ -61,12 +61,12 @@ class PixelBranch(nn.Module):
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> unit vectors (B, N, pixel_dim) float32."""
-        return normalize(self.encoder(pixel_values.to(self.codebook.weight.dtype)))
+        return normalize(self.encoder(pixel_values.to(self.codebook.base.dtype)))
 
     def decode(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
         """(B, N, semantic_dim) and (B, N, pixel_dim) -> (B, 3, S, S), RGB in about -1..1."""
         vectors = torch.cat([semantic_vectors, pixel_vectors], -1)  # (B, N, semantic_dim + pixel_dim)
-        return self.decoder(vectors.to(self.codebook.weight.dtype))
+        return self.decoder(vectors.to(self.codebook.base.dtype))
 
 
 def build_pixel_encoder(config: SemHiTokConfig) -> ViTEncoder | ConvEncoder:
@@ -120,8 +120,8 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
             module.initialized.fill_(False)
         elif isinstance(module, PixelCodebook):
             module.base.copy_(normalize(torch.randn(module.base.shape, dtype=torch.float32)))
-            nn.init.zeros_(module.residual)
-            nn.init.eye_(module.weight)
+            nn.init.zeros_(module.bend)
+            nn.init.zeros_(module.shift)
             module.initialized.fill_(False)
 
 

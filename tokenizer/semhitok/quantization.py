@@ -136,10 +136,10 @@ class EMACodebook(nn.Module):
 class PixelCodebook(nn.Module):
     """Semantic-guided hierarchical codebook: K sub-codebooks of m codes; the semantic code selects one.
 
-    A sub-codebook is `W (base + residual_k)`, l2-normalised: a base of m codes that all sub-codebooks share, each one's
-    own departure from it, and one linear map over all (SimVQ, arXiv 2411.02038). So a semantic code that training met
-    rarely falls back on the base instead of on codes that never moved, and index j means nearly the same under
-    neighbouring semantic codes.
+    Sub-codebook k is `base A_k + b_k`, l2-normalised: a base of m codes that all share, bent by an affine map.
+    So a semantic code that training met rarely, or never in some colour, keeps the base's codes for it, moved as its
+    other codes moved. Free codes under each semantic code reconstruct training pictures a little better and forget
+    whatever they have not met (docs/experiments.md). SimVQ (arXiv 2411.02038) has one such map for a flat codebook.
 
     Until `initialize` is called the vectors pass through unquantised.
     """
@@ -147,13 +147,14 @@ class PixelCodebook(nn.Module):
     def __init__(self, num_semantic_codes: int, num_codes: int, dim: int):
         super().__init__()
         self.base = nn.Parameter(normalize(torch.randn(num_codes, dim)))  # (m, D)
-        self.residual = nn.Parameter(torch.zeros(num_semantic_codes, num_codes, dim))  # (K, m, D)
-        self.weight = nn.Parameter(torch.eye(dim))  # (D, D)
+        self.bend = nn.Parameter(torch.zeros(num_semantic_codes, dim, dim))  # (K, D, D), A_k - identity
+        self.shift = nn.Parameter(torch.zeros(num_semantic_codes, 1, dim))  # (K, 1, D), b_k
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def codes(self) -> torch.Tensor:
         """All sub-codebooks, (K, m, D) l2-normalised float32."""
-        return normalize((self.base.float() + self.residual.float()) @ self.weight.float())
+        base = self.base.float()
+        return normalize(base + base @ self.bend.float() + self.shift.float())
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
