@@ -129,11 +129,7 @@ def train(
         run = checkpoint.load(engine, found)
         step, cpu_before = run["step"], run["cpu_seconds"]
     if rank == 0:
-        state = f"resuming from {found.name}" if found else "starting"
-        precision = "bf16 autocast" if config.autocast() else config.precision
-        trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-        print(f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
-              f"{torch.get_num_threads()} thread(s) each, {precision}", flush=True)  # fmt: skip
+        _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
     log = _Log(output_dir, config, step) if rank == 0 else None
     batches = _open(source, config, rank, world_size, step)
     last_save = time.monotonic()
@@ -186,6 +182,17 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(stacked)
     return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
+
+
+def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int) -> None:
+    """Say what is about to be trained and on what."""
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    precision = "bf16 autocast" if config.autocast() else config.precision
+    print(
+        f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
+        f"{torch.get_num_threads()} thread(s) each, {precision}",
+        flush=True,
+    )
 
 
 def _open(source, config: TrainConfig, rank: int, world_size: int, step: int) -> Iterator[dict]:
