@@ -69,7 +69,7 @@ def scenes_64_teacher() -> TeacherRecipe:
         "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
     }  # fmt: skip
     return TeacherRecipe(
-        train=TrainConfig(max_steps=1400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100, log_every=10),
+        train=TrainConfig(max_steps=1400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100),
         model=SiglipConfig(text_config=text, vision_config=vision, attn_implementation=CPU_ATTENTION),
     )
 
@@ -86,7 +86,7 @@ def _scenes_64_semhitok() -> SemHiTokConfig:
 def scenes_64_semantic() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage semantic`: 256 semantic codes over the teacher."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30, log_every=10),
+        train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30),
         model=_scenes_64_semhitok(),
         quantize_after=80,
     )
@@ -95,7 +95,7 @@ def scenes_64_semantic() -> TokenizerRecipe:
 def scenes_64_pixel() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 64 pixel codes under each of them."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=4000, batch_size=32, learning_rate=2e-3, warmup_steps=50, log_every=20),
+        train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
         quantize_after=1200,
     )
@@ -118,9 +118,7 @@ def scenes_64_sft() -> SftRecipe:
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return SftRecipe(
-        train=TrainConfig(
-            max_steps=4800, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, log_every=10, compile=True
-        ),
+        train=TrainConfig(max_steps=9000, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
 

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Trains every stage of a scenes preset from nothing, one after the other, and exports the model.
+#
+#   bash scripts/speedrun.sh [PRESET]      scenes_64: about two and a half hours on two CPU cores with AMX
+#
+# Run it again after a kill: finished stages end at once, the broken one goes on from its last checkpoint. On a CPU it
+# starts one process per core (PROCESSES=N to choose), on GPUs one per GPU. Needs the font Noto Color Emoji.
+set -euo pipefail
+
+# shellcheck source=scripts/install.sh
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+PRESET="${1:-scenes_64}"
+install_package ""
+cd "$ROOT"
+PATH="$VENV/bin:$PATH"
+
+launch() { # PROGRAM OPTIONS...: under DeepSpeed's launcher
+    if nvidia-smi -L >/dev/null 2>&1; then
+        deepspeed "$@"
+    else
+        DS_ACCELERATOR=cpu deepspeed --num_accelerators "${PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "$@"
+    fi
+}
+
+stage() { # NAME PROGRAM OPTIONS...
+    begin "$1"
+    launch "${@:2}" --preset "$PRESET"
+    took
+}
+
+stage teacher train/teacher.py
+stage semantic train/tokenizer.py --stage semantic
+stage pixel train/tokenizer.py --stage pixel
+stage decoder train/tokenizer.py --stage decoder
+stage sft train/sft.py
+
+begin "exporting"
+"$VENV_PYTHON" -m unimllm.export --model "runs/$PRESET/sft" --out-dir "runs/$PRESET/export"
+took
+printf '\nLook: bash scripts/demo.sh --model runs/%s/export\nMeasure: python eval/scenes.py --model runs/%s/export\n' "$PRESET" "$PRESET"
