@@ -14,3 +14,6 @@ SPECIAL_TOKENS = {
     "image": "<image>",
 }
 """Role -> token that every text tokenizer of this package gains; `<image>` stands for a picture in rendered text."""
+
+IGNORE = -100
+"""Label of positions without a target (torch's cross_entropy ignores it by default)."""

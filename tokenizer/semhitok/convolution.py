@@ -1,6 +1,6 @@
 """Convolutional parts for small pictures: a stem for SigLIP, and an encoder and a decoder for the pixel branch.
 
-From nothing, on 64 pixels, they reach in a minute what plain ViT blocks reach in twenty (docs/experiments.md). Without
+From nothing, on 64 pixels, they reach 23 dB in 110 CPU-s where plain ViT blocks reach 18 (docs/experiments.md). Without
 norms: a normalised map forgets how bright it was.
 
 Shapes: B pictures, N positions, D channels, S pixels along a side.

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from semhitok.configuration_semhitok import SemHiTokConfig
 from semhitok.convolution import ConvDecoder, ConvEncoder, ResidualConv
-from semhitok.quantization import EMACodebook, PixelCodebook, normalize
+from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
 from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
 from semhitok.vision import build_vision_model
 
@@ -160,16 +160,12 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         """
         codebook = self.semantic.codebook.codes
         semantic_vectors = self.semantic.encode(self.vision_features(pixel_values))
-        semantic = (semantic_vectors @ codebook.float().T).argmax(-1)
+        semantic = nearest_code(semantic_vectors, codebook.float())
         pixel = self.pixel.codebook.search(self.pixel.encode(pixel_values), semantic)
         return torch.stack([semantic, pixel], -1)
 
     def code_vectors(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of codes: (..., 2) int64 -> semantic (..., semantic_dim) and pixel (..., pixel_dim), unit length.
-
-        Raises:
-            ValueError: a code lies outside the codebooks.
-        """
+        """Vectors of codes: (..., 2) int64 -> semantic (..., semantic_dim) and pixel (..., pixel_dim), unit length."""
         semantic, pixel = codes.unbind(-1)
         return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.codes()[semantic, pixel]
 

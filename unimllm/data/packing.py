@@ -2,7 +2,7 @@
 
 import torch
 
-IGNORE = -100
+from unimllm.vocabulary import IGNORE
 
 
 class PackedRow:

@@ -20,8 +20,6 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
 
-IGNORE = -100  # label of positions without a target
-
 
 @dataclass
 class UniMLLMOutput(ModelOutput):

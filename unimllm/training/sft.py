@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from unimllm.discrete.modeling_unimllm import IGNORE, UniMLLMForConditionalGeneration
+from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.vocabulary import IGNORE
 
 
 class SftTask(nn.Module):
