@@ -77,7 +77,7 @@ def scenes_64_teacher() -> TeacherRecipe:
 def _scenes_64_semhitok() -> SemHiTokConfig:
     return SemHiTokConfig(
         scenes_64_teacher().model.vision_config,
-        num_semantic_codes=256, num_pixel_codes=64, semantic_dim=16, pixel_dim=16,
+        num_semantic_codes=256, num_pixel_codes=128, semantic_dim=16, pixel_dim=16,
         semantic_hidden_size=128, semantic_layers=2, semantic_heads=4,
         pixel_backbone="conv", decoder_hidden_size=160,
     )  # fmt: skip
@@ -93,7 +93,7 @@ def scenes_64_semantic() -> TokenizerRecipe:
 
 
 def scenes_64_pixel() -> TokenizerRecipe:
-    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 64 pixel codes under each of them."""
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 128 pixel codes under each of them."""
     return TokenizerRecipe(
         train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
@@ -104,7 +104,7 @@ def scenes_64_pixel() -> TokenizerRecipe:
 def scenes_64_decoder() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage decoder`: the decoder alone, on codes that stay."""
     recipe = scenes_64_pixel()
-    recipe.train.max_steps = 3000
+    recipe.train.max_steps = 2000
     recipe.train.learning_rate = 1.5e-3
     recipe.perceptual_weight = 0.3
     recipe.edge_weight = 2.0
@@ -118,7 +118,7 @@ def scenes_64_sft() -> SftRecipe:
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return SftRecipe(
-        train=TrainConfig(max_steps=9000, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
+        train=TrainConfig(max_steps=8000, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
 
