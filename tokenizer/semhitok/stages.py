@@ -83,11 +83,17 @@ class PixelStage(nn.Module):
     Args:
         model: its semantic branch is trained already.
         l2, edges, perceptual: weights beside L1's 1.
+        foreign_share: share of the positions that are quantised in the sub-codebook of a random semantic code, so
+            that every sub-codebook learns to say, if coarsely, also what its own pictures never showed.
     """
 
-    def __init__(self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0):
+    def __init__(
+        self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0,
+        foreign_share: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.model = model
+        self.foreign_share = foreign_share
         freeze(model)
         model.pixel.requires_grad_(True)
         self.losses = PixelLosses(model, l2, edges, perceptual)
@@ -103,11 +109,13 @@ class PixelStage(nn.Module):
             semantic = model.semantic.codebook(model.semantic.encode(model.vision_features(pixel_values)))[1]
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
-        quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, semantic)
+        foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
+        chosen = torch.where(foreign, torch.randint_like(semantic, model.config.num_semantic_codes), semantic)
+        quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, chosen)
         losses = self.losses(model.pixel.decode(semantic_vectors, quantized), pixel_values)
         weighted = codebook_loss + model.config.pixel_commitment_weight * commit
         losses["loss"] = losses["loss"] + weighted
-        ids = semantic * model.config.num_pixel_codes + index
+        ids = chosen * model.config.num_pixel_codes + index
         return losses | {"commit": commit, "codes_used": torch.bincount(ids.flatten()).gt(0).sum()}
 
     @torch.no_grad()
