@@ -83,7 +83,10 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
     weights = {"l2": recipe.l2_weight, "edges": recipe.edge_weight, "perceptual": recipe.perceptual_weight}
     if stage == "decoder":
         return DecoderStage(model, **weights), None
-    task = SemanticStage(model) if stage == "semantic" else PixelStage(model, **weights, foreign_share=recipe.foreign_share)
+    if stage == "semantic":
+        task = SemanticStage(model)
+    else:
+        task = PixelStage(model, **weights, foreign_share=recipe.foreign_share)
 
     def before_step(step: int, batch: dict) -> None:
         if step == recipe.quantize_after:
