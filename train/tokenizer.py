@@ -86,7 +86,8 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
     if stage == "semantic":
         task = SemanticStage(model)
     else:
-        task = PixelStage(model, **weights, foreign_share=recipe.foreign_share)
+        shares = {"confused_share": recipe.confused_share, "foreign_share": recipe.foreign_share}
+        task = PixelStage(model, **weights, **shares)
 
     def before_step(step: int, batch: dict) -> None:
         if step == recipe.quantize_after:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from semhitok.losses import PerceptualLoss, edge_loss, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
 
+NUM_NEAR = 7  # semantic codes that `confuse` exchanges a code for
+
 
 def freeze(module: nn.Module) -> None:
     """No gradients, and evaluation mode."""
@@ -83,16 +85,20 @@ class PixelStage(nn.Module):
     Args:
         model: its semantic branch is trained already.
         l2, edges, perceptual: weights beside L1's 1.
+        confused_share: share of the pictures whose semantic codes are exchanged for near ones, the same for the same
+            within a picture. A composition that training never showed gets a semantic code that is a little wrong, so
+            pixel codes and decoder have to learn to go by what they see, not by what usually goes with that code.
         foreign_share: share of the positions that are quantised in the sub-codebook of a random semantic code, so
             that every sub-codebook learns to say, if coarsely, also what its own pictures never showed.
     """
 
     def __init__(
         self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0,
-        foreign_share: float = 0.0,
+        confused_share: float = 0.0, foreign_share: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.model = model
+        self.confused_share = confused_share
         self.foreign_share = foreign_share
         freeze(model)
         model.pixel.requires_grad_(True)
@@ -107,6 +113,7 @@ class PixelStage(nn.Module):
         model = self.model
         with torch.no_grad():
             semantic = model.semantic.codebook(model.semantic.encode(model.vision_features(pixel_values)))[1]
+            semantic = confuse(semantic, model.semantic.codebook.codes, self.confused_share)
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
         foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
@@ -122,6 +129,25 @@ class PixelStage(nn.Module):
     def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
         """Start the sub-codebooks at the k-means of these pictures' vectors, and quantise from now on."""
         self.model.pixel.codebook.initialize(self.model.pixel.encode(pixel_values).flatten(0, 1))
+
+
+def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> torch.Tensor:
+    """Exchange every code of some pictures for its r-th nearest other code, r in 1..NUM_NEAR drawn for each picture.
+
+    Args:
+        semantic: (B, N) int64 in 0..K-1.
+        codebook: (K, D) l2-normalised.
+        share: of the pictures, 0..1.
+
+    Returns:
+        (B, N) int64.
+    """
+    if not share:
+        return semantic
+    near = (codebook @ codebook.T).topk(min(1 + NUM_NEAR, len(codebook)), -1).indices  # (K, 1 + NUM_NEAR), itself first
+    rank = torch.randint(1, near.shape[1], semantic.shape[:1], device=semantic.device)  # (B,)
+    rank = torch.where(torch.rand(rank.shape, device=rank.device) < share, rank, 0)
+    return near[semantic].gather(-1, rank[:, None, None].expand(-1, semantic.shape[1], 1)).squeeze(-1)
 
 
 class DecoderStage(nn.Module):

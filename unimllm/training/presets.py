@@ -33,6 +33,8 @@ class TokenizerRecipe:
     world: WorldConfig = field(default_factory=WorldConfig)
     quantize_after: int = 0
     """Steps with continuous vectors before the stage's codebook starts at their k-means."""
+    confused_share: float = 0.0
+    """Pixel stage: share of the pictures whose semantic codes are exchanged for near ones."""
     foreign_share: float = 0.0
     """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
     l2_weight: float = 2.0
@@ -100,7 +102,8 @@ def scenes_64_pixel() -> TokenizerRecipe:
         train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
         quantize_after=1200,
-        foreign_share=0.3,
+        confused_share=0.5,
+        foreign_share=0.15,
     )
 
 
