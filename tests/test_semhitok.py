@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, AutoModel
 from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.image_processing_semhitok import for_size, to_pixel_values, to_uint8
-from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
 
 
 @pytest.fixture(params=["conv", "vit"])
@@ -150,3 +150,22 @@ def test_pictures_to_values_and_back():
     values = to_pixel_values(pictures)
     assert values.shape == (2, 3, 4, 4) and values.min() == -1
     assert (to_uint8(values) == pictures).all()
+
+
+def test_confusion_exchanges_whole_pictures_for_near_codes():
+    codebook = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    semantic = torch.randint(20, (50, 6), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(confuse(semantic, codebook, 0.0), semantic)
+    torch.manual_seed(0)
+    exchanged = confuse(semantic, codebook, 0.5)
+    moved = (exchanged != semantic).any(-1)
+    assert 10 < moved.sum() < 40
+    ranks = (codebook @ codebook.T).argsort(-1, descending=True).argsort(-1)  # 0: the code itself
+    for old, new in zip(semantic[moved], exchanged[moved], strict=True):
+        assert len(set(ranks[old, new].tolist())) == 1 and 1 <= ranks[old[0], new[0]] <= 7
+
+
+def test_the_semantic_branch_gives_the_codes_that_the_pixel_stage_confuses(model, pictures):
+    assert torch.equal(model.semantic_codes(pictures), model.encode(pictures)[..., 0])
+    stage = PixelStage(model, confused_share=0.5, foreign_share=0.5)
+    assert torch.isfinite(stage(pictures)["loss"])

@@ -82,7 +82,7 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
     """The training module of a stage, and what it does before a step."""
     weights = {"l2": recipe.l2_weight, "edges": recipe.edge_weight, "perceptual": recipe.perceptual_weight}
     if stage == "decoder":
-        return DecoderStage(model, **weights), None
+        return DecoderStage(model, **weights, confused_share=recipe.confused_share), None
     if stage == "semantic":
         task = SemanticStage(model)
     else:

@@ -146,6 +146,12 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         return self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
 
     @torch.no_grad()
+    def semantic_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The semantic half of `encode`: (B, 3, S, S) -> (B, N) int64 in 0..K-1."""
+        vectors = self.semantic.encode(self.vision_features(pixel_values))
+        return nearest_code(vectors, self.semantic.codebook.codes.float())
+
+    @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures to codes.
 
@@ -158,9 +164,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         Raises:
             ValueError: pictures of another size than `config.image_size`.
         """
-        codebook = self.semantic.codebook.codes
-        semantic_vectors = self.semantic.encode(self.vision_features(pixel_values))
-        semantic = nearest_code(semantic_vectors, codebook.float())
+        semantic = self.semantic_codes(pixel_values)
         pixel = self.pixel.codebook.search(self.pixel.encode(pixel_values), semantic)
         return torch.stack([semantic, pixel], -1)
 

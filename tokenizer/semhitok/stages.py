@@ -112,8 +112,7 @@ class PixelStage(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.model
         with torch.no_grad():
-            semantic = model.semantic.codebook(model.semantic.encode(model.vision_features(pixel_values)))[1]
-            semantic = confuse(semantic, model.semantic.codebook.codes, self.confused_share)
+            semantic = confuse(model.semantic_codes(pixel_values), model.semantic.codebook.codes, self.confused_share)
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
         foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
@@ -151,11 +150,19 @@ def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> tor
 
 
 class DecoderStage(nn.Module):
-    """Stage 3, optional: only the pixel decoder trains, on codes that no longer move."""
+    """Stage 3, optional: only the pixel decoder trains, on codes that no longer move.
 
-    def __init__(self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0):
+    Args:
+        model, l2, edges, perceptual, confused_share: as in `PixelStage`.
+    """
+
+    def __init__(
+        self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0,
+        confused_share: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.model = model
+        self.confused_share = confused_share
         freeze(model)
         model.pixel.decoder.requires_grad_(True)
         self.losses = PixelLosses(model, l2, edges, perceptual)
@@ -166,6 +173,9 @@ class DecoderStage(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        model = self.model
         with torch.no_grad():
-            vectors = self.model.code_vectors(self.model.encode(pixel_values))
-        return self.losses(self.model.pixel.decode(*vectors), pixel_values)
+            semantic = confuse(model.semantic_codes(pixel_values), model.semantic.codebook.codes, self.confused_share)
+            pixel = model.pixel.codebook.search(model.pixel.encode(pixel_values), semantic)
+            vectors = model.code_vectors(torch.stack([semantic, pixel], -1))
+        return self.losses(model.pixel.decode(*vectors), pixel_values)

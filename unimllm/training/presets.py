@@ -34,7 +34,7 @@ class TokenizerRecipe:
     quantize_after: int = 0
     """Steps with continuous vectors before the stage's codebook starts at their k-means."""
     confused_share: float = 0.0
-    """Pixel stage: share of the pictures whose semantic codes are exchanged for near ones."""
+    """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
     foreign_share: float = 0.0
     """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
     l2_weight: float = 2.0
