@@ -58,12 +58,12 @@ class AdversarialLoss(nn.Module):
         weight: of the decoder's part beside L1's 1; times the adaptive factor where `adaptive` is set.
         adaptive: scale the decoder's part so that its gradient at the decoder's last layer is as long as that of the
             reconstruction losses.
-        channels: see `PatchDiscriminator`.
+        channels, num_halvings: see `PatchDiscriminator`.
     """
 
-    def __init__(self, weight: float, adaptive: bool = False, channels: int = 64):
+    def __init__(self, weight: float, adaptive: bool = False, channels: int = 64, num_halvings: int = 3):
         super().__init__()
-        self.discriminator = PatchDiscriminator(channels)
+        self.discriminator = PatchDiscriminator(channels, num_halvings)
         self.weight = weight
         self.adaptive = adaptive
         self.active = False

@@ -7,9 +7,8 @@ DecoderStage    the pixel decoder alone, every code frozen: same ids, better pic
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from semhitok.losses import PerceptualLoss, edge_loss, feature_distillation
+from semhitok.losses import ReconstructionLosses, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
 
 
@@ -54,43 +53,20 @@ class SemanticStage(nn.Module):
         self.model.semantic.codebook.initialize(vectors.flatten(0, 1))
 
 
-class PixelLosses(nn.Module):
-    """Reconstruction losses shared by the pixel and the decoder stage: L1, L2, edges, and SigLIP's features."""
-
-    def __init__(self, model: SemHiTokModel, l2: float, edges: float, perceptual: float):
-        super().__init__()
-        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "perceptual": perceptual}
-        layers = model.config.vision_config.num_hidden_layers
-        self.perceptual = PerceptualLoss(model.vision_model, tuple(sorted({layers // 2, layers})))
-
-    def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        predicted = predicted.float()
-        losses = {
-            "l1": F.l1_loss(predicted, target),
-            "l2": F.mse_loss(predicted, target),
-            "edges": edge_loss(predicted, target),
-        }
-        if self.weights["perceptual"]:
-            losses["perceptual"] = self.perceptual(predicted, target)
-        losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        losses["psnr"] = -10 * (losses["l2"].detach() / 4).log10()  # pixel range 2, so MSE / 4 on 0..1
-        return losses
-
-
 class PixelStage(nn.Module):
     """Stage 2: the pixel branch under the frozen semantic branch (arXiv 2503.06764, phased training).
 
     Args:
         model: its semantic branch is trained already.
-        l2, edges, perceptual: weights beside L1's 1.
+        losses: between the decoder's pictures and the true ones.
     """
 
-    def __init__(self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0):
+    def __init__(self, model: SemHiTokModel, losses: ReconstructionLosses):
         super().__init__()
         self.model = model
         freeze(model)
         model.pixel.requires_grad_(True)
-        self.losses = PixelLosses(model, l2, edges, perceptual)
+        self.losses = losses
 
     def train(self, mode: bool = True) -> "PixelStage":
         self.model.eval()
@@ -104,7 +80,8 @@ class PixelStage(nn.Module):
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
         quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, semantic)
-        losses = self.losses(model.pixel.decode(semantic_vectors, quantized), pixel_values)
+        predicted = model.pixel.decode(semantic_vectors, quantized)
+        losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
         weighted = codebook_loss + model.config.pixel_commitment_weight * commit
         losses["loss"] = losses["loss"] + weighted
         ids = semantic * model.config.num_pixel_codes + index
@@ -119,12 +96,12 @@ class PixelStage(nn.Module):
 class DecoderStage(nn.Module):
     """Stage 3, optional: only the pixel decoder trains, on codes that no longer move."""
 
-    def __init__(self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0):
+    def __init__(self, model: SemHiTokModel, losses: ReconstructionLosses):
         super().__init__()
         self.model = model
         freeze(model)
         model.pixel.decoder.requires_grad_(True)
-        self.losses = PixelLosses(model, l2, edges, perceptual)
+        self.losses = losses
 
     def train(self, mode: bool = True) -> "DecoderStage":
         self.model.eval()
@@ -134,4 +111,5 @@ class DecoderStage(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             vectors = self.model.code_vectors(self.model.encode(pixel_values))
-        return self.losses(self.model.pixel.decode(*vectors), pixel_values)
+        decoder = self.model.pixel.decoder
+        return self.losses(self.model.pixel.decode(*vectors), pixel_values, decoder.last_weight)
