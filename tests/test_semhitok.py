@@ -6,7 +6,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
+from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_size, to_pixel_values, to_uint8
+from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
 
 
@@ -87,14 +89,14 @@ def train_steps(stage: torch.nn.Module, pictures: torch.Tensor, steps: int, lr: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
 
 
 def test_the_pixel_stage_leaves_the_semantic_branch_bit_identical(model, pictures):
     semantic, vision = state(model.semantic), state(model.vision_model)
     codes = model.encode(pictures)[..., 0]
-    stage = PixelStage(model, perceptual=0.1)
+    stage = PixelStage(model, ReconstructionLosses(perceptual=0.1, distance=teacher_distance(model)))
     stage.initialize_codebook(pictures)
     before = state(model.pixel)
     train_steps(stage, pictures, 3)
@@ -113,14 +115,28 @@ def test_the_semantic_stage_trains_only_the_semantic_branch(pictures):
     assert same(pixel, state(model.pixel)) and same(vision, state(model.vision_model))
 
 
+def test_patchgan_joins_at_its_start_and_trains_beside_the_decoder(model, pictures):
+    adversarial = AdversarialLoss(weight=0.1, adaptive=True, channels=8, num_halvings=1)
+    stage = PixelStage(model, ReconstructionLosses(adversarial=adversarial))
+    assert stage(pictures)["adversarial"] == 0
+    adversarial.active = True
+    semantic, discriminator = state(model.semantic), state(adversarial.discriminator)
+    decoder = state(model.pixel.decoder)
+    losses = stage(pictures)
+    assert {"adversarial", "discriminator", "real_logit", "fake_logit", "psnr"} <= losses.keys()
+    train_steps(stage, pictures, 2)
+    assert not same(discriminator, state(adversarial.discriminator)) and not same(decoder, state(model.pixel.decoder))
+    assert same(semantic, state(model.semantic))
+
+
 def test_the_decoder_stage_keeps_every_code(model, pictures):
     codes = model.encode(pictures)
-    losses = train_steps(DecoderStage(model), pictures, 5)
+    losses = train_steps(DecoderStage(model, ReconstructionLosses()), pictures, 5)
     assert torch.equal(codes, model.eval().encode(pictures)) and losses[-1] < losses[0]
 
 
 def test_the_pixel_stage_overfits_one_batch(model, pictures):
-    stage = PixelStage(model)
+    stage = PixelStage(model, ReconstructionLosses())
     stage.initialize_codebook(pictures)
     losses = train_steps(stage, pictures, 150)
     assert losses[-1] < 0.6 * losses[0]
@@ -167,5 +183,5 @@ def test_confusion_exchanges_whole_pictures_for_near_codes():
 
 def test_the_semantic_branch_gives_the_codes_that_the_pixel_stage_confuses(model, pictures):
     assert torch.equal(model.semantic_codes(pictures), model.encode(pictures)[..., 0])
-    stage = PixelStage(model, confused_share=0.5, foreign_share=0.5)
+    stage = PixelStage(model, ReconstructionLosses(), confused_share=0.5, foreign_share=0.5)
     assert torch.isfinite(stage(pictures)["loss"])

@@ -9,10 +9,15 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from einops import rearrange
 from torch import nn
 
 from semhitok import SemHiTokModel
-from semhitok.image_processing_semhitok import for_size
+from semhitok.discriminator import AdversarialLoss
+from semhitok.image_processing_semhitok import for_size, to_uint8
+from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
@@ -24,6 +29,7 @@ from unimllm.training.seeding import seed_everything
 from unimllm.training.teacher import load_vision_model
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
+GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel"}
 
 
@@ -44,7 +50,15 @@ def main() -> None:
         model.save_pretrained(folder)
         for_size(model.config.image_size).save_pretrained(folder)
 
-    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe), before_step)
+    def draw_pictures() -> np.ndarray:
+        """True pictures over what the decoder makes of their codes (of little use before there are codes)."""
+        true = source(range(GRID_COLUMNS))["pixel_values"].to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast()):
+            drawn = model.decode(model.encode(true))
+        return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
+
+    pictures = None if stage == "semantic" else draw_pictures
+    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe), before_step, pictures)
 
 
 def chosen_stage() -> str:
@@ -80,20 +94,29 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
 
 def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tuple[nn.Module, object]:
     """The training module of a stage, and what it does before a step."""
-    weights = {"l2": recipe.l2_weight, "edges": recipe.edge_weight, "perceptual": recipe.perceptual_weight}
-    if stage == "decoder":
-        return DecoderStage(model, **weights, confused_share=recipe.confused_share), None
     if stage == "semantic":
         task = SemanticStage(model)
+    elif stage == "pixel":
+        task = PixelStage(model, make_losses(model, recipe), recipe.confused_share, recipe.foreign_share)
     else:
-        shares = {"confused_share": recipe.confused_share, "foreign_share": recipe.foreign_share}
-        task = PixelStage(model, **weights, **shares)
+        task = DecoderStage(model, make_losses(model, recipe), recipe.confused_share)
 
     def before_step(step: int, batch: dict) -> None:
-        if step == recipe.quantize_after:
+        if step == recipe.quantize_after and stage != "decoder":
             task.initialize_codebook(batch["pixel_values"])
+        if stage != "semantic" and task.losses.adversarial:
+            task.losses.adversarial.active = step >= recipe.adversarial_start
 
     return task, before_step
+
+
+def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
+    """The losses on pictures that a recipe weighs."""
+    weight = recipe.adversarial_weight
+    return ReconstructionLosses(
+        recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, teacher_distance(model),
+        AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -94,5 +94,10 @@ class ConvDecoder(nn.Module):
             dim = width
         self.layers = nn.Sequential(*layers, nn.GELU(), nn.Conv2d(dim, 3, 3, padding=1))
 
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Of the last layer, where losses on the pictures are compared."""
+        return self.layers[-1].weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(rearrange(x, "b (h w) d -> b d h w", h=self.grid_size))

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from semhitok.discriminator import AdversarialLoss
+
 
 def feature_distillation(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """SemHiTok's semantic loss towards SigLIP's features (B, N, D): mean of 1 - cosine, and mean L1."""
@@ -44,3 +46,52 @@ class PerceptualLoss(nn.Module):
         pairs = zip(self.features(predicted), wanted, strict=True)
         losses = [1 - F.cosine_similarity(p.float(), w.float(), dim=-1).mean() for p, w in pairs]
         return torch.stack(losses).mean()
+
+
+def teacher_distance(model: nn.Module) -> PerceptualLoss:
+    """`PerceptualLoss` in the middle and the last hidden states of a SemHiTokModel's own SigLIP."""
+    layers = model.config.vision_config.num_hidden_layers
+    return PerceptualLoss(model.vision_model, tuple(sorted({layers // 2, layers})))
+
+
+class ReconstructionLosses(nn.Module):
+    """Between drawn and true pictures: L1, L2, edges, and where asked for a perceptual distance and PatchGAN.
+
+    Args:
+        l2, edges, perceptual: weights beside L1's 1; 0 leaves a part out (L2 is always shown as PSNR).
+        distance: what `perceptual` weighs, `distance(predicted, target) -> scalar`.
+        adversarial: None leaves PatchGAN out.
+    """
+
+    def __init__(
+        self, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0, distance: nn.Module | None = None,
+        adversarial: AdversarialLoss | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "perceptual": perceptual}
+        self.distance = distance if perceptual else None
+        self.adversarial = adversarial
+
+    def forward(
+        self, predicted: torch.Tensor, target: torch.Tensor, last_weight: nn.Parameter
+    ) -> dict[str, torch.Tensor]:
+        """All parts, their weighted sum as "loss", and "psnr" in dB, for (B, 3, S, S) pictures in -1..1.
+
+        Args:
+            last_weight: of the decoder's last layer, for PatchGAN's adaptive weight.
+        """
+        predicted = predicted.float()
+        losses = {
+            "l1": F.l1_loss(predicted, target),
+            "l2": F.mse_loss(predicted, target),
+            "edges": edge_loss(predicted, target),
+        }
+        if self.distance is not None:
+            losses["perceptual"] = self.distance(predicted, target)
+        loss = sum(self.weights[name] * value for name, value in losses.items())
+        losses["psnr"] = -10 * (losses["l2"].detach() / 4).log10()  # pixel range 2, so MSE / 4 on 0..1
+        if self.adversarial is not None:
+            parts = self.adversarial(predicted, target, loss, last_weight)
+            loss = loss + parts["adversarial"] + parts["discriminator"]
+            losses |= parts
+        return losses | {"loss": loss}

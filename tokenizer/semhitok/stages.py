@@ -7,9 +7,8 @@ DecoderStage    the pixel decoder alone, every code frozen: same ids, better pic
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from semhitok.losses import PerceptualLoss, edge_loss, feature_distillation
+from semhitok.losses import ReconstructionLosses, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
 
 NUM_NEAR = 7  # semantic codes that `confuse` exchanges a code for
@@ -56,35 +55,12 @@ class SemanticStage(nn.Module):
         self.model.semantic.codebook.initialize(vectors.flatten(0, 1))
 
 
-class PixelLosses(nn.Module):
-    """Reconstruction losses shared by the pixel and the decoder stage: L1, L2, edges, and SigLIP's features."""
-
-    def __init__(self, model: SemHiTokModel, l2: float, edges: float, perceptual: float):
-        super().__init__()
-        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "perceptual": perceptual}
-        layers = model.config.vision_config.num_hidden_layers
-        self.perceptual = PerceptualLoss(model.vision_model, tuple(sorted({layers // 2, layers})))
-
-    def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        predicted = predicted.float()
-        losses = {
-            "l1": F.l1_loss(predicted, target),
-            "l2": F.mse_loss(predicted, target),
-            "edges": edge_loss(predicted, target),
-        }
-        if self.weights["perceptual"]:
-            losses["perceptual"] = self.perceptual(predicted, target)
-        losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        losses["psnr"] = -10 * (losses["l2"].detach() / 4).log10()  # pixel range 2, so MSE / 4 on 0..1
-        return losses
-
-
 class PixelStage(nn.Module):
     """Stage 2: the pixel branch under the frozen semantic branch (arXiv 2503.06764, phased training).
 
     Args:
         model: its semantic branch is trained already.
-        l2, edges, perceptual: weights beside L1's 1.
+        losses: between the decoder's pictures and the true ones.
         confused_share: share of the pictures whose semantic codes are exchanged for near ones, the same for the same
             within a picture. A composition that training never showed gets a semantic code that is a little wrong, so
             pixel codes and decoder have to learn to go by what they see, not by what usually goes with that code.
@@ -93,8 +69,8 @@ class PixelStage(nn.Module):
     """
 
     def __init__(
-        self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0,
-        confused_share: float = 0.0, foreign_share: float = 0.0,
+        self, model: SemHiTokModel, losses: ReconstructionLosses, confused_share: float = 0.0,
+        foreign_share: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.model = model
@@ -102,7 +78,7 @@ class PixelStage(nn.Module):
         self.foreign_share = foreign_share
         freeze(model)
         model.pixel.requires_grad_(True)
-        self.losses = PixelLosses(model, l2, edges, perceptual)
+        self.losses = losses
 
     def train(self, mode: bool = True) -> "PixelStage":
         self.model.eval()
@@ -118,7 +94,8 @@ class PixelStage(nn.Module):
         foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
         chosen = torch.where(foreign, torch.randint_like(semantic, model.config.num_semantic_codes), semantic)
         quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, chosen)
-        losses = self.losses(model.pixel.decode(semantic_vectors, quantized), pixel_values)
+        predicted = model.pixel.decode(semantic_vectors, quantized)
+        losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
         weighted = codebook_loss + model.config.pixel_commitment_weight * commit
         losses["loss"] = losses["loss"] + weighted
         ids = chosen * model.config.num_pixel_codes + index
@@ -153,19 +130,16 @@ class DecoderStage(nn.Module):
     """Stage 3, optional: only the pixel decoder trains, on codes that no longer move.
 
     Args:
-        model, l2, edges, perceptual, confused_share: as in `PixelStage`.
+        model, losses, confused_share: as in `PixelStage`.
     """
 
-    def __init__(
-        self, model: SemHiTokModel, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0,
-        confused_share: float = 0.0,
-    ):  # fmt: skip
+    def __init__(self, model: SemHiTokModel, losses: ReconstructionLosses, confused_share: float = 0.0):
         super().__init__()
         self.model = model
         self.confused_share = confused_share
         freeze(model)
         model.pixel.decoder.requires_grad_(True)
-        self.losses = PixelLosses(model, l2, edges, perceptual)
+        self.losses = losses
 
     def train(self, mode: bool = True) -> "DecoderStage":
         self.model.eval()
@@ -178,4 +152,4 @@ class DecoderStage(nn.Module):
             semantic = confuse(model.semantic_codes(pixel_values), model.semantic.codebook.codes, self.confused_share)
             pixel = model.pixel.codebook.search(model.pixel.encode(pixel_values), semantic)
             vectors = model.code_vectors(torch.stack([semantic, pixel], -1))
-        return self.losses(model.pixel.decode(*vectors), pixel_values)
+        return self.losses(model.pixel.decode(*vectors), pixel_values, model.pixel.decoder.last_weight)

@@ -84,6 +84,11 @@ class ViTDecoder(nn.Module):
         self.grid_size, self.patch_size = grid_size, patch_size
         self.transformer = Transformer(dim_in, dim, num_layers, num_heads, grid_size**2, 3 * patch_size**2)
 
+    @property
+    def last_weight(self) -> nn.Parameter:
+        """Of the last layer, where losses on the pictures are compared."""
+        return self.transformer.proj_out.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         grid, patch = self.grid_size, self.patch_size
         return rearrange(self.transformer(x), "b (h w) (p q c) -> b c (h p) (w q)", h=grid, w=grid, p=patch, q=patch)

@@ -47,6 +47,8 @@ class TrainConfig:
     """CPU threads per process; 0: the machine's cores shared among its processes."""
     log_every: int = 1
     """Steps between log lines."""
+    picture_every: int = 500
+    """Steps between pictures in TensorBoard; 0: none."""
     save_minutes: float = 5.0
     """Minutes between checkpoints; the last step always saves."""
     keep_checkpoints: int = 2

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -96,6 +97,7 @@ def train(
     export: Callable[[Path], None],
     recipe: dict | None = None,
     before_step: Callable[[int, dict], None] | None = None,
+    draw_pictures: Callable[[], np.ndarray] | None = None,
 ) -> nn.Module:
     """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
@@ -107,6 +109,7 @@ def train(
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
         before_step: called with (step, batch) before each step's first forward pass.
+        draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
 
     Returns:
         The task, on its device, trained.
@@ -142,12 +145,24 @@ def train(
         step += 1
         if log:
             log.add(step, values)
+        if draw_pictures and config.picture_every and step % config.picture_every == 0:
+            _show(task, draw_pictures, log, step)
         if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
             run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
                    "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)}}  # fmt: skip
             checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
             last_save = time.monotonic()
     return task
+
+
+def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "_Log | None", step: int) -> None:
+    """Draw without gradients and without touching the run's random numbers, and log it on rank 0."""
+    task.eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        grid = draw_pictures()
+    task.train()
+    if log:
+        log.writer.add_image("pictures", grid, step, dataformats="HWC")
 
 
 def _step(engine, task: nn.Module, batches: Iterator[dict], before_step, step: int) -> dict[str, float]:

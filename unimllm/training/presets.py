@@ -43,6 +43,14 @@ class TokenizerRecipe:
     """Weight of the L1 between pixel differences."""
     perceptual_weight: float = 0.0
     """Weight of the distance in SigLIP's hidden states."""
+    adversarial_weight: float = 0.0
+    """Weight of PatchGAN's generator loss; 0 trains without a discriminator."""
+    adversarial_start: int = 0
+    """Steps before the discriminator begins to learn and to be listened to."""
+    adaptive_adversarial: bool = False
+    """Scale PatchGAN's weight by VQGAN's ratio of gradients."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer, a multiple of 8."""
 
 
 @dataclass
