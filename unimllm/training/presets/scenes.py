@@ -1,63 +1,14 @@
-"""Presets: functions that return the complete recipe of one training program. Others copy and change one of them."""
-
-from dataclasses import dataclass, field
+"""Presets of the emoji scenes: two CPU cores train each in minutes to hours, from nothing."""
 
 from transformers import Qwen2Config, SiglipConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
-from unimllm.scenes.sources import WorldConfig
 from unimllm.training.config import TrainConfig
+from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
 
 CPU_ATTENTION = "eager"
 """The backward of SDPA takes half of a step on a CPU at these lengths."""
-
-
-@dataclass
-class TeacherRecipe:
-    """What `train/teacher.py` trains."""
-
-    train: TrainConfig
-    model: SiglipConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    caption_weight: float = 0.25
-    """Weight of the picture-caption loss beside the patch loss's 1."""
-
-
-@dataclass
-class TokenizerRecipe:
-    """What one stage of `train/tokenizer.py` trains."""
-
-    train: TrainConfig
-    model: SemHiTokConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    quantize_after: int = 0
-    """Steps with continuous vectors before the stage's codebook starts at their k-means."""
-    l2_weight: float = 2.0
-    """Weight of the squared error beside L1's 1."""
-    edge_weight: float = 1.0
-    """Weight of the L1 between pixel differences."""
-    perceptual_weight: float = 0.0
-    """Weight of the distance in SigLIP's hidden states."""
-
-
-@dataclass
-class SftRecipe:
-    """What `train/sft.py` trains."""
-
-    train: TrainConfig
-    model: UniMLLMConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    num_scenes: int = 150_000
-    """Scenes whose pictures are tokenised once and trained on."""
-    max_length: int = 168
-    """Ids of a packed row."""
-    drawing_share: float = 0.55
-    """Share of the conversations that draw; the others answer questions."""
-    text_drop: float = 0.1
-    """Share of the drawing prompts that are emptied, for classifier-free guidance."""
-    text_weight: float = 2.0
-    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""
 
 
 def scenes_64_teacher() -> TeacherRecipe:
@@ -121,10 +72,3 @@ def scenes_64_sft() -> SftRecipe:
         train=TrainConfig(max_steps=8000, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
-
-
-TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
-SEMANTIC_PRESETS = {"scenes_64": scenes_64_semantic}
-PIXEL_PRESETS = {"scenes_64": scenes_64_pixel}
-DECODER_PRESETS = {"scenes_64": scenes_64_decoder}
-SFT_PRESETS = {"scenes_64": scenes_64_sft}
