@@ -118,13 +118,13 @@ def test_nothing_readable_ends_in_one_line(tmp_path):
 
 def test_faults_are_named_at_first_and_counted_ever_after(capsys):
     log = FaultLog()
-    log.add(Fault("damaged", f"{i}.png", "cut off") for i in range(99))
+    log.add(Fault("damaged", f"{i // 2}.png", "cut off") for i in range(99))
     log.add([Fault("empty", "e.png", "zero bytes")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "skipped 0.png: damaged: cut off; another picture takes its place"
     assert sum("damaged: cut off" in line for line in lines) == 3 and "skipped e.png" in lines[-2]
-    assert "10 pictures skipped so far (damaged 10)" in lines
-    assert lines[-1] == "100 pictures skipped so far (damaged 99, empty 1)"
+    assert "skipped a picture 10 times so far (damaged 10)" in lines
+    assert lines[-1] == "skipped a picture 100 times so far (damaged 99, empty 1)"
     assert FaultLog(log.counts).counts == {"damaged": 99, "empty": 1}
 
 

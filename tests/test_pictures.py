@@ -89,6 +89,13 @@ def test_parquet_columns(tmp_path):
         open_pictures([none])
 
 
+def test_large_row_groups_leave_fewer_lanes(tmp_path):
+    index = open_pictures([write_parquet(tmp_path / "a.parquet", pictures(3))])
+    for memory, lanes in ((10_000_000, 64), (100_000_000, 10), (2_000_000_000, 1)):  # of 2**30 bytes in all
+        index.shards[0].memory = memory
+        assert index.num_lanes == lanes
+
+
 def test_row_groups_are_kept_within_bounds(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 12, rows=3)
     cache = RowGroupCache(max_bytes=7000)

@@ -138,7 +138,7 @@ def test_gradients_are_the_same_with_checkpointing():
     task = PixelStage(SemHiTokModel(tiny_config(pixel_backbone="vit"))).train()
     pictures = torch.rand(2, 3, 16, 16) * 2 - 1
     runs, gradients = [], []
-    task.model.pixel.decoder.transformer.blocks[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    task.model.pixel.decoder.transformer.blocks[0].mlp[0].register_forward_hook(lambda *_: runs.append(1))
     for _ in range(2):
         task.zero_grad()
         task(pixel_values=pictures)["loss"].backward()

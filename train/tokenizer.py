@@ -21,6 +21,7 @@ from semhitok import SemHiTokModel
 from semhitok.image_processing_semhitok import for_size
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
+from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
@@ -46,8 +47,8 @@ def main() -> None:
         teacher={"type": Path, "help": "semantic stage: the SigLIP (default: runs/PRESET/teacher)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
-        dry_run={"type": int, "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)), "metavar": "PROCESSES",
-                 "help": "print the plan for so many processes (default: those of this launch), and stop"},
+        dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
+                 "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)

@@ -1,6 +1,6 @@
 """Pictures that cannot be read are skipped, never in silence: what was wrong, with which, and how often."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class UnreadablePicture(Exception):
 
 
 class FaultLog:
-    """Counts faults by kind; tells the first few of each kind by key, then the counts at each power of ten.
+    """Counts faults by kind, each time they are met; names the first few of each kind, then tells powers of ten.
 
     Args:
         counts: of an earlier part of the run.
@@ -35,20 +35,23 @@ class FaultLog:
 
     def __init__(self, counts: dict[str, int] | None = None):
         self.counts = Counter(counts or {})
+        self.named: dict[str, set[str]] = defaultdict(set)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Count these, and tell what is due."""
         for fault in faults:
             self.counts[fault.kind] += 1
-            if self.counts[fault.kind] <= NAMED:
+            named = self.named[fault.kind]
+            if len(named) < NAMED and fault.key not in named:
+                named.add(fault.key)
                 print(f"skipped {fault}; another picture takes its place", flush=True)
             if _is_power_of_ten(self.counts.total()):
                 print(self, flush=True)
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.most_common())
-        return f"{self.counts.total():,} pictures skipped so far ({kinds})"
+        return f"skipped a picture {self.counts.total():,} times so far ({kinds})"
 
 
 def _is_power_of_ten(count: int) -> bool:
-    return count >= 10 and set(str(count)[1:]) == {"0"} and str(count)[0] == "1"
+    return count >= 10 and str(count).rstrip("0") == "1"

@@ -140,7 +140,7 @@ def checkpoint_activations(task: nn.Module) -> None:
     """Have the transformer blocks of the task's models keep their inputs alone and run twice."""
     for model in task.children():
         if isinstance(model, PreTrainedModel):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # the name that all of transformers 5 knows
 
 
 def _over_ranks(skipped: FaultLog) -> dict[str, int]:
