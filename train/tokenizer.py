@@ -3,9 +3,15 @@
 deepspeed train/tokenizer.py --preset scenes_64 --stage semantic --teacher runs/scenes_64/teacher
 deepspeed train/tokenizer.py --preset scenes_64 --stage pixel --init-from runs/scenes_64/semantic
 deepspeed train/tokenizer.py --preset scenes_64 --stage decoder --init-from runs/scenes_64/pixel
+
+With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
+--dry-run 8 prints what a stage would need on eight GPUs, and stops:
+
+python train/tokenizer.py --preset semhitok_256 --stage pixel --data /data/imagenet/train --dry-run 8
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +25,17 @@ from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_size, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.vision import scale_patches
+from unimllm.command_line import number
+from unimllm.data.picture_index import PictureIndex, open_pictures
+from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
-from unimllm.training.checkpoint import resolve
-from unimllm.training.loop import train
+from unimllm.training.batches import SampleSource
+from unimllm.training.checkpoint import latest, read_run, resolve
+from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
+from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.training.teacher import load_vision_model
@@ -39,12 +51,23 @@ def main() -> None:
         "Train one stage of SemHiTok.", stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
         teacher={"type": Path, "help": "semantic stage: the SigLIP (default: runs/PRESET/teacher)"},
+        data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
+              "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
+        dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
+                 "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
-    world, renderer = recipe.world.open()
+    if args.dry_run is not None:
+        return print_plan(args, recipe, stage)
+    if not args.data and recipe.world is None:
+        raise UserError(f"--preset {args.preset} trains on pictures: name a folder, .tar or .parquet files with --data")
+    index = open_index(args) if args.data else None
+    scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
     model = start_model(args, recipe, stage)
     task, before_step = make_stage(model, recipe, stage)
-    source = ScenePictures(world, renderer, seed=recipe.train.seed + 1000 * (1 + list(STAGES).index(stage)))
+    source = make_source(index, scenes, recipe, stage, model.config.image_size)
+    about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
+                      "fingerprint": index.fingerprint}} if index else {}  # fmt: skip
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -58,7 +81,44 @@ def main() -> None:
         return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
 
     pictures = None if stage == "semantic" else draw_pictures
-    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe), before_step, pictures)
+    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, before_step, pictures)
+
+
+def open_index(args) -> PictureIndex:
+    """The pictures of --data, the same for all processes; rank 0 says what they are."""
+    rank, world_size = start_processes()
+    index = open_pictures(args.data, args.output_dir.parent / "index", rank, world_size)
+    if rank == 0:
+        print(f"data: {index}", *index.faults, sep="\n", flush=True)
+        found = latest(args.output_dir)
+        before = read_run(found)["recipe"].get("data") if found else None
+        if before and before["fingerprint"] != index.fingerprint:
+            print(f"warning: {found.name} was trained on {before['pictures']:,} other pictures; from here on the run "
+                  f"differs from one without a break", flush=True)  # fmt: skip
+    return index
+
+
+def make_source(
+    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, image_size: int
+) -> SampleSource:
+    """Pictures of --data, or else scenes; another order for each stage."""
+    seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
+    if index:
+        return PictureSource(index, image_size, seed, recipe.decode_threads)
+    return ScenePictures(*scenes, seed=seed)
+
+
+def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
+    """What the run would be, for --dry-run; nothing is written."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    index = open_pictures(args.data) if args.data else None
+    task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
+    print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
+    if index:
+        print(f"data: {index}", *index.faults, sep="\n")
+    if args.teacher or args.init_from:
+        print("the sizes are the preset's; --teacher and --init-from are read by the run itself")
 
 
 def chosen_stage() -> str:
@@ -86,6 +146,11 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         vision_model = load_vision_model(resolve(args.teacher or before))
     except UserError as error:
         raise UserError(f"{error}; run train/teacher.py first or name a SigLIP with --teacher") from error
+    if recipe.patch_size:
+        try:
+            vision_model = scale_patches(vision_model, recipe.patch_size)
+        except ValueError as error:
+            raise UserError(f"--teacher: {error}") from error
     recipe.model.vision_config = vision_model.config
     model = SemHiTokModel(recipe.model)
     model.vision_model = vision_model

@@ -35,6 +35,23 @@ def for_size(image_size: int) -> SemHiTokImageProcessor:
     )
 
 
+def adm_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of a picture at `size` x `size`, as ADM crops ImageNet (arXiv 2105.05233, `center_crop_arr`).
+
+    Halved by box averages while the shorter side is at least twice `size`, then scaled to it (bicubic), then cropped.
+    rFID of other tokenizers is measured on pictures cropped so; training crops alike.
+
+    Args:
+        image: RGB.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
 def to_pixel_values(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 in -1..1."""
     return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

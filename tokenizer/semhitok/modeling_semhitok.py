@@ -96,6 +96,7 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
     base_model_prefix = "image_tokenizer"
     main_input_name = "pixel_values"
     _no_split_modules = ["Block"]
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

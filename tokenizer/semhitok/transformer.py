@@ -6,6 +6,7 @@ Shapes: B pictures, N positions, D channels, h heads.
 import torch
 from einops import rearrange
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -20,8 +21,11 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
     return nn.functional.scaled_dot_product_attention(query, key, value)
 
 
-class Block(nn.Module):
-    """Self-attention and MLP (x4), each pre-normed with a residual: (B, N, D) -> (B, N, D)."""
+class Block(GradientCheckpointingLayer):
+    """Self-attention and MLP (x4), each pre-normed with a residual: (B, N, D) -> (B, N, D).
+
+    After `gradient_checkpointing_enable` of the model, training keeps its input alone and runs it twice.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()

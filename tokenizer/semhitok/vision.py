@@ -1,5 +1,7 @@
 """The frozen SigLIP: transformers' own vision model, or the same with a convolutional stem for small pictures."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -38,3 +40,30 @@ def add_stem(vision_model: SiglipVisionModel, config: SiglipVisionConfig) -> Sig
 def build_vision_model(config: SiglipVisionConfig) -> SiglipVisionModel:
     """A SiglipVisionModel with untrained weights."""
     return add_stem(SiglipVisionModel(config), config)
+
+
+@torch.no_grad()
+def scale_patches(vision_model: SiglipVisionModel, patch_size: int) -> SiglipVisionModel:
+    """A SigLIP that reads smaller pictures in as many positions: as if each pixel were repeated before it looks.
+
+    A patch embedding is linear, so adding up its weights over the pixels that would be equal gives the same features.
+
+    Args:
+        patch_size: pixels of the new patches; the old size is a multiple.
+
+    Raises:
+        ValueError: it is none, or the patch embedding is more than one linear map.
+    """
+    config = copy.deepcopy(vision_model.config)
+    if patch_size == config.patch_size:
+        return vision_model
+    if config.patch_size % patch_size or getattr(config, "stem_channels", None):
+        raise ValueError(f"this SigLIP reads patches of {config.patch_size} pixels; they cannot be made {patch_size}")
+    factor = config.patch_size // patch_size
+    config.patch_size, config.image_size = patch_size, config.image_size // factor
+    state = vision_model.state_dict()
+    (name,) = (name for name in state if name.endswith("patch_embedding.weight"))
+    state[name] = nn.functional.avg_pool2d(state[name], factor) * factor**2  # (D, 3, patch_size, patch_size)
+    scaled = SiglipVisionModel(config)
+    scaled.load_state_dict(state)
+    return scaled

@@ -59,6 +59,7 @@ class CodeAdapter(nn.Module):
 class UniMLLMPreTrainedModel(PreTrainedModel):
     config_class = UniMLLMConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

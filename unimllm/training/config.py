@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from unimllm.errors import UserError
+
 PRECISIONS = ("auto", "fp32", "autocast", "bf16")
 
 
@@ -39,6 +41,8 @@ class TrainConfig:
     hardware multiplies bf16 fast, else fp32."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks and run them again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile the language model with torch.compile (sft)."""
     num_workers: int = 0
@@ -74,11 +78,11 @@ class TrainConfig:
         """(micro batch, accumulation steps) of one process.
 
         Raises:
-            ValueError: batch_size is no multiple of processes x micro batch.
+            UserError: batch_size is no multiple of processes x micro batch.
         """
         micro = self.micro_batch_size or max(1, self.batch_size // world_size)
         if self.batch_size % (micro * world_size):
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size ({self.batch_size}) must be a multiple of micro_batch_size x processes "
                 f"({micro} x {world_size}); change one of them"
             )

@@ -4,30 +4,27 @@ A run is a pure function of its configuration: sample `i` of the data depends on
 (seed, step, rank) alone. So stopping and resuming, or another number of processes, sees the same data.
 """
 
+import itertools
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel
 
+from unimllm.data.faults import FaultLog
 from unimllm.training import checkpoint
+from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
-
-
-class SampleSource(Protocol):
-    """Endless data: a batch is a pure function of the indices of its samples."""
-
-    def __call__(self, indices: range) -> dict[str, torch.Tensor]: ...
 
 
 def start_processes() -> tuple[int, int]:
@@ -44,6 +41,8 @@ def start_processes() -> tuple[int, int]:
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks' first messages meet on GPU 0
     if not dist.is_initialized():
         deepspeed.init_distributed(timeout=timedelta(minutes=10), verbose=False)
     return dist.get_rank(), dist.get_world_size()
@@ -69,24 +68,6 @@ class _Autocast(nn.Module):
         device = next(self.task.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.enabled):
             return self.task(**batch)
-
-
-class _MicroBatches(IterableDataset):
-    """The micro-batches of one rank from a step on; worker w of W prepares every W-th, so order is kept."""
-
-    def __init__(self, source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_step: int):
-        self.source, self.config, self.rank, self.first_step = source, config, rank, first_step
-        self.micro, self.accumulation = config.per_device(world_size)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        number = self.first_step * self.accumulation + offset
-        while True:
-            step, part = divmod(number, self.accumulation)
-            start = step * self.config.batch_size + (self.rank * self.accumulation + part) * self.micro
-            yield self.source(range(start, start + self.micro))
-            number += stride
 
 
 def train(
@@ -121,38 +102,61 @@ def train(
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
     checkpoint.prepare_output(output_dir)
+    if config.gradient_checkpointing:
+        checkpoint_activations(task)
     engine, optimizer, _, _ = deepspeed.initialize(
         model=_Autocast(task, config.autocast()),
         optimizer=_make_optimizer(task, config),
         config=config.deepspeed(world_size),
     )
-    step, cpu_before = 0, 0.0
+    step, cpu_before, skipped = 0, 0.0, FaultLog()
     found = checkpoint.latest(output_dir)
     if found:
         run = checkpoint.load(engine, found)
         step, cpu_before = run["step"], run["cpu_seconds"]
+        skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
         _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
     log = _Log(output_dir, config, step) if rank == 0 else None
-    batches = _open(source, config, rank, world_size, step)
     last_save = time.monotonic()
     engine.train()
-    while step < config.max_steps:
-        _seed_step(config.seed, step, rank)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step)
-        values = _step(engine, task, batches, before_step, step)
-        step += 1
-        if log:
-            log.add(step, values)
-        if draw_pictures and config.picture_every and step % config.picture_every == 0:
-            _show(task, draw_pictures, log, step)
-        if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
-            run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                   "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)}}  # fmt: skip
-            checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
-            last_save = time.monotonic()
+    with name_dead_worker():
+        batches = open_batches(source, config, rank, world_size, step)
+        while step < config.max_steps:
+            _seed_step(config.seed, step, rank)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
+            values = _step(engine, task, batches, before_step, step, skipped)
+            step += 1
+            if log:
+                log.add(step, values)
+            if draw_pictures and config.picture_every and step % config.picture_every == 0:
+                _show(task, draw_pictures, log, step)
+            if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
+                run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
+                       "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)},
+                       "skipped": _over_ranks(skipped)}  # fmt: skip
+                checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
+                last_save = time.monotonic()
     return task
+
+
+def checkpoint_activations(task: nn.Module) -> None:
+    """Have the transformer blocks of the task's models keep their inputs alone and run twice."""
+    for model in task.children():
+        if isinstance(model, PreTrainedModel):
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # the name that all of transformers 5 knows
+
+
+def _over_ranks(skipped: FaultLog) -> dict[str, int]:
+    """Pictures that all ranks skipped, by kind; rank 0 tells."""
+    if dist.get_world_size() > 1:
+        everyone: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, skipped.counts)
+        skipped = FaultLog(sum(everyone, Counter()))
+    if skipped.counts and dist.get_rank() == 0:
+        print(skipped, flush=True)
+    return dict(skipped.counts)
 
 
 def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "_Log | None", step: int) -> None:
@@ -165,10 +169,15 @@ def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "_Log |
         log.writer.add_image("pictures", grid, step, dataformats="HWC")
 
 
-def _step(engine, task: nn.Module, batches: Iterator[dict], before_step, step: int) -> dict[str, float]:
+def _step(
+    engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
+) -> dict[str, float]:
     """One optimiser step; returns its mean values."""
     accumulation = engine.gradient_accumulation_steps()
-    micro_batches = [{k: v.to(engine.device) for k, v in next(batches).items()} for _ in range(accumulation)]
+    micro_batches = []
+    for batch in itertools.islice(batches, accumulation):
+        skipped.add(batch.pop("skipped", ()))
+        micro_batches.append({k: v.to(engine.device) for k, v in batch.items()})
     if before_step:
         before_step(step, micro_batches[0])
     extra = {}
@@ -208,13 +217,6 @@ def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int)
         f"{torch.get_num_threads()} thread(s) each, {precision}",
         flush=True,
     )
-
-
-def _open(source, config: TrainConfig, rank: int, world_size: int, step: int) -> Iterator[dict]:
-    dataset = _MicroBatches(source, config, rank, world_size, step)
-    if config.num_workers == 0:
-        return iter(dataset)
-    return iter(DataLoader(dataset, batch_size=None, num_workers=config.num_workers, prefetch_factor=4))
 
 
 def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,75 +1,14 @@
-"""Presets: functions that return the complete recipe of one training program. Others copy and change one of them."""
-
-from dataclasses import dataclass, field
+"""Presets of the emoji scenes: two CPU cores train each in minutes to hours, from nothing."""
 
 from transformers import Qwen2Config, SiglipConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
-from unimllm.scenes.sources import WorldConfig
 from unimllm.training.config import TrainConfig
+from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
 
 CPU_ATTENTION = "eager"
 """The backward of SDPA takes half of a step on a CPU at these lengths."""
-
-
-@dataclass
-class TeacherRecipe:
-    """What `train/teacher.py` trains."""
-
-    train: TrainConfig
-    model: SiglipConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    caption_weight: float = 0.25
-    """Weight of the picture-caption loss beside the patch loss's 1."""
-
-
-@dataclass
-class TokenizerRecipe:
-    """What one stage of `train/tokenizer.py` trains."""
-
-    train: TrainConfig
-    model: SemHiTokConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    quantize_after: int = 0
-    """Steps with continuous vectors before the stage's codebook starts at their k-means."""
-    confused_share: float = 0.0
-    """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
-    foreign_share: float = 0.0
-    """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
-    l2_weight: float = 2.0
-    """Weight of the squared error beside L1's 1."""
-    edge_weight: float = 1.0
-    """Weight of the L1 between pixel differences."""
-    perceptual_weight: float = 0.0
-    """Weight of the distance in SigLIP's hidden states."""
-    adversarial_weight: float = 0.0
-    """Weight of PatchGAN's generator loss; 0 trains without a discriminator."""
-    adversarial_start: int = 0
-    """Steps before the discriminator begins to learn and to be listened to."""
-    adaptive_adversarial: bool = False
-    """Scale PatchGAN's weight by VQGAN's ratio of gradients."""
-    discriminator_channels: int = 64
-    """Channels of the discriminator's first layer, a multiple of 8."""
-
-
-@dataclass
-class SftRecipe:
-    """What `train/sft.py` trains."""
-
-    train: TrainConfig
-    model: UniMLLMConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
-    num_scenes: int = 100_000
-    """Scenes whose pictures are tokenised once and trained on."""
-    max_length: int = 168
-    """Ids of a packed row."""
-    drawing_share: float = 0.55
-    """Share of the conversations that draw; the others answer questions."""
-    text_drop: float = 0.1
-    """Share of the drawing prompts that are emptied, for classifier-free guidance."""
-    text_weight: float = 2.0
-    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""
 
 
 def scenes_64_teacher() -> TeacherRecipe:
@@ -135,10 +74,3 @@ def scenes_64_sft() -> SftRecipe:
         train=TrainConfig(max_steps=5000, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
-
-
-TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
-SEMANTIC_PRESETS = {"scenes_64": scenes_64_semantic}
-PIXEL_PRESETS = {"scenes_64": scenes_64_pixel}
-DECODER_PRESETS = {"scenes_64": scenes_64_decoder}
-SFT_PRESETS = {"scenes_64": scenes_64_sft}

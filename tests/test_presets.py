@@ -1,0 +1,182 @@
+"""The tokenizer's presets at full size, built on the meta device, and the plan that --dry-run prints of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import SiglipVisionModel
+
+from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config
+from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.vision import scale_patches
+from unimllm.errors import UserError
+from unimllm.training.config import TrainConfig
+from unimllm.training.loop import checkpoint_activations
+from unimllm.training.plan import (
+    build_on_meta,
+    count,
+    count_trained,
+    kept_for_backward,
+    parts_of,
+    saved_bytes,
+    state_bytes,
+    tokenizer_plan,
+)
+from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS
+
+STAGES = {
+    "semantic": (SemanticStage, SEMANTIC_PRESETS),
+    "pixel": (PixelStage, PIXEL_PRESETS),
+    "decoder": (DecoderStage, DECODER_PRESETS),
+}
+PROGRAM = Path(__file__).parent.parent / "train" / "tokenizer.py"
+
+
+def vit(dim_in: int, dim: int, layers: int, positions: int, dim_out: int) -> int:
+    """Parameters of semhitok.transformer.Transformer, counted by hand."""
+    block = 12 * dim**2 + 13 * dim  # norms 4 D; qkv 3 D^2 + 3 D; proj D^2 + D; MLP 8 D^2 + 5 D
+    return dim_in * dim + dim + positions * dim + layers * block + 2 * dim + dim * dim_out + dim_out
+
+
+def siglip(dim: int, layers: int, positions: int, patch: int) -> int:
+    """Parameters of a SigLIP vision model, pooling head included."""
+    block = 12 * dim**2 + 13 * dim
+    embedding = 3 * patch**2 * dim + dim + positions * dim
+    return embedding + (layers + 1) * block + 2 * dim + dim - 2 * dim  # the head: a block with one norm and a probe
+
+
+@pytest.mark.parametrize(
+    ("name", "positions", "K", "m"), [("semhitok_256", 256, 16384, 12), ("semhitok_384", 576, 24576, 8)]
+)
+def test_the_papers_sizes(name, positions, K, m):
+    model = build_on_meta(PIXEL_PRESETS[name]().model)
+    assert model.config.num_positions == positions and model.config.num_codes == K * m == 196_608
+    counts = {part: count(module) for part, module in parts_of(PixelStage(model)).items()}
+    print(name, {part: f"{number / 1e6:.2f} M" for part, number in counts.items()})
+    assert counts == {
+        "SigLIP": siglip(1024, 24, positions, 16),
+        "semantic encoder": vit(1024, 768, 4, positions, 32),
+        "semantic codebook": K * 32,
+        "semantic decoder": vit(32, 768, 4, positions, 1024),
+        "pixel encoder": 3 * 16**2 * 768 + 768 + vit(768, 768, 12, positions, 8),
+        "pixel codebook": m * 8 + K * 8 * 8 + K * 8,
+        "pixel decoder": vit(40, 1024, 24, positions, 3 * 16**2),
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["photos_128", "semhitok_256", "semhitok_384"])
+def test_every_picture_preset_has_a_plan(name, stage):
+    make_task, presets = STAGES[stage]
+    recipe = presets[name]()
+    task = make_task(build_on_meta(recipe.model))
+    plan = tokenizer_plan(name, stage, task, recipe, num_processes=8, num_pictures=1_281_167)
+    print(plan)
+    assert recipe.world is None and f"--preset {name} --stage {stage} " in presets[name].__doc__
+    assert recipe.model.num_positions in (256, 576) and f"{recipe.train.max_steps:,} = " in plan
+    assert all(p.is_meta for p in task.parameters())
+    trained = {part for part, module in parts_of(task).items() if count_trained(module)}
+    assert (
+        trained
+        == {
+            "semantic": {"semantic encoder", "semantic decoder"},
+            "pixel": {"pixel encoder", "pixel codebook", "pixel decoder"},
+            "decoder": {"pixel decoder"},
+        }[stage]
+    )
+
+
+def test_the_plan_by_hand():
+    recipe = PIXEL_PRESETS["semhitok_256"]()
+    task = PixelStage(build_on_meta(recipe.model))
+    lines = tokenizer_plan("semhitok_256", "pixel", task, recipe, 4, 1_281_167).splitlines()
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert "batch 256 = 4 process(es) x 32 pictures x 2 in turn; 65,536 positions" in text
+    assert "steps 200,000 = 51,200,000 pictures = 40.0 epochs of 1,281,167" in text
+    assert "SigLIP 315.96 M frozen" in text and "pixel decoder 303.40 M trained" in text
+    assert "memory per GPU (estimate; ZeRO 0, fp32 weights, bf16 products)" in text
+    with pytest.raises(UserError, match="must be a multiple"):
+        tokenizer_plan("semhitok_256", "pixel", task, recipe, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainConfig(precision="fp32"), [4000, 400, 800]),
+        (TrainConfig(precision="autocast"), [4000, 200, 400, 800]),
+        (TrainConfig(precision="fp32", zero_stage=1), [4000, 400, 300]),
+        (TrainConfig(precision="fp32", zero_stage=2), [4000, 100, 300]),
+        (TrainConfig(precision="fp32", zero_stage=3), [1000, 100, 300]),
+        (TrainConfig(precision="bf16", zero_stage=2), [2000, 50, 300]),
+    ],
+)
+def test_memory_of_weights_gradients_and_optimiser_by_hand(config, expected):
+    assert list(state_bytes(1000, 100, config, num_processes=4).values()) == expected
+
+
+def test_activations_by_hand():
+    net = nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 2)).to("meta")
+    # The input of each map and of the activation: 8 + 5 + 5 numbers for each of 3 rows.
+    assert saved_bytes(net, torch.empty(3, 8, device="meta")) == 4 * 3 * (8 + 5 + 5)
+
+
+def test_checkpointing_spares_what_the_plan_says():
+    config = tiny_config(pixel_backbone="vit", pixel_layers=4, decoder_layers=4)
+    task = PixelStage(build_on_meta(config))
+    block = task.model.pixel.decoder.transformer.blocks[0]
+    x = torch.empty(1, config.num_positions, 16, device="meta", requires_grad=True)
+    spared = kept_for_backward(task, "pixel", False, False) - kept_for_backward(task, "pixel", False, True)
+    assert spared == 2 * (3 * saved_bytes(block, x) - 4 * x.nbytes)
+
+
+def test_gradients_are_the_same_with_checkpointing():
+    torch.manual_seed(0)
+    task = PixelStage(SemHiTokModel(tiny_config(pixel_backbone="vit"))).train()
+    pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+    runs, gradients = [], []
+    task.model.pixel.decoder.transformer.blocks[0].mlp[0].register_forward_hook(lambda *_: runs.append(1))
+    for _ in range(2):
+        task.zero_grad()
+        task(pixel_values=pictures)["loss"].backward()
+        gradients.append([p.grad.clone() for p in task.parameters() if p.grad is not None])
+        checkpoint_activations(task)
+    assert len(runs) == 1 + 2  # once, then once more in the backward pass
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+def test_a_siglip_with_smaller_patches_sees_what_it_saw_before():
+    torch.manual_seed(0)
+    config = tiny_config().vision_config
+    teacher = SiglipVisionModel(config).eval()
+    pictures = torch.rand(2, 3, 8, 8)
+    small = scale_patches(teacher, 4).eval()
+    assert (small.config.image_size, small.config.patch_size) == (8, 4)
+    enlarged = pictures.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    torch.testing.assert_close(
+        small(pictures).last_hidden_state, teacher(enlarged).last_hidden_state, rtol=0, atol=1e-5
+    )
+    assert scale_patches(teacher, 8) is teacher
+    with pytest.raises(ValueError, match="patches of 8 pixels; they cannot be made 3"):
+        scale_patches(teacher, 3)
+
+
+def test_the_program_plans_and_refuses_in_one_line(tmp_path):
+    def call(*options):
+        command = [sys.executable, str(PROGRAM), "--preset", "semhitok_256", "--stage", "pixel", *options]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    planned = call("--dry-run", "8", "--train.zero_stage", "2")
+    assert planned.returncode == 0, planned.stderr
+    assert "256 = 8 process(es) x 32 pictures x 1 in turn" in planned.stdout and "ZeRO 2" in planned.stdout
+    refused = call()
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: --preset semhitok_256 trains on pictures: name a folder, .tar or .parquet files with --data\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,57 @@
+"""Pictures that cannot be read are skipped, never in silence: what was wrong, with which, and how often."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NAMED = 3  # skipped pictures of each kind whose keys are told
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One picture, or one file of pictures, that was skipped."""
+
+    kind: str
+    """A few words that recur: "empty", "damaged", ..."""
+    key: str
+    """Where it lies: a path, a tar and its member, a parquet file and its row."""
+    reason: str
+    """What the decoder or the file system said."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.kind}: {self.reason}"
+
+
+class UnreadablePicture(Exception):
+    """A picture that cannot be read. Its arguments are those of a `Fault` but for the key: kind and reason."""
+
+
+class FaultLog:
+    """Counts faults by kind, each time they are met; names the first few of each kind, then tells powers of ten.
+
+    Args:
+        counts: of an earlier part of the run.
+    """
+
+    def __init__(self, counts: dict[str, int] | None = None):
+        self.counts = Counter(counts or {})
+        self.named: dict[str, set[str]] = defaultdict(set)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Count these, and tell what is due."""
+        for fault in faults:
+            self.counts[fault.kind] += 1
+            named = self.named[fault.kind]
+            if len(named) < NAMED and fault.key not in named:
+                named.add(fault.key)
+                print(f"skipped {fault}; another picture takes its place", flush=True)
+            if _is_power_of_ten(self.counts.total()):
+                print(self, flush=True)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.most_common())
+        return f"skipped a picture {self.counts.total():,} times so far ({kinds})"
+
+
+def _is_power_of_ten(count: int) -> bool:
+    return count >= 10 and str(count).rstrip("0") == "1"

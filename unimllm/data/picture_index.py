@@ -1,0 +1,234 @@
+"""The index of all pictures that a run trains on: looked through once, numbered 0..P-1, compared between processes."""
+
+import hashlib
+import os
+import socket
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch.distributed as dist
+
+from unimllm.data.faults import Fault
+from unimllm.data.order import NUM_LANES
+from unimllm.data.picture_shards import (
+    ROW_GROUP_MEMORY,
+    PictureFolder,
+    PictureParquet,
+    PictureTar,
+    is_picture,
+    picture_suffixes,
+    scan_tar,
+)
+from unimllm.errors import UserError
+from unimllm.images import write_atomically
+from unimllm.training.checkpoint import barrier
+
+Shard = PictureFolder | PictureTar | PictureParquet
+PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
+
+
+class PictureIndex:
+    """Pictures 0..P-1 of several shards.
+
+    Args:
+        shards: in a fixed order.
+        faults: of files that could not be read to their end.
+    """
+
+    def __init__(self, shards: list[Shard], faults: list[Fault]):
+        self.shards, self.faults = shards, faults
+        counts = [int(shard.chunk_sizes.sum()) for shard in shards]
+        self.ends = np.cumsum(counts)
+        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, number: int) -> bytes:
+        """The bytes of a picture; UnreadablePicture if they cannot be had."""
+        shard, i = self._locate(number)
+        return shard.read(i)
+
+    def key(self, number: int) -> str:
+        """Where a picture lies."""
+        shard, i = self._locate(number)
+        return shard.key(i)
+
+    def _locate(self, number: int) -> tuple[Shard, int]:
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
+
+    @property
+    def num_lanes(self) -> int:
+        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
+        largest = max(shard.memory for shard in self.shards)
+        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that are the same wherever the same pictures lie."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.kind} {shard.name}\n".encode(errors="surrogateescape"))
+            digest.update(hashlib.sha256(shard.digest()).digest())
+        return digest.hexdigest()[:12]
+
+    def __str__(self) -> str:
+        kinds = Counter(shard.kind for shard in self.shards)
+        others = sum((Counter(shard.others) for shard in self.shards if shard.kind == "folder"), Counter())
+        left = ", ".join(f"{count:,} {suffix or 'without ending'}" for suffix, count in others.most_common(5))
+        places = " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
+        return f"{len(self):,} pictures in {places}" + (f" (other files left alone: {left})" if left else "")
+
+
+def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, world_size: int = 1) -> PictureIndex:
+    """Look through folders, tars and parquet files once; called by every rank alike.
+
+    Args:
+        paths: folders of pictures, of tars or of parquet files, or such files themselves.
+        cache: folder where the offsets of tars are kept, so that they are looked for once.
+
+    Raises:
+        UserError: nothing there, nothing that can be read, or another process sees other pictures.
+    """
+    found = [shard for path in paths for shard in find_shards(path)]
+    tars = [path for path in found if isinstance(path, Path) and path.suffix.lower() == ".tar"]
+    if cache and world_size > 1:
+        for path in tars[rank::world_size]:
+            indexed_tar(path, cache)
+        barrier()
+    shards: list[Shard] = []
+    faults: list[Fault] = []
+    for place in found:
+        shard, fault = (place, None) if isinstance(place, PictureFolder) else open_shard(place, cache)
+        shards += [shard] if shard and shard.chunk_sizes.sum() else []
+        faults += [fault] if fault else []
+    if not shards:
+        why = f"; {faults[0]}" if faults else ""
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}{why}; see --data in --help")
+    index = PictureIndex(shards, faults)
+    check_same_everywhere(index)
+    return index
+
+
+def find_shards(path: Path) -> list[PictureFolder | Path]:
+    """What lies at a path: itself if it is a file, else the tars or the parquet files or the pictures below it.
+
+    Raises:
+        UserError: no such file, another kind of file, or a folder with several kinds.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return _find_below(path)
+    if path.suffix.lower() in (".tar", ".parquet") and path.is_file():
+        return [path]
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}; name the pictures with --data")
+    remedy = "unpack it" if path.suffix.lower() in PACKED else "name a folder"
+    raise UserError(f"{path} is no folder, .tar or .parquet file; {remedy}")
+
+
+def _find_below(folder: Path) -> list[PictureFolder | Path]:
+    suffixes = picture_suffixes()
+    names: list[str] = []
+    shards: dict[str, list[Path]] = {".tar": [], ".parquet": []}
+    others: Counter[str] = Counter()
+    for name in files_below(folder):
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in shards:
+            shards[suffix].append(folder / name)
+        elif is_picture(name, suffixes):
+            names.append(name)
+        else:
+            others[suffix] += 1
+    kinds = {"pictures": len(names)} | {f"{suffix} files": len(paths) for suffix, paths in shards.items()}
+    present = [f"{count:,} {kind}" for kind, count in kinds.items() if count]
+    if len(present) > 1:
+        raise UserError(f"{folder} holds {' and '.join(present)}; name a folder or files of one kind")
+    if not present:
+        packed = next((suffix for suffix in PACKED if others[suffix]), None)
+        raise UserError(
+            f"{folder} holds neither pictures nor .tar nor .parquet files"
+            + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
+        )
+    return shards[".tar"] or shards[".parquet"] or [PictureFolder(folder, names, others)]
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it and sorted; follows links, leaves out what is hidden."""
+    found: list[str] = []
+    visited = set()
+
+    def complain(error: OSError) -> None:
+        raise UserError(f"cannot look into {error.filename}: {error.strerror}") from error
+
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=complain):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = os.path.relpath(parent, folder)
+        found += [name if base == "." else os.path.join(base, name) for name in names if not name.startswith(".")]
+    return sorted(found, key=os.fsencode)
+
+
+def open_shard(path: Path, cache: Path | None) -> tuple[Shard | None, Fault | None]:
+    """A tar or a parquet file, and what is wrong with it; None in place of one that is damaged altogether."""
+    try:
+        path.open("rb").close()
+        if path.suffix.lower() == ".tar":
+            offsets, damage = indexed_tar(path, cache)
+            fault = Fault("damaged tar", str(path), f"{damage}; its first {len(offsets):,} pictures are used")
+            return PictureTar(path, offsets), fault if damage else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return PictureParquet(path), None
+    except UserError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        return None, Fault("damaged parquet", str(path), f"{reason}; none of its pictures is used")
+
+
+def indexed_tar(path: Path, cache: Path | None) -> tuple[np.ndarray, str]:
+    """`scan_tar`, remembered in `cache` for as long as the tar's size and time of change stay."""
+    status = path.stat()
+    if cache is None:
+        return scan_tar(path)
+    name = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
+    file = cache / f"{name.hexdigest()[:24]}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            return kept["offsets"], str(kept["damage"])
+    offsets, damage = scan_tar(path)
+    write_atomically(file, lambda out: np.savez(out, offsets=offsets, damage=np.array(damage)))
+    return offsets, damage
+
+
+def check_same_everywhere(index: PictureIndex) -> None:
+    """See that every process of the run has the same pictures; called by all of them.
+
+    Raises:
+        UserError: they differ; on every rank.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    seen: list = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (socket.gethostname(), len(index), index.fingerprint))
+    compare_indices(seen)
+
+
+def compare_indices(seen: list[tuple[str, int, str]]) -> None:
+    """UserError unless all (host, number of pictures, fingerprint), one for each rank, agree in the last."""
+    for rank, (host, count, fingerprint) in enumerate(seen):
+        if fingerprint != seen[0][2]:
+            raise UserError(
+                f"the processes see different pictures: {seen[0][1]:,} ({seen[0][2]}) for rank 0 on {seen[0][0]}, "
+                f"{count:,} ({fingerprint}) for rank {rank} on {host}; give every machine the same files"
+            )

@@ -1,0 +1,244 @@
+"""Files that hold pictures: a folder of them, a tar (webdataset), a parquet file with their bytes.
+
+Each is looked through once; after that any of its pictures is read by its number. A shard has
+
+    name, kind          for people and for the fingerprint
+    chunk_sizes         (C,) pictures in each run of neighbours that are cheap to read together, in order
+    key(i), read(i)     where picture i lies, and its bytes; UnreadablePicture if there are none
+    digest()            bytes that differ where the pictures differ (contents of a folder's files are not looked at)
+"""
+
+import os
+import tarfile
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from unimllm.data.faults import UnreadablePicture
+from unimllm.errors import UserError
+from unimllm.images import READ_FORMATS
+
+TAR_CHUNK = 64  # neighbours in a tar that are read in one stretch
+ROW_GROUP_MEMORY = 1 << 30  # bytes of parquet row groups that a process keeps
+
+
+def picture_suffixes() -> set[str]:
+    """Endings of the files that are taken for pictures: those of the formats that are read."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in READ_FORMATS}
+
+
+def is_picture(name: str, suffixes: set[str]) -> bool:
+    """Whether a file or member of this name is a picture; hidden ones are none (macOS leaves ._x.jpg behind)."""
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in suffixes
+
+
+def equal_chunks(count: int, size: int) -> np.ndarray:
+    """`count` pictures in chunks of `size`, the last one smaller: 10 by 4 -> [4, 4, 2]."""
+    whole, rest = divmod(count, size)
+    return np.array([size] * whole + [rest] * bool(rest), np.int64)
+
+
+class PictureFolder:
+    """Picture files anywhere below a folder.
+
+    Args:
+        names: their paths relative to `root`, sorted.
+        others: endings of the other files there and how many have them.
+    """
+
+    kind = "folder"
+    memory = 0
+
+    def __init__(self, root: Path, names: list[str], others: dict[str, int]):
+        self.root, self.name, self.others = root, root.name, others
+        self.names = pa.array([os.fsencode(name) for name in names], pa.large_binary())  # compact for many millions
+        self.chunk_sizes = np.ones(len(names), np.int64)
+
+    def key(self, i: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.names[i].as_py()))
+
+    def read(self, i: int) -> bytes:
+        try:
+            with open(self.key(i), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise _unreadable(error) from error
+
+    def digest(self) -> bytes:
+        return b"\0".join(self.names.to_pylist())
+
+
+class PictureTar:
+    """Picture members of a tar, found by the offsets of their headers; a webdataset's other members are left alone.
+
+    Args:
+        offsets: (P,) int64 bytes into the file.
+    """
+
+    kind = "tar"
+    memory = 0
+
+    def __init__(self, path: Path, offsets: np.ndarray):
+        self.path, self.name, self.offsets = path, path.name, offsets
+        self.chunk_sizes = equal_chunks(len(offsets), TAR_CHUNK)
+
+    def key(self, i: int) -> str:
+        try:
+            with open(self.path, "rb") as file:
+                return f"{self.path}:{self._member(file, i)[1].name}"
+        except (OSError, tarfile.TarError):
+            return f"{self.path}:byte {self.offsets[i]}"
+
+    def read(self, i: int) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                tar, member = self._member(file, i)
+                return tar.extractfile(member).read()
+        except (OSError, tarfile.TarError) as error:
+            raise _unreadable(error) from error
+
+    def _member(self, file, i: int) -> tuple[tarfile.TarFile, tarfile.TarInfo]:
+        """The tar from picture i on, and that picture's header."""
+        file.seek(self.offsets[i])
+        tar = tarfile.TarFile(fileobj=file)
+        member = tar.next()
+        if member is None or not member.isreg():
+            raise tarfile.ReadError("no picture begins there any more: the tar has changed")
+        return tar, member
+
+    def digest(self) -> bytes:
+        return self.offsets.tobytes()
+
+
+def scan_tar(path: Path) -> tuple[np.ndarray, str]:
+    """Offsets of a tar's whole pictures, (P,) int64, and what is wrong with the tar ("" if nothing).
+
+    Raises:
+        OSError: it cannot be read at all.
+    """
+    suffixes, offsets, damage = picture_suffixes(), [], ""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while member := tar.next():
+                    tar.members.clear()  # it would keep them all
+                    whole = member.offset_data + member.size <= end
+                    if member.isreg() and whole and is_picture(member.name, suffixes):
+                        offsets.append(member.offset)
+                file.seek(tar.offset)
+                tail = file.read(1 << 20)
+            if not tail.startswith(bytes(tarfile.BLOCKSIZE)):
+                damage = f"no end mark after byte {tar.offset:,} of {end:,}"
+            elif tail.strip(b"\0"):
+                damage = f"more follows after its end mark at byte {tar.offset:,}; two archives in one file?"
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            damage = str(error)
+    return np.array(offsets, np.int64), damage
+
+
+class PictureParquet:
+    """Rows of a parquet file with a column of encoded pictures: bytes, or Hugging Face's {bytes, path}.
+
+    Raises:
+        UserError: it has no such column, or several and none is called "image".
+        OSError, ValueError: it is damaged.
+    """
+
+    kind = "parquet file"
+
+    def __init__(self, path: Path):
+        self.path, self.name = path, path.name
+        self.num_bytes = path.stat().st_size
+        with pq.ParquetFile(path) as file:
+            self.column, self.leaf = picture_column(file.schema_arrow, path)
+            groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+        self.chunk_sizes = np.array([g.num_rows for g in groups], np.int64)
+        self.ends = np.cumsum(self.chunk_sizes)
+        self.memory = max((g.total_byte_size for g in groups), default=0)  # bytes of its largest row group
+
+    def key(self, i: int) -> str:
+        return f"{self.path}:row {i}"
+
+    def read(self, i: int) -> bytes:
+        group = int(np.searchsorted(self.ends, i, side="right"))
+        try:
+            column = ROW_GROUPS.get(self.path, group, self.column, self.leaf)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(error) from error
+        value = column[i - int(self.ends[group] - self.chunk_sizes[group])].as_py()
+        value = value["bytes"] if isinstance(value, dict) else value
+        if value is None:
+            raise UnreadablePicture("empty", "no bytes in this row")
+        return value
+
+    def digest(self) -> bytes:
+        return self.chunk_sizes.tobytes() + f"{self.leaf} {self.num_bytes}".encode()
+
+
+def picture_column(schema: pa.Schema, path: Path) -> tuple[str, str]:
+    """(name, path of the bytes within it) of the column that holds the pictures."""
+    found = {}
+    for field in schema:
+        if _is_bytes(field.type):
+            found[field.name] = field.name
+        elif pa.types.is_struct(field.type) and any(f.name == "bytes" and _is_bytes(f.type) for f in field.type):
+            found[field.name] = f"{field.name}.bytes"
+    name = "image" if "image" in found else next(iter(found), "")
+    if not found or (len(found) > 1 and name != "image"):
+        raise UserError(
+            f"{path} has {'several columns' if found else 'no column'} of bytes ({', '.join(found or schema.names)}); "
+            f"the pictures must be the only one or be called 'image'"
+        )
+    return name, found[name]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+class RowGroupCache:
+    """The picture columns of the row groups read lately: at most `max_bytes`, the newest at any rate."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.lock = Lock()
+        self.groups: dict[tuple[Path, int], Future] = {}  # the longest unused first
+
+    def get(self, path: Path, group: int, column: str, leaf: str) -> pa.ChunkedArray:
+        """The column of one row group; several threads that want the same one read it once."""
+        with self.lock:
+            waiting = self.groups.pop((path, group), None)
+            future = self.groups[path, group] = waiting or Future()
+        if waiting is None:
+            try:
+                with pq.ParquetFile(path) as file:
+                    future.set_result(file.read_row_group(group, [leaf], use_threads=False).column(column))
+            except (OSError, pa.ArrowException) as error:
+                future.set_exception(error)
+            self._make_room()
+        return future.result()
+
+    def _make_room(self) -> None:
+        with self.lock:
+            done = {key: f.result().nbytes for key, f in self.groups.items() if f.done() and not f.exception()}
+            total = sum(done.values())
+            for key in list(done)[:-1]:
+                if total > self.max_bytes:
+                    total -= done[key]
+                    del self.groups[key]
+
+
+ROW_GROUPS = RowGroupCache(ROW_GROUP_MEMORY)  # one for all shards of a process: memory is the process's
+
+
+def _unreadable(error: Exception) -> UnreadablePicture:
+    kind = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    return UnreadablePicture(kind, getattr(error, "strerror", None) or str(error))

@@ -1,0 +1,110 @@
+"""Training pictures from a folder, from webdataset tars or from parquet files: `--data PATH`.
+
+A batch is a pure function of the numbers of its samples, as everywhere in this project (`training.loop`): whatever the
+number of processes and workers, sample i is the same picture with the same flip, so shards need not be dealt out to
+ranks, nothing is lost or seen twice, and a resumed run goes on bit for bit without a position in its checkpoint.
+What it takes is random access: an index that is made once (`picture_index`) and an order that any process can compute
+for itself and that reads the disk in long stretches (`order`). Readers of the data are threads; Pillow and pyarrow
+release Python's lock, and so a process holds each row group once.
+
+Streaming readers were tried first. Hugging Face's `datasets` (5.2, streaming, webdataset builder) loses what lies in
+its shuffle buffer when it resumes (7 of 20 samples in a small trial), lets every rank read everything when the ranks do
+not divide the shards, and ends with an exception at a tar that is cut off. pyarrow and the standard library's tarfile,
+which it builds on, read the same files.
+
+Shapes: B pictures, S pixels along a side.
+"""
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values
+from unimllm.data.faults import Fault, UnreadablePicture
+from unimllm.data.order import EpochOrder
+from unimllm.data.picture_index import PictureIndex
+from unimllm.errors import UserError
+from unimllm.images import READ_FORMATS, check_size, to_rgb
+
+MAX_ATTEMPTS = 1000  # unreadable pictures in a row after which something else is wrong than a few pictures
+_SAMPLE = 1  # what a generator is for; the last number of its seed (see `order`)
+
+
+class PictureSource:
+    """Batches of training pictures: centre square at `image_size`, flipped with p = 0.5.
+
+    Args:
+        index: the pictures.
+        seed: decides order, flips, and which picture takes the place of an unreadable one.
+        num_threads: that read and decode.
+    """
+
+    def __init__(self, index: PictureIndex, image_size: int, seed: int, num_threads: int = 8):
+        self.index, self.image_size, self.seed, self.num_threads = index, image_size, seed, num_threads
+        self.order = EpochOrder(index.chunk_sizes, seed, index.num_lanes)
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in metadata; what matters is raised
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]:
+        """Samples by number.
+
+        Returns:
+            pixel_values (B, 3, S, S) float32 in -1..1; skipped: faults of the pictures that others stand for.
+        """
+        numbers = [self.order.picture(sample) for sample in indices]
+        with ThreadPoolExecutor(self.num_threads) as threads:
+            samples = list(threads.map(self._sample, indices, numbers))
+        return {
+            "pixel_values": to_pixel_values(np.stack([pixels for pixels, _ in samples])),
+            "skipped": [fault for _, faults in samples for fault in faults],
+        }
+
+    def _sample(self, sample: int, number: int) -> tuple[np.ndarray, list[Fault]]:
+        """(S, S, 3) uint8 of a sample, and what was wrong with the pictures tried before it."""
+        rng = np.random.default_rng([self.seed, sample, _SAMPLE])
+        flip = rng.random() < 0.5
+        faults: list[Fault] = []
+        while len(faults) < MAX_ATTEMPTS:
+            try:
+                pixels = np.asarray(read_square(self.index.read(number), self.image_size))
+                return pixels[:, ::-1] if flip else pixels, faults
+            except UnreadablePicture as error:
+                kind, reason = error.args
+                faults.append(Fault(kind, self.index.key(number), reason))
+                number = int(rng.integers(len(self.index)))
+        raise UserError(f"{MAX_ATTEMPTS:,} pictures in a row cannot be read, the last of them {faults[-1]}")
+
+
+def read_square(data: bytes, size: int) -> Image.Image:
+    """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture if it is none."""
+    return adm_center_crop(decode(data), size)
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded picture as a person would see it (see `unimllm.images`); UnreadablePicture if it is none."""
+    if not data:
+        raise UnreadablePicture("empty", "zero bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=read_formats()) as image:
+            check_size(image.size, "it")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except (UserError, Image.DecompressionBombError) as error:
+        raise UnreadablePicture("too large or too thin", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise UnreadablePicture("no picture", f"{len(data):,} bytes of another kind") from error
+    except MemoryError as error:
+        raise UnreadablePicture("too large or too thin", "not enough memory") from error
+    except Exception as error:  # decoders raise nearly anything on broken files, SyntaxError and struct.error included
+        raise UnreadablePicture("damaged", str(error).strip() or type(error).__name__) from error
+
+
+@cache
+def read_formats() -> list[str]:
+    """READ_FORMATS without those that this build of Pillow does not know."""
+    Image.init()
+    return [name for name in READ_FORMATS if name in Image.OPEN]

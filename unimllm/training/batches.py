@@ -1,0 +1,78 @@
+"""From a source of samples to the micro-batches of one rank, prepared ahead by worker processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from unimllm.data.faults import Fault
+from unimllm.errors import UserError
+from unimllm.training.config import TrainConfig
+
+
+class SampleSource(Protocol):
+    """Endless data: a batch is a pure function of the indices of its samples.
+
+    A source that may meet unreadable samples puts others in their place and lists the faults under "skipped".
+    """
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]: ...
+
+
+class MicroBatches(IterableDataset):
+    """The micro-batches of one rank from a step on; worker w of W prepares every W-th, so order is kept."""
+
+    def __init__(self, source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_step: int):
+        self.source, self.config, self.rank, self.first_step = source, config, rank, first_step
+        self.micro, self.accumulation = config.per_device(world_size)
+
+    def __iter__(self) -> Iterator[dict | UserError]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = self.first_step * self.accumulation + offset
+        while True:
+            step, part = divmod(number, self.accumulation)
+            start = step * self.config.batch_size + (self.rank * self.accumulation + part) * self.micro
+            try:
+                batch = self.source(range(start, start + self.micro))
+            except UserError as error:
+                batch = error  # as a value: raised in a worker, its one line would come back as a traceback
+            yield batch
+            number += stride
+
+
+def open_batches(
+    source: SampleSource, config: TrainConfig, rank: int, world_size: int, step: int
+) -> Iterator[dict[str, torch.Tensor | list[Fault]]]:
+    """The micro-batches of a rank from `step` on, without end.
+
+    Raises:
+        UserError: the source's own.
+    """
+    batches = MicroBatches(source, config, rank, world_size, step)
+    if config.num_workers:
+        batches = DataLoader(batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4)
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def name_dead_worker():
+    """Say in one line that a worker process died; torch notices it and raises wherever the main process then is.
+
+    Raises:
+        UserError: one died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a data worker died: {str(error).rstrip('. ')}; if memory ran out, lower --train.num_workers or "
+            f"--decode_threads; the same command goes on from the last checkpoint"
+        ) from error

@@ -1,0 +1,176 @@
+"""What a run will need, before it is started: `train/tokenizer.py ... --dry-run`. Models are built on the meta device.
+
+Memory is an estimate for one GPU. Weights, gradients and optimiser state follow from the counts of parameters and the
+ZeRO stage. Activations are what the trained networks keep for the backward pass, counted by running one picture through
+them on the meta device in float32; under bf16 autocast about 0.6 of those bytes remain (a ViT block: 36 of 64 for each
+channel and position). Left out: buffers of the allocator, of communication and of kernels, one to three GiB.
+
+Shapes: B pictures, N positions, D channels, S pixels along a side.
+"""
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.transformer import Block
+from unimllm.training.config import TrainConfig
+from unimllm.training.presets import TokenizerRecipe
+
+BF16_SHARE = 0.6  # of the float32 activations that remain under bf16 autocast
+
+
+def build_on_meta(config: SemHiTokConfig) -> SemHiTokModel:
+    """The model without its numbers, in seconds at any size."""
+    with torch.device("meta"):
+        return SemHiTokModel(config)
+
+
+def parts_of(task: nn.Module) -> dict[str, nn.Module]:
+    """The networks of a tokenizer stage by name, whatever else the stage itself trains included."""
+    model = task.model
+    parts = {"SigLIP": model.vision_model}
+    for branch in ("semantic", "pixel"):
+        parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
+    return parts | {name: part for name, part in task.named_children() if part is not model and count(part)}
+
+
+def count(module: nn.Module) -> int:
+    """Numbers that a module holds: parameters, and buffers of floats (an EMA codebook)."""
+    buffers = (b for b in module.buffers() if b.is_floating_point() and b.ndim > 1)
+    return sum(p.numel() for p in module.parameters()) + sum(b.numel() for b in buffers)
+
+
+def count_trained(module: nn.Module) -> int:
+    """Parameters that get gradients."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def tokenizer_plan(
+    name: str, stage: str, task: nn.Module, recipe: TokenizerRecipe, num_processes: int, num_pictures: int | None
+) -> str:
+    """The plan of one stage, in lines.
+
+    Args:
+        task: the stage's module over a model on the meta device.
+        num_pictures: of --data; None: not named, or drawn without end.
+
+    Raises:
+        UserError: the batch cannot be shared among the processes.
+    """
+    config, train = task.model.config, recipe.train
+    micro, accumulation = train.per_device(num_processes)
+    samples = train.max_steps * train.batch_size
+    epochs = f" = {samples / num_pictures:.1f} epochs of {num_pictures:,}" if num_pictures else ""
+    lines = [
+        f"{name}, stage {stage}",
+        row("picture", f"{config.image_size} x {config.image_size} pixels, {config.num_positions} positions"),
+        row("ids", f"{config.num_semantic_codes:,} x {config.num_pixel_codes} = {config.num_codes:,}"),
+        row("batch", f"{train.batch_size} = {num_processes} process(es) x {micro} pictures x {accumulation} in turn; "
+                     f"{train.batch_size * config.num_positions:,} positions"),
+        row("steps", f"{train.max_steps:,} = {samples:,} pictures{epochs}"),
+        "parameters",
+    ]  # fmt: skip
+    for part_name, part in parts_of(task).items():
+        trained = count_trained(part)
+        state = "trained" if trained else "frozen" if list(part.parameters()) else "no gradients"
+        lines.append(row(f"  {part_name}", f"{count(part) / 1e6:9.2f} M  {state}"))
+    lines.append(row("  all", f"{count(task) / 1e6:9.2f} M, {count_trained(task) / 1e6:.2f} M trained"))
+    lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {precision_of(train)})")
+    memory = memory_by_part(task, recipe, stage, num_processes)
+    lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
+    lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
+    return "\n".join(lines)
+
+
+def row(what: str, value: str) -> str:
+    """One line of the plan."""
+    return f"{what:<28}{value}"
+
+
+def precision_of(train: TrainConfig) -> str:
+    """The precision in words."""
+    if train.autocast():
+        return "fp32 weights, bf16 products"
+    return "bf16 weights, fp32 optimiser" if train.precision == "bf16" else "fp32"
+
+
+def memory_by_part(task: nn.Module, recipe: TokenizerRecipe, stage: str, num_processes: int) -> dict[str, float]:
+    """Bytes on each GPU, by what they are for."""
+    train = recipe.train
+    micro, _ = train.per_device(num_processes)
+    memory = state_bytes(count(task), count_trained(task), train, num_processes)
+    activations = kept_for_backward(task, stage, recipe.perceptual_weight > 0, train.gradient_checkpointing)
+    share = BF16_SHARE if train.autocast() or train.precision == "bf16" else 1.0
+    return memory | {f"activations, {micro} pictures": micro * share * activations}
+
+
+def state_bytes(num_all: int, num_trained: int, train: TrainConfig, num_processes: int) -> dict[str, float]:
+    """Bytes of weights, gradients and AdamW's state on each GPU; ZeRO deals what it shares to the processes."""
+    share = [1 / num_processes if train.zero_stage >= stage else 1.0 for stage in range(4)]
+    is_bf16 = train.precision == "bf16"
+    width = 2 if is_bf16 else 4
+    has_master = is_bf16 or train.zero_stage > 0  # DeepSpeed keeps an fp32 copy of what it trains, fp32 or not
+    casts = {"bf16 casts of the trained": 2.0 * num_trained} if train.autocast() else {}
+    return {
+        "weights": width * num_all * share[3],
+        **casts,
+        "gradients": width * num_trained * share[2],
+        "optimiser state": (12 if has_master else 8) * num_trained * share[1],
+    }
+
+
+def kept_for_backward(task: nn.Module, stage: str, perceptual: bool, checkpointing: bool) -> int:
+    """Bytes in float32 that the trained networks of a stage keep for one picture until the backward pass."""
+    model, config = task.model, task.model.config
+    picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    vectors = torch.empty(1, config.num_positions, config.semantic_dim + config.pixel_dim, device="meta")
+    features = torch.empty(1, config.num_positions, config.vision_config.hidden_size, device="meta")
+    calls = {
+        "semantic": [(model.semantic.encoder, features), (model.semantic.decoder, vectors[..., : config.semantic_dim])],
+        "pixel": [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)],
+        "decoder": [(model.pixel.decoder, vectors)],
+    }[stage]
+    total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
+    if perceptual and stage != "semantic":
+        total += saved_bytes(model.vision_model, picture.requires_grad_())
+    return total
+
+
+def spared_bytes(net: nn.Module, num_positions: int) -> int:
+    """What gradient checkpointing spares in a network: the insides of all blocks but one, less the blocks' inputs."""
+    blocks = [module for module in net.modules() if isinstance(module, Block)]
+    if not blocks:
+        return 0
+    x = torch.empty(1, num_positions, blocks[0].proj.in_features, device="meta", requires_grad=True)
+    return (len(blocks) - 1) * saved_bytes(blocks[0], x) - len(blocks) * x.nbytes
+
+
+def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the tensors, weights aside, that autograd keeps of `net(x)`."""
+    weights = set(map(storage, net.parameters()))
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if storage(tensor) not in weights:
+            kept[storage(tensor)] = tensor.untyped_storage()
+        return tensor
+
+    with torch.enable_grad(), FlashAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = net(x)  # noqa: F841  alive while its graph is counted
+    return sum(part.nbytes() for part in kept.values())
+
+
+def storage(tensor: torch.Tensor) -> int:
+    """What is the same for all views of one piece of memory (on the meta device nothing has an address)."""
+    return tensor.untyped_storage()._cdata
+
+
+class FlashAttention(TorchFunctionMode):
+    """Attention that keeps what a GPU's does; by itself the meta device would keep N x N weights for each head."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.scaled_dot_product_attention:
+            query, key, value = args[:3]  # (B, h, N, D/h) each
+            return query * key * value  # keeps three inputs and one result of their size, as flash attention
+        return func(*args, **(kwargs or {}))

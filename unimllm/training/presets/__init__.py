@@ -1,0 +1,51 @@
+"""Presets: functions that return the complete recipe of one training program. Others copy and change one of them."""
+
+from unimllm.training.presets.photos import photos_128_decoder, photos_128_pixel, photos_128_semantic
+from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
+from unimllm.training.presets.scenes import (
+    scenes_64_decoder,
+    scenes_64_pixel,
+    scenes_64_semantic,
+    scenes_64_sft,
+    scenes_64_teacher,
+)
+from unimllm.training.presets.semhitok import (
+    semhitok_256_decoder,
+    semhitok_256_pixel,
+    semhitok_256_semantic,
+    semhitok_384_decoder,
+    semhitok_384_pixel,
+    semhitok_384_semantic,
+)
+
+TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
+SEMANTIC_PRESETS = {
+    "scenes_64": scenes_64_semantic,
+    "photos_128": photos_128_semantic,
+    "semhitok_256": semhitok_256_semantic,
+    "semhitok_384": semhitok_384_semantic,
+}
+PIXEL_PRESETS = {
+    "scenes_64": scenes_64_pixel,
+    "photos_128": photos_128_pixel,
+    "semhitok_256": semhitok_256_pixel,
+    "semhitok_384": semhitok_384_pixel,
+}
+DECODER_PRESETS = {
+    "scenes_64": scenes_64_decoder,
+    "photos_128": photos_128_decoder,
+    "semhitok_256": semhitok_256_decoder,
+    "semhitok_384": semhitok_384_decoder,
+}
+SFT_PRESETS = {"scenes_64": scenes_64_sft}
+
+__all__ = [
+    "DECODER_PRESETS",
+    "PIXEL_PRESETS",
+    "SEMANTIC_PRESETS",
+    "SFT_PRESETS",
+    "TEACHER_PRESETS",
+    "SftRecipe",
+    "TeacherRecipe",
+    "TokenizerRecipe",
+]

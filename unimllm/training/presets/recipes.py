@@ -1,0 +1,74 @@
+"""Recipes: everything that one training program needs to know, in one object."""
+
+from dataclasses import dataclass, field
+
+from transformers import SiglipConfig
+
+from semhitok import SemHiTokConfig
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.scenes.sources import WorldConfig
+from unimllm.training.config import TrainConfig
+
+
+@dataclass
+class TeacherRecipe:
+    """What `train/teacher.py` trains."""
+
+    train: TrainConfig
+    model: SiglipConfig
+    world: WorldConfig = field(default_factory=WorldConfig)
+    caption_weight: float = 0.25
+    """Weight of the picture-caption loss beside the patch loss's 1."""
+
+
+@dataclass
+class TokenizerRecipe:
+    """What one stage of `train/tokenizer.py` trains."""
+
+    train: TrainConfig
+    model: SemHiTokConfig
+    world: WorldConfig | None = field(default_factory=WorldConfig)
+    """None: pictures that `--data` names."""
+    decode_threads: int = 8
+    """Threads of each data worker (or of the process itself) that read and decode pictures of --data."""
+    patch_size: int = 0
+    """Pixels of a patch at which SigLIP is made to read, by scaling its patch embedding; 0: its own."""
+    quantize_after: int = 0
+    """Steps with continuous vectors before the stage's codebook starts at their k-means."""
+    confused_share: float = 0.0
+    """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
+    foreign_share: float = 0.0
+    """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
+    l2_weight: float = 2.0
+    """Weight of the squared error beside L1's 1."""
+    edge_weight: float = 1.0
+    """Weight of the L1 between pixel differences."""
+    perceptual_weight: float = 0.0
+    """Weight of the distance in SigLIP's hidden states."""
+    adversarial_weight: float = 0.0
+    """Weight of PatchGAN's generator loss; 0 trains without a discriminator."""
+    adversarial_start: int = 0
+    """Steps before the discriminator begins to learn and to be listened to."""
+    adaptive_adversarial: bool = False
+    """Scale PatchGAN's weight by VQGAN's ratio of gradients."""
+    discriminator_channels: int = 64
+    """Channels of the discriminator's first layer, a multiple of 8."""
+
+
+@dataclass
+class SftRecipe:
+    """What `train/sft.py` trains."""
+
+    train: TrainConfig
+    model: UniMLLMConfig
+    world: WorldConfig = field(default_factory=WorldConfig)
+    num_scenes: int = 100_000
+    """Scenes whose pictures are tokenised once and trained on."""
+    max_length: int = 168
+    """Ids of a packed row."""
+    drawing_share: float = 0.55
+    """Share of the conversations that draw; the others answer questions."""
+    text_drop: float = 0.1
+    """Share of the drawing prompts that are emptied, for classifier-free guidance."""
+    text_weight: float = 2.0
+    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""

@@ -1,0 +1,107 @@
+"""SemHiTok at the paper's size (arXiv 2503.06764): over SigLIP-L/16, 196,608 ids, on any large set of pictures.
+
+Untrained by us: sizes and numbers are the paper's where it states them, else those of its nearest relatives (BEiT v2
+for the semantic stage; ILLUME+ and TokenFlow for the others: AdamW 1e-4, betas 0.9 and 0.95, weight decay 0.05, batch
+256). Steps are for ImageNet-1k, 5,004 steps an epoch. Hours are estimates from the count of multiplications at 40 % of
+an A100's peak. `--dry-run` prints what a stage needs before it is started.
+"""
+
+from transformers import SiglipVisionConfig
+
+from semhitok import SemHiTokConfig
+from unimllm.training.config import TrainConfig
+from unimllm.training.presets.recipes import TokenizerRecipe
+
+
+def siglip_large(image_size: int) -> SiglipVisionConfig:
+    """Sizes of google/siglip-large-patch16-256 and -384."""
+    return SiglipVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=image_size,
+        patch_size=16,
+    )  # fmt: skip
+
+
+def _train(max_steps: int) -> TrainConfig:
+    # autocast, not bf16: in bf16 weights an EMA codebook's steps of 1 % would be rounded away.
+    return TrainConfig(
+        max_steps=max_steps, batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup_steps=2000,
+        weight_decay=0.05, beta1=0.9, beta2=0.95, precision="autocast", gradient_checkpointing=True, num_workers=2,
+        log_every=50, save_minutes=30,
+    )  # fmt: skip
+
+
+def semhitok_256_semantic() -> TokenizerRecipe:
+    """K = 16,384 semantic codes over SigLIP-L/16-256, 20 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_256 --stage semantic --teacher SIGLIP --data /data/imagenet/train
+    8 x A100-80GB: about 2 hours (estimate). Untrained; SigLIP: google/siglip-large-patch16-256.
+    """
+    return TokenizerRecipe(
+        train=_train(100_000),
+        model=SemHiTokConfig(siglip_large(256), num_semantic_codes=16_384, num_pixel_codes=12),
+        world=None,
+        quantize_after=1000,
+    )
+
+
+def semhitok_256_pixel() -> TokenizerRecipe:
+    """m = 12 pixel codes under each semantic code, 40 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_256 --stage pixel --data /data/imagenet/train
+    8 x A100-80GB: about 18 hours (estimate). Untrained; the paper's rFID is 1.16.
+    """
+    recipe = semhitok_256_semantic()
+    recipe.train.max_steps = 200_000
+    recipe.quantize_after = 2000
+    recipe.l2_weight = recipe.edge_weight = 0.0
+    recipe.perceptual_weight = 1.0
+    recipe.adversarial_weight = 0.5
+    recipe.adversarial_start = 20_000
+    return recipe
+
+
+def semhitok_256_decoder() -> TokenizerRecipe:
+    """The decoder alone on codes that stay, 20 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_256 --stage decoder --data /data/imagenet/train
+    8 x A100-80GB: about 9 hours (estimate). Untrained.
+    """
+    recipe = semhitok_256_pixel()
+    recipe.train.max_steps = 100_000
+    recipe.quantize_after = 0
+    recipe.adversarial_start = 5_000
+    return recipe
+
+
+def semhitok_384_semantic() -> TokenizerRecipe:
+    """K = 24,576 semantic codes over SigLIP-L/16-384, 576 positions, 20 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_384 --stage semantic --teacher SIGLIP --data /data/imagenet/train
+    8 x A100-80GB: about 5 hours (estimate). Untrained; SigLIP: google/siglip-large-patch16-384.
+    """
+    return _at_384(semhitok_256_semantic())
+
+
+def semhitok_384_pixel() -> TokenizerRecipe:
+    """m = 8 pixel codes under each semantic code, 40 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_384 --stage pixel --data /data/imagenet/train
+    8 x A100-80GB: about 45 hours (estimate). Untrained; the paper's rFID is 0.66.
+    """
+    return _at_384(semhitok_256_pixel())
+
+
+def semhitok_384_decoder() -> TokenizerRecipe:
+    """The decoder alone on codes that stay, 20 epochs of ImageNet.
+
+    deepspeed train/tokenizer.py --preset semhitok_384 --stage decoder --data /data/imagenet/train
+    8 x A100-80GB: about 22 hours (estimate). Untrained.
+    """
+    return _at_384(semhitok_256_decoder())
+
+
+def _at_384(recipe: TokenizerRecipe) -> TokenizerRecipe:
+    """The same recipe for 384 pixels, with the paper's other split of its 196,608 ids."""
+    recipe.model = SemHiTokConfig(siglip_large(384), num_semantic_codes=24_576, num_pixel_codes=8)
+    recipe.train.micro_batch_size = 16
+    return recipe
