@@ -61,7 +61,7 @@ class PixelLosses(nn.Module):
         super().__init__()
         self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "perceptual": perceptual}
         layers = model.config.vision_config.num_hidden_layers
-        self.perceptual = PerceptualLoss(model.vision_model, tuple(sorted({layers // 2, layers})))
+        self.perceptual = PerceptualLoss(model.vision_outputs, tuple(sorted({layers // 2, layers})))
 
     def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         predicted = predicted.float()
