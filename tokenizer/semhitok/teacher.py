@@ -170,12 +170,13 @@ def transformers_preprocessing(
     name: str, config: SiglipVisionConfig | Siglip2VisionConfig
 ) -> tuple[tuple[float, ...], tuple[float, ...], int, list[str]]:
     """(mean, std, resample, notes) from a checkpoint's preprocessor_config.json or processor_config.json."""
+    is_naflex = isinstance(config, Siglip2VisionConfig)
+    resample = 2 if is_naflex else 3  # transformers' own defaults of the two processors
     try:
         settings, _ = SemHiTokImageProcessor.get_image_processor_dict(name)
     except OSError:
-        return (0.5,) * 3, (0.5,) * 3, 3, [
-            f"{name} has no preprocessor_config.json: assuming SigLIP's own mean 0.5, std 0.5 and bicubic interpolation"
-        ]  # fmt: skip
+        note = f"{name} has no preprocessor_config.json: assuming mean 0.5, std 0.5, {INTERPOLATIONS[resample]}"
+        return (0.5,) * 3, (0.5,) * 3, resample, [note]
     # The model sees (255 f x - mean) / std of x in 0..1, where f is the factor or, without rescaling, 1.
     scale = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 255.0
     scale = 1.0 if math.isclose(scale, 1) else scale
@@ -183,13 +184,13 @@ def transformers_preprocessing(
     if not settings.get("do_normalize", True):
         mean, std = 0.0, 1.0
     mean, std = three_channels(mean, "image_mean", name), three_channels(std, "image_std", name, above=0)
-    is_naflex = isinstance(config, Siglip2VisionConfig)
-    resample = settings.get("resample", 2 if is_naflex else 3)  # transformers' defaults of the two processors
     notes, size = [], settings.get("size")
     size = size.get("height") if isinstance(size, dict) else size
     if not is_naflex and size and size != config.image_size:
         notes.append(f"{name} resizes to {size} pixels and has positions for {config.image_size}: using the latter")
-    return tuple(m / scale for m in mean), tuple(s / scale for s in std), int(resample), notes
+    if settings.get("resample") is not None:
+        resample = int(settings["resample"])
+    return tuple(m / scale for m in mean), tuple(s / scale for s in std), resample, notes
 
 
 def load_from_open_clip(name: str, settings: dict) -> Teacher:
@@ -197,9 +198,9 @@ def load_from_open_clip(name: str, settings: dict) -> Teacher:
     model = load_open_clip(name, settings)
     stated = {k: v for k, v in (settings.get("preprocess_cfg") or {}).items() if v is not None}
     missing = [key for key in OPEN_CLIP_DEFAULTS if key not in stated]
-    notes = (
-        [f"{name} states no {', '.join(missing)} in preprocess_cfg: assuming open_clip's defaults"] if missing else []
-    )
+    notes = []
+    if missing:
+        notes.append(f"{name} states no {', '.join(missing)} in preprocess_cfg: assuming open_clip's defaults")
     values = OPEN_CLIP_DEFAULTS | stated
     mean = three_channels(values["mean"], "mean", name)
     std = three_channels(values["std"], "std", name, above=0)
