@@ -1,8 +1,18 @@
 """The quantisers by hand-made numbers: a 4 x 5 codebook, one EMA step, one restart, sub-codebooks against a loop."""
 
+import pytest
 import torch
 
-from semhitok.quantization import EMACodebook, PixelCodebook, kmeans, nearest_code, normalize, straight_through
+from semhitok import quantization
+from semhitok.quantization import (
+    EMACodebook,
+    PixelCodebook,
+    best_match,
+    kmeans,
+    nearest_code,
+    normalize,
+    straight_through,
+)
 
 # Four codes of five channels, already of unit length.
 CODEBOOK = torch.tensor(
@@ -112,3 +122,65 @@ def test_a_sub_codebook_is_the_base_bent_by_its_own_affine_map():
     codebook.shift.data[1] = torch.tensor([[0.0, 1]])
     torch.testing.assert_close(codebook.codes()[0], codebook.base)
     torch.testing.assert_close(codebook.codes()[1], torch.tensor([[0.0, 1.0]] * 3))
+
+
+def count_sub_codebooks(codebook: PixelCodebook) -> list[int]:
+    """How many sub-codebooks each later call computes."""
+    counts, bent = [], codebook._bent
+
+    def counting(bend, shift):
+        counts.append(len(bend))
+        return bent(bend, shift)
+
+    codebook._bent = counting
+    return counts
+
+
+@pytest.mark.parametrize("num_positions", [1, 5, 40, 41, 200])
+def test_searching_the_selected_sub_codebooks_equals_searching_by_brute_force(num_positions):
+    torch.manual_seed(0)
+    codebook = PixelCodebook(num_semantic_codes=40, num_codes=6, dim=4)
+    codebook.bend.data.normal_(), codebook.shift.data.normal_()
+    vectors = normalize(torch.randn(num_positions, 4))
+    semantic = torch.randint(7, (num_positions,)) * 5  # several positions share a code
+    every = codebook.codes()  # (K, m, D)
+    expected = (every[semantic] * vectors[:, None]).sum(-1).argmax(-1)
+    counts = count_sub_codebooks(codebook)
+    index = codebook.search(vectors, semantic)
+    assert torch.equal(index, expected)
+    assert torch.equal(codebook.lookup(semantic, index), every[semantic, index])
+    assert counts == [min(num_positions, 40)] * 2
+    # any leading axes
+    assert torch.equal(codebook.search(vectors[None], semantic[None]), expected[None])
+
+
+@pytest.mark.parametrize("num_positions", [3, 30])
+def test_gradients_reach_the_chosen_codes_alone(num_positions):
+    """As through the table of all codes, whichever way the sub-codebooks are computed."""
+    torch.manual_seed(0)
+    codebook = PixelCodebook(num_semantic_codes=8, num_codes=4, dim=3)
+    codebook.initialized.fill_(True)
+    codebook.bend.data.normal_()
+    vectors, semantic = normalize(torch.randn(num_positions, 3)), torch.arange(num_positions) % 3 * 2
+    _, index, codebook_loss, _ = codebook(vectors, semantic)
+    codebook_loss.backward()
+    found = [parameter.grad.clone() for parameter in codebook.parameters()]
+    codebook.zero_grad()
+    ((vectors - codebook.codes()[semantic, index]) ** 2).sum(-1).mean().backward()
+    for grad, parameter in zip(found, codebook.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+    assert found[1][[0, 2, 4]].abs().sum() > 0 and found[1][[1, 3, 5, 6, 7]].abs().sum() == 0
+
+
+def test_a_large_codebook_is_searched_in_parts_with_the_same_result(monkeypatch):
+    vectors, codes = normalize(torch.randn(2, 50, 6)), normalize(torch.randn(30, 6))
+    whole = (vectors @ codes.T).argmax(-1)
+    largest = []
+    monkeypatch.setattr(quantization, "MAX_SCORES", 7 * 30)
+    split = torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, size: largest.append(size) or split(x, size))
+    assert torch.equal(nearest_code(vectors, codes), whole) and largest == [7]
+    assert nearest_code(vectors[:, :0], codes).shape == (2, 0)
+    similarity, index = best_match(vectors[0], codes)
+    assert torch.equal(index, whole[0])
+    torch.testing.assert_close(similarity, (vectors[0] @ codes.T).amax(-1))

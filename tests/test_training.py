@@ -190,6 +190,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     [
         ("teacher.py", ["--preset", "scenes_46"], "did you mean 'scenes_64'?"),
         ("tokenizer.py", ["--stage", "pixels"], "choose one of semantic, pixel, decoder"),
+        ("tokenizer.py", ["--stage", "semantic", "--teacher", "no/such/siglip"], "is neither a folder nor a hub id"),
         ("sft.py", ["--train.lr", "1"], "has no 'lr'"),
     ],
 )

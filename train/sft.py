@@ -6,7 +6,7 @@ deepspeed train/sft.py --preset scenes_64 --image-tokenizer runs/scenes_64/decod
 from pathlib import Path
 
 from semhitok import SemHiTokModel
-from semhitok.image_processing_semhitok import for_size
+from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.code_cache import build_code_cache
@@ -33,7 +33,7 @@ def main() -> None:
     prepare_output(args.output_dir)
     model = build_model(args, recipe, text_tokenizer)
     image = model.config.image_tokenizer_config
-    processor = UniMLLMProcessor(for_size(image.image_size), text_tokenizer, num_positions=image.num_positions)
+    processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
     codes = build_code_cache(
         model.image_tokenizer, world, renderer, SCENE_SEED, recipe.num_scenes, args.output_dir.parent / "codes",

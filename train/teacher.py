@@ -5,6 +5,7 @@ deepspeed train/teacher.py --preset scenes_64 --output-dir runs/teacher
 
 from pathlib import Path
 
+from semhitok.image_processing_semhitok import for_size
 from unimllm.scenes.sources import CaptionedScenes
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
@@ -28,6 +29,7 @@ def main() -> None:
     def export(folder: Path) -> None:
         task.siglip.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        for_size(recipe.world.image_size).save_pretrained(folder)
 
     length = recipe.model.text_config.max_position_embeddings
     patch_size = recipe.model.vision_config.patch_size

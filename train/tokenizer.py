@@ -8,6 +8,8 @@ With --data it trains on pictures: folders of them, webdataset tars, parquet fil
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
 
 python train/tokenizer.py --preset semhitok_256 --stage pixel --data /data/imagenet/train --dry-run 8
+
+--teacher takes any SigLIP or SigLIP 2 of transformers or open_clip, by folder or hub id (semhitok/teacher.py).
 """
 
 import argparse
@@ -22,9 +24,10 @@ from torch import nn
 
 from semhitok import SemHiTokModel
 from semhitok.discriminator import AdversarialLoss
-from semhitok.image_processing_semhitok import for_size, to_uint8
+from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
 from semhitok.vision import scale_patches
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
@@ -38,7 +41,6 @@ from unimllm.training.overrides import as_dict, default_folder, parse_arguments,
 from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
 from unimllm.training.seeding import seed_everything
-from unimllm.training.teacher import load_vision_model
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
@@ -50,7 +52,7 @@ def main() -> None:
     args, recipe = parse_arguments(
         "Train one stage of SemHiTok.", stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
-        teacher={"type": Path, "help": "semantic stage: the SigLIP (default: runs/PRESET/teacher)"},
+        teacher={"help": "semantic stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
@@ -64,6 +66,8 @@ def main() -> None:
     scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
     model = start_model(args, recipe, stage)
+    if scenes:
+        check_size(model, recipe)
     task, before_step = make_stage(model, recipe, stage)
     source = make_source(index, scenes, recipe, stage, model.config.image_size)
     about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
@@ -71,7 +75,7 @@ def main() -> None:
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
-        for_size(model.config.image_size).save_pretrained(folder)
+        for_tokenizer(model.config).save_pretrained(folder)
 
     def draw_pictures() -> np.ndarray:
         """True pictures over what the decoder makes of their codes (of little use before there are codes)."""
@@ -143,18 +147,36 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
                 f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
             ) from error
     try:
-        vision_model = load_vision_model(resolve(args.teacher or before))
-    except UserError as error:
-        raise UserError(f"{error}; run train/teacher.py first or name a SigLIP with --teacher") from error
-    if recipe.patch_size:
-        try:
-            vision_model = scale_patches(vision_model, recipe.patch_size)
-        except ValueError as error:
-            raise UserError(f"--teacher: {error}") from error
-    recipe.model.vision_config = vision_model.config
-    model = SemHiTokModel(recipe.model)
-    model.vision_model = vision_model
+        teacher = load_teacher(find_teacher(args.teacher, before))
+        if recipe.patch_size:
+            teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
+        model = tokenizer_over(teacher, recipe.model)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--teacher: {error}") from error
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
     return model
+
+
+def find_teacher(name: str | None, before: Path) -> str | Path:
+    """Folder or hub id of the teacher; a run's folder means its newest checkpoint."""
+    if name is None:
+        try:
+            return resolve(before)
+        except UserError as error:
+            raise UserError(f"{error}; run train/teacher.py first or name a SigLIP") from error
+    is_run = Path(name).is_dir() and not any((Path(name) / file).exists() for file in CONFIG_FILES)
+    return resolve(Path(name)) if is_run else name
+
+
+def check_size(model: SemHiTokModel, recipe: TokenizerRecipe) -> None:
+    """UserError unless the preset's pictures are as large as the tokenizer reads them."""
+    size, read = recipe.world.image_size, model.config.image_size
+    if size != read:
+        raise UserError(
+            f"the preset draws pictures of {size} x {size} pixels and the tokenizer reads {read} x {read}: add "
+            f"--world.image_size {read}"
+        )
 
 
 def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tuple[nn.Module, object]:

@@ -1,8 +1,11 @@
 """Configuration of SemHiTok (arXiv 2503.06764): every size of both branches and both codebooks."""
 
-from transformers import PreTrainedConfig, SiglipVisionConfig
+from math import isqrt
+
+from transformers import AutoConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
 PIXEL_BACKBONES = ("vit", "conv")
+VISION_CONFIGS = (SiglipVisionConfig, Siglip2VisionConfig)
 
 
 class SemHiTokConfig(PreTrainedConfig):
@@ -12,8 +15,12 @@ class SemHiTokConfig(PreTrainedConfig):
     (196,608 ids); K and m are given here separately.
 
     Args:
-        vision_config: the frozen SigLIP whose features the semantic branch quantises (a SiglipVisionConfig or dict);
-            it also fixes image size and patch size.
+        vision_config: the frozen SigLIP whose features the semantic branch quantises: a SiglipVisionConfig, a
+            Siglip2VisionConfig (NaFlex, read at the one square that its position grid spans), or the dict of either
+            (without "model_type": of the first); it also fixes image size and patch size.
+        image_mean, image_std: per RGB channel of 0..1, what that SigLIP was trained with; `pixel_values` are in -1..1
+            whatever they are, and are renormalised for its eyes only.
+        resample: interpolation that SigLIP was trained with, by Pillow's number (2: bilinear, 3: bicubic).
         num_semantic_codes: K, entries of the semantic codebook.
         num_pixel_codes: m, entries of the pixel sub-codebook under every semantic code.
         semantic_dim: channels of a semantic code vector.
@@ -33,11 +40,14 @@ class SemHiTokConfig(PreTrainedConfig):
 
     model_type = "semhitok"
     base_config_key = "image_tokenizer_config"
-    sub_configs = {"vision_config": SiglipVisionConfig}
+    sub_configs = {"vision_config": AutoConfig}
 
     def __init__(
         self,
-        vision_config: SiglipVisionConfig | dict | None = None,
+        vision_config: SiglipVisionConfig | Siglip2VisionConfig | dict | None = None,
+        image_mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        image_std: tuple[float, ...] = (0.5, 0.5, 0.5),
+        resample: int = 3,
         num_semantic_codes: int = 16384,
         num_pixel_codes: int = 12,
         semantic_dim: int = 32,
@@ -62,9 +72,10 @@ class SemHiTokConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         **kwargs,
     ):
-        if not isinstance(vision_config, SiglipVisionConfig):
-            vision_config = SiglipVisionConfig(**(vision_config or {}))
-        self.vision_config = vision_config
+        self.vision_config = as_vision_config(vision_config)
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.resample = resample
         self.num_semantic_codes = num_semantic_codes
         self.num_pixel_codes = num_pixel_codes
         self.semantic_dim = semantic_dim
@@ -94,7 +105,7 @@ class SemHiTokConfig(PreTrainedConfig):
     @property
     def image_size(self) -> int:
         """Width and height of a picture in pixels."""
-        return self.vision_config.image_size
+        return square_size(self.vision_config)
 
     @property
     def patch_size(self) -> int:
@@ -115,6 +126,25 @@ class SemHiTokConfig(PreTrainedConfig):
     def num_codes(self) -> int:
         """K * m, the size of the block of image ids."""
         return self.num_semantic_codes * self.num_pixel_codes
+
+
+def as_vision_config(config: PreTrainedConfig | dict | None) -> SiglipVisionConfig | Siglip2VisionConfig:
+    """A vision config from itself or from its dict; ValueError for one that is no SigLIP's."""
+    if isinstance(config, VISION_CONFIGS):
+        return config
+    values = dict(config or {}) if not isinstance(config, PreTrainedConfig) else config.to_dict()
+    kind = values.pop("model_type", SiglipVisionConfig.model_type)
+    classes = {c.model_type: c for c in VISION_CONFIGS}
+    if kind not in classes:
+        raise ValueError(f"vision_config is of a {kind} model; SemHiTok reads features of {' or '.join(classes)}")
+    return classes[kind](**values)
+
+
+def square_size(config: SiglipVisionConfig | Siglip2VisionConfig) -> int:
+    """Width and height in pixels of the square that a vision model has positions for."""
+    if isinstance(config, Siglip2VisionConfig):
+        return isqrt(config.num_patches) * config.patch_size
+    return config.image_size
 
 
 def tiny_config(**changes) -> SemHiTokConfig:

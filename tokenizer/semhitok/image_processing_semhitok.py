@@ -6,6 +6,8 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
+from semhitok.configuration_semhitok import SemHiTokConfig
+
 
 class SemHiTokImageProcessor(PilBackend):
     """Resizes the shorter side to the tokenizer's size, crops the centre, and scales RGB to -1..1."""
@@ -28,11 +30,18 @@ class SemHiTokImageProcessor(PilBackend):
         return [Image.fromarray(picture) for picture in pixels]
 
 
-def for_size(image_size: int) -> SemHiTokImageProcessor:
-    """The processor of a tokenizer that reads `image_size` x `image_size` pictures."""
+def for_size(image_size: int, resample: int = PILImageResampling.BICUBIC) -> SemHiTokImageProcessor:
+    """The processor of a tokenizer that reads `image_size` x `image_size` pictures (resample: Pillow's number)."""
     return SemHiTokImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        resample=PILImageResampling(resample),
     )
+
+
+def for_tokenizer(config: SemHiTokConfig) -> SemHiTokImageProcessor:
+    """The processor to save beside a tokenizer: its SigLIP's size and interpolation."""
+    return for_size(config.image_size, config.resample)
 
 
 def adm_center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,8 +1,11 @@
 """Training losses of both branches. Shapes: B pictures, N positions, D channels, S pixels along a side."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
 
 from semhitok.discriminator import AdversarialLoss
 
@@ -27,17 +30,17 @@ class PerceptualLoss(nn.Module):
     Stands in for LPIPS where its weights are not at hand.
 
     Args:
-        vision_model: a SiglipVisionModel, frozen by the caller.
+        vision_outputs: `SemHiTokModel.vision_outputs` of a model whose SigLIP is frozen by the caller.
         layers: indices into its hidden states (0 is the embedding); the last is after the final block.
     """
 
-    def __init__(self, vision_model: nn.Module, layers: tuple[int, ...]):
+    def __init__(self, vision_outputs: Callable[..., ModelOutput], layers: tuple[int, ...]):
         super().__init__()
-        self._vision_model = [vision_model]  # in a list: its parameters are not this module's
+        self.vision_outputs = vision_outputs
         self.layers = layers
 
     def features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        states = self._vision_model[0](pixel_values, output_hidden_states=True).hidden_states
+        states = self.vision_outputs(pixel_values, output_hidden_states=True).hidden_states
         return [states[i] for i in self.layers]
 
     def forward(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -51,7 +54,7 @@ class PerceptualLoss(nn.Module):
 def teacher_distance(model: nn.Module) -> PerceptualLoss:
     """`PerceptualLoss` in the middle and the last hidden states of a SemHiTokModel's own SigLIP."""
     layers = model.config.vision_config.num_hidden_layers
-    return PerceptualLoss(model.vision_model, tuple(sorted({layers // 2, layers})))
+    return PerceptualLoss(model.vision_outputs, tuple(sorted({layers // 2, layers})))
 
 
 class ReconstructionLosses(nn.Module):

@@ -144,7 +144,15 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}, this tokenizer reads {size} x {size}; "
                 f"resize with SemHiTokImageProcessor first"
             )
-        return self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
+        return self.vision_outputs(pixel_values).last_hidden_state
+
+    def vision_outputs(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
+        """What the frozen SigLIP returns for (B, 3, S, S) RGB in -1..1, normalised as it was trained."""
+        mean, std = self.config.image_mean, self.config.image_std
+        if any(value != 0.5 for value in (*mean, *std)):
+            mean, std = (torch.tensor(x, device=pixel_values.device).view(3, 1, 1) for x in (mean, std))
+            pixel_values = ((pixel_values.float() + 1) / 2 - mean) / std
+        return self.vision_model(pixel_values.to(self.dtype), **kwargs)
 
     @torch.no_grad()
     def semantic_codes(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -172,7 +180,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
     def code_vectors(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of codes: (..., 2) int64 -> semantic (..., semantic_dim) and pixel (..., pixel_dim), unit length."""
         semantic, pixel = codes.unbind(-1)
-        return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.codes()[semantic, pixel]
+        return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.lookup(semantic, pixel)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

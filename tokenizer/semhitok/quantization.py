@@ -7,6 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+MAX_SCORES = 2**22
+"""Similarities held at once while a codebook is searched: 16 MB, whatever the batch."""
+
 
 def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """Index of the nearest code of each vector on the unit sphere.
@@ -18,7 +21,15 @@ def nearest_code(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     Returns:
         (...) int64 in 0..K-1.
     """
-    return (vectors @ codebook.T).argmax(-1)
+    return best_match(vectors.reshape(-1, vectors.shape[-1]), codebook)[1].view(vectors.shape[:-1])
+
+
+def best_match(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest cosine of each of (M, D) with the codes (K, D), and whose it is: (M,) float and (M,) int64."""
+    parts = vectors.split(max(1, MAX_SCORES // len(codebook)))
+    # On a CPU `max` finds value and index in two thirds of the time that `argmax` takes for the index alone.
+    values, indices = zip(*((part @ codebook.T).max(-1) for part in parts), strict=True)
+    return torch.cat(values), torch.cat(indices)
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -46,7 +57,7 @@ def kmeans(
     order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
     centres = vectors[order[:num_codes]].clone()
     for _ in range(num_iterations):
-        similarity, index = (vectors @ centres.T).max(-1)
+        similarity, index = best_match(vectors, centres)
         sums = torch.zeros_like(centres).index_add_(0, index, vectors)
         empty = torch.bincount(index, minlength=num_codes) == 0
         sums[empty] = vectors[similarity.argsort()[: int(empty.sum())]]
@@ -126,7 +137,7 @@ class EMACodebook(nn.Module):
         dead = (self.counts < self.restart_below).nonzero().flatten()
         if len(dead):
             everyone = gather_vectors(vectors)
-            served = (everyone @ self.codes.T).amax(-1)
+            served = best_match(everyone, self.codes)[0]
             worst = served.argsort()[: 4 * len(dead)]  # every rank sees the same vectors, so chooses the same
             chosen = worst[torch.arange(len(dead), device=worst.device) * 4 % len(worst)]
             self.codes[dead] = everyone[chosen]
@@ -153,8 +164,35 @@ class PixelCodebook(nn.Module):
 
     def codes(self) -> torch.Tensor:
         """All sub-codebooks, (K, m, D) l2-normalised float32."""
+        return self._bent(self.bend, self.shift)
+
+    def _bent(self, bend: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """The base under R affine maps (R, D, D) and (R, 1, D): (R, m, D) l2-normalised float32."""
         base = self.base.float()
-        return normalize(base + base @ self.bend.float() + self.shift.float())
+        return normalize(base + base @ bend.float() + shift.float())
+
+    def select(self, semantic: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sub-codebooks that some positions need and which of them each needs.
+
+        One sub-codebook per position is computed, or all K where there are more positions than that: never more than
+        min(positions, K), and no shape depends on the codes (so nothing waits for a GPU).
+
+        Args:
+            semantic: (...) int64 in 0..K-1.
+
+        Returns:
+            codes (R, m, D) l2-normalised float32, and rows (...) int64 into them.
+        """
+        if semantic.numel() >= len(self.bend):
+            return self.codes(), semantic
+        flat = semantic.flatten()
+        rows = torch.arange(len(flat), device=semantic.device).view(semantic.shape)
+        return self._bent(self.bend[flat], self.shift[flat]), rows
+
+    def lookup(self, semantic: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Code vectors (..., D) of semantic codes and of the indices under them, both (...) int64."""
+        codes, rows = self.select(semantic)
+        return codes[rows, index]
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
@@ -163,19 +201,22 @@ class PixelCodebook(nn.Module):
         self.base.copy_(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator))
         self.initialized.fill_(True)
 
-    def search(self, vectors: torch.Tensor, semantic: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
+    def search(self, vectors: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
         """Index of the nearest code within the sub-codebook of each position's semantic code.
 
         Args:
             vectors: (..., D) l2-normalised.
             semantic: (...) int64 in 0..K-1.
-            codes: `self.codes()` where the caller has it already.
 
         Returns:
             (...) int64 in 0..m-1.
         """
-        candidates = (self.codes() if codes is None else codes)[semantic]  # (..., m, D)
-        return (candidates @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
+        return self._nearest(vectors, *self.select(semantic))
+
+    @staticmethod
+    def _nearest(vectors: torch.Tensor, codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Which of the m codes of its row is nearest to each of (..., D): (...) int64."""
+        return (codes[rows] @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
 
     def forward(
         self, vectors: torch.Tensor, semantic: torch.Tensor
@@ -186,9 +227,9 @@ class PixelCodebook(nn.Module):
             quantized (..., D) with a straight-through gradient, index (...) int64, and two scalars: codebook loss
             (moves codes to vectors) and commitment loss (moves vectors to codes), each a mean squared distance.
         """
-        codes = self.codes()
-        index = self.search(vectors.detach(), semantic, codes.detach())
-        chosen = codes[semantic, index]
+        codes, rows = self.select(semantic)
+        index = self._nearest(vectors.detach(), codes.detach(), rows)
+        chosen = codes[rows, index]
         codebook_loss = ((vectors.detach() - chosen) ** 2).sum(-1).mean()
         commit_loss = ((vectors - chosen.detach()) ** 2).sum(-1).mean()
         if not bool(self.initialized):

@@ -1,10 +1,16 @@
-"""The frozen SigLIP: transformers' own vision model, or the same with a convolutional stem for small pictures."""
+"""The frozen SigLIP: transformers' own vision models, behind one call on square pictures.
+
+SiglipVisionModel          SigLIP and the SigLIP 2 of fixed resolution; with a convolutional stem for small pictures
+SquareSiglip2VisionModel   SigLIP 2 NaFlex, which by itself takes patches of any shape of picture
+"""
 
 import copy
 
 import torch
+from einops import rearrange
 from torch import nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import ModelOutput
 
 from semhitok.convolution import conv_stem
 
@@ -37,8 +43,36 @@ def add_stem(vision_model: SiglipVisionModel, config: SiglipVisionConfig) -> Sig
     return vision_model
 
 
-def build_vision_model(config: SiglipVisionConfig) -> SiglipVisionModel:
-    """A SiglipVisionModel with untrained weights."""
+class SquareSiglip2VisionModel(Siglip2VisionModel):
+    """SigLIP 2 NaFlex on pictures of one size: (B, 3, S, S) -> what Siglip2VisionModel returns, N positions."""
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
+        patch = self.config.patch_size
+        grid = [side // patch for side in pixel_values.shape[-2:]]
+        patches = rearrange(pixel_values, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+        # Shapes stay on the CPU: the model turns them into numbers. No mask: no position is padding.
+        shapes = torch.tensor([grid]).expand(len(patches), 2)
+        return super().forward(patches, pixel_attention_mask=None, spatial_shapes=shapes, **kwargs)
+
+
+def load_strictly(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Copy weights of any precision into a model; ValueError names the first that does not fit."""
+    wanted = model.state_dict()
+    for what, names in (("lacks", wanted.keys() - state.keys()), ("has no place for", state.keys() - wanted.keys())):
+        if names:
+            raise ValueError(f"it {what} {min(names)} (and {len(names) - 1} more)")
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+    model.load_state_dict(state)
+
+
+def build_vision_model(
+    config: SiglipVisionConfig | Siglip2VisionConfig,
+) -> SiglipVisionModel | SquareSiglip2VisionModel:
+    """The vision model of a config, with untrained weights."""
+    if isinstance(config, Siglip2VisionConfig):
+        return SquareSiglip2VisionModel(config)
     return add_stem(SiglipVisionModel(config), config)
 
 
@@ -52,8 +86,10 @@ def scale_patches(vision_model: SiglipVisionModel, patch_size: int) -> SiglipVis
         patch_size: pixels of the new patches; the old size is a multiple.
 
     Raises:
-        ValueError: it is none, or the patch embedding is more than one linear map.
+        ValueError: it is none, the patch embedding is more than one linear map, or the model is a NaFlex one.
     """
+    if not isinstance(vision_model, SiglipVisionModel):
+        raise ValueError("patches of a NaFlex SigLIP 2 cannot be scaled; take one of fixed resolution")
     config = copy.deepcopy(vision_model.config)
     if patch_size == config.patch_size:
         return vision_model

@@ -1,15 +1,11 @@
 """Training the teacher: a small SigLIP (arXiv 2303.15343) with phrases for regions beside captions for pictures."""
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_model
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipConfig, SiglipModel
 
-from semhitok.vision import add_stem, build_vision_model
-from unimllm.errors import UserError
+from semhitok.vision import add_stem
 
 
 class TeacherTask(nn.Module):
@@ -57,23 +53,3 @@ class TeacherTask(nn.Module):
             "patch": patch_loss,
             "object_patches_right": (logits.argmax(-1) == owners)[is_object].float().mean(),
         }
-
-
-def load_vision_model(folder: str | Path) -> SiglipVisionModel:
-    """The vision half of a SigLIP checkpoint, whether it was saved whole or alone, with or without a stem.
-
-    Raises:
-        UserError: the folder holds no SigLIP.
-    """
-    config = AutoConfig.from_pretrained(folder)
-    vision_config = getattr(config, "vision_config", config)
-    if not isinstance(vision_config, SiglipVisionConfig):
-        raise UserError(f"{folder} holds a {config.model_type} model, not a SigLIP")
-    if not getattr(vision_config, "stem_channels", None):
-        return SiglipVisionModel.from_pretrained(folder)
-    whole = SiglipModel(config)
-    add_stem(whole.vision_model, vision_config)
-    load_model(whole, Path(folder) / "model.safetensors")
-    alone = build_vision_model(vision_config)
-    alone.load_state_dict(whole.vision_model.state_dict())
-    return alone

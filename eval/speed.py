@@ -1,0 +1,293 @@
+"""Speed, one way for everything: one thread, process CPU seconds, minimum of repeats, float32, random weights.
+
+    python eval/speed.py                       # all that takes a minute or so
+    python eval/speed.py --only quantize,encode --json speed.json
+    python eval/speed.py --only memory         # slow: peak memory of encoding 64 pictures, in a fresh process
+
+Baselines are measured in the same run; the peers' figures were measured elsewhere by the same method (their own code,
+one thread of another x86 machine) and hold only as far as two machines are alike. A further measurement is a function
+under `@measurement`.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+from transformers import SiglipVisionConfig
+
+from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config
+from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
+from unimllm.command_line import CommandLine, nearest, run, silence_libraries
+from unimllm.errors import UserError
+from unimllm.images import check_writable
+from unimllm.scenes.report import write_json
+
+NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
+
+PEERS = {
+    "quantize": {
+        "UniTok, 8 x 4,096 codes": 0.155,
+        "LlamaGen, Janus, 16,384 codes": 0.17,
+        "ILLUME+, 32,768 and 98,304 codes": 0.76,
+        "TokenFlow, one scale of 32,768 codes": 1.21,
+        "VILA-U, 4 x 16,384 codes": 1.58,
+        "Tar, 65,536 codes": 4.97,
+    },
+    "encode": {
+        "QLIP-B-16-256": 0.45,
+        "LlamaGen VQ-16, Janus": 1.88,
+        "TiTok-L-32": 1.93,
+        "UniTok-L": 2.13,
+        "Show-o MAGVITv2": 4.1,
+        "Emu3 VQ": 30.1,
+    },
+}
+"""CPU seconds, measured elsewhere: 1,024 vectors, and one picture of 256 pixels."""
+
+
+@dataclass
+class Row:
+    """One figure.
+
+    Attributes:
+        what: for people.
+        value: the figure.
+        key: its name in the JSON; None: a peer's.
+        unit: of the value.
+    """
+
+    what: str
+    value: float
+    key: str | None = None
+    unit: str = "CPU-s"
+
+
+@dataclass
+class Measurement:
+    """A named measurement: config of the tokenizer -> figures."""
+
+    measure: Callable[[SemHiTokConfig], list[Row]]
+    is_slow: bool
+
+
+MEASUREMENTS: dict[str, Measurement] = {}
+
+
+def measurement(name: str, is_slow: bool = False):
+    """Register a function under a name; a slow one runs only where --only names it."""
+
+    def register(measure: Callable[[SemHiTokConfig], list[Row]]):
+        MEASUREMENTS[name] = Measurement(measure, is_slow)
+        return measure
+
+    return register
+
+
+def semhitok_256() -> SemHiTokConfig:
+    """The paper's size at 256 pixels: SigLIP-L/16, 16,384 x 12 codes; the rest is SemHiTokConfig's defaults."""
+    return SemHiTokConfig(
+        SiglipVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=256,
+            patch_size=16,
+        )
+    )  # fmt: skip
+
+
+def cpu_seconds(once: Callable[[], object], repeats: int) -> float:
+    """Least CPU time of this process over some calls; a first call, not counted, warms up."""
+    once()
+    seconds = []
+    for _ in range(repeats):
+        started = time.process_time()
+        once()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+# ---- measurements --------------------------------------------------------------------------------------------------
+
+
+@measurement("quantize")
+def measure_quantize(config: SemHiTokConfig) -> list[Row]:
+    """Both codes of 1,024 vectors; beside it a flat search over the same pixel codes, and LlamaGen's arithmetic."""
+    semantic = EMACodebook(config.num_semantic_codes, config.semantic_dim)
+    pixel = PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
+    torch.nn.init.normal_(pixel.bend, std=0.1)
+    semantic_vectors = torch.randn(NUM_VECTORS, config.semantic_dim)
+    pixel_vectors = torch.randn(NUM_VECTORS, config.pixel_dim)
+    every_code = pixel.codes().flatten(0, 1)  # (K * m, D)
+    single_codebook = torch.randn(config.num_semantic_codes, config.pixel_dim)
+
+    def ours() -> None:
+        chosen = nearest_code(normalize(semantic_vectors), semantic.codes)
+        pixel.search(normalize(pixel_vectors), chosen)
+
+    k, m = config.num_semantic_codes, config.num_pixel_codes
+    return [
+        Row(f"SemHiTok, {k:,} x {m} codes", cpu_seconds(ours, 5), "quantize_1024_cpu_s"),
+        Row(
+            f"flat search over the {k * m:,} pixel codes",
+            cpu_seconds(lambda: nearest_code(normalize(pixel_vectors), every_code), 2), "quantize_1024_flat_cpu_s",
+        ),
+        Row(
+            f"LlamaGen's arithmetic, {k:,} codes",
+            cpu_seconds(lambda: llamagen_codes(pixel_vectors, single_codebook), 5), "quantize_1024_llamagen_cpu_s",
+        ),
+    ]  # fmt: skip
+
+
+def llamagen_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Nearest codes as LlamaGen's vector quantizer finds them: both normalised per call, squared distances, argmin."""
+    vectors, codebook = F.normalize(vectors, dim=-1), F.normalize(codebook, dim=-1)
+    products = vectors @ codebook.T  # (N, K)
+    distances = (vectors**2).sum(1, keepdim=True) + (codebook**2).sum(1) - 2 * products
+    return distances.argmin(1)
+
+
+@measurement("encode")
+def measure_encode(config: SemHiTokConfig) -> list[Row]:
+    """One picture to its codes: SigLIP, both encoders, both searches."""
+    model = SemHiTokModel(config).eval()
+    picture = torch.rand(1, 3, config.image_size, config.image_size) * 2 - 1
+    what = f"SemHiTok, {count_encoding(model) / 1e6:.0f} M parameters encode"
+    return [Row(what, cpu_seconds(lambda: model.encode(picture), 3), "encode_256_cpu_s")]
+
+
+def count_encoding(model: SemHiTokModel) -> int:
+    """Parameters that `encode` needs."""
+    parts = (model.vision_model, model.semantic.encoder, model.pixel.encoder, model.pixel.codebook)
+    return sum(p.numel() for part in parts for p in part.parameters()) + model.semantic.codebook.codes.numel()
+
+
+@measurement("memory", is_slow=True)
+def measure_memory(config: SemHiTokConfig) -> list[Row]:
+    """Peak resident memory of a fresh process that loads nothing but a whole tokenizer and encodes 64 pictures."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        weights, peak = fresh.submit(encode_and_report, config.to_dict()).result()
+    return [
+        Row(f"encode, {NUM_PICTURES} pictures at once: peak", peak, "encode_256_peak_mib", "MiB"),
+        Row("of which weights, decoder included", weights, "tokenizer_256_weights_mib", "MiB"),
+    ]
+
+
+def encode_and_report(values: dict) -> tuple[float, float]:
+    """In the fresh process: (MiB of weights, peak MiB of the process)."""
+    start_process()
+    config = SemHiTokConfig.from_dict(values)
+    model = SemHiTokModel(config).eval()
+    model.encode(torch.zeros(NUM_PICTURES, 3, config.image_size, config.image_size))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights / 2**20, peak_memory() / 2**20
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands a child the ru_maxrss of the process that started it
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("", __doc__)
+    parser.prog, parser.formatter_class = "eval/speed.py", argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--only", help=f"some of {','.join(MEASUREMENTS)}, with commas (default: all but the slow ones)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the program: the figures mean nothing")
+    args = parser.parse_args(argv)
+    args.only = args.only.split(",") if args.only else [n for n, m in MEASUREMENTS.items() if not m.is_slow]
+    for name in args.only:
+        if name not in MEASUREMENTS:
+            raise UserError(f"--only {name}: no such measurement{nearest(name, MEASUREMENTS)}; known: "
+                            f"{', '.join(MEASUREMENTS)}")  # fmt: skip
+    return args
+
+
+def start_process() -> None:
+    """One thread, the same random numbers every time, no noise."""
+    silence_libraries()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.json:
+        check_writable(args.json)
+    start_process()
+    config = tiny_config() if args.tiny else semhitok_256()
+    rows = {name: MEASUREMENTS[name].measure(config) for name in args.only}
+    where = describe_machine()
+    Console(width=max(100, Console().width)).print(make_table(rows, where))
+    if args.json:
+        figures = {row.key: row.value for group in rows.values() for row in group}
+        write_json(args.json, figures | where | {"tiny": args.tiny})
+
+
+def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
+    """All figures, the peers' under ours."""
+    table = Table(
+        title=f"{where['processor']}, torch {where['torch']}, one thread, load average {where['load_average']}",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    table.add_column("figure", justify="right")
+    table.add_column("unit")
+    table.add_column("measured")
+    for name, group in rows.items():
+        table.add_section()
+        table.add_row(name, style="bold")
+        for row in group:
+            table.add_row(row.what, f"{row.value:,.3g}" if row.value < 100 else f"{row.value:,.0f}", row.unit, "here")
+        for peer, seconds in PEERS.get(name, {}).items():
+            table.add_row(peer, f"{seconds:.3g}", "CPU-s", "elsewhere")
+    return table
+
+
+def describe_machine() -> dict:
+    """What ran the measurements: enough to judge them."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    run(main)
