@@ -220,6 +220,15 @@ def test_bad_pictures_are_refused(tmp_path, content, reason, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_truncated_pictures_are_refused_in_every_format(tmp_path, file_format, share):
+    whole = encoded(noise(), file_format)
+    (tmp_path / "cut").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UnreadablePicture, match="damaged or cut off|is no picture"):
+        open_picture(tmp_path / "cut")
+
+
 def test_broken_bytes_never_end_in_another_error(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "bad"

@@ -94,6 +94,8 @@ def find_pictures(inputs: Iterable[Path]) -> tuple[list[PictureFile], int]:
             key = path.relative_to(given).as_posix() if below is not None else path.name
             if below is not None and (path.name.startswith(".") or path.suffix.lower() not in endings):
                 num_others += 1
+            elif key in found and found[key].path == path:
+                raise UserError(f"{path} is given twice")
             elif key in found:
                 raise UserError(
                     f"{found[key].path} and {path} would both have the key {key!r}: name the folder above both instead"
