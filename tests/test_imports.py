@@ -53,3 +53,10 @@ def test_the_tokenizer_alone_does_not_load_unimllm():
     code = "import sys, semhitok; print('unimllm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("program", ["semhitok.__main__", "semhitok.encode", "unimllm.generate", "unimllm.chat"])
+def test_a_command_line_does_not_load_torch_before_it_has_read_its_options(program):
+    code = f"import sys; sys.argv = ['-m']; import {program}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

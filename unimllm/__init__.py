@@ -15,7 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if sys.argv[:1] != ["-m"]:
     from unimllm.auto import UniMLLMConfig, UniMLLMForConditionalGeneration, UniMLLMProcessor
     from unimllm.inference import answer, draw, load
-# else: `python -m unimllm.generate` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A
+else:
+    import semhitok  # noqa: F401  (now, while it too sees that a command line is being located)
+# `python -m unimllm.generate` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A
 # command line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what
 # asks for a name of __all__ nevertheless gets it.
 

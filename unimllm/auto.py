@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-import semhitok  # noqa: F401  (registers its own)
+import semhitok.auto  # noqa: F401  (registers its own)
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.processing_unimllm import UniMLLMProcessor

@@ -1,5 +1,5 @@
-"""Errors that are the user's to mend: one clear line, exit code 2, no traceback."""
+"""The one class of errors that are the user's to mend; the image tokenizer raises it too."""
 
+from semhitok.errors import UserError
 
-class UserError(ValueError):
-    """Bad input. The message says what is wrong, where, and what to do."""
+__all__ = ["UserError"]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimllm.command_line import CommandLine, number, open_model, run
+from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable, picture_format, save_picture, write_atomically
 from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw
@@ -159,15 +159,11 @@ def draw_jobs(model, processor, jobs: list[Job], args: argparse.Namespace) -> No
 
 def draw_batch(model, processor, jobs: list[Job], args: argparse.Namespace, on_position: Callable[[], None]) -> list:
     """The pictures of some jobs; UserError if they do not fit into memory together."""
-    try:
+    with out_of_memory_told(len(jobs)):
         return draw(
             model, processor, [job.prompt for job in jobs], [job.seed for job in jobs], args.cfg_scale,
             args.temperature, args.top_k, on_position,
         )  # fmt: skip
-    except RuntimeError as error:  # torch has no type of its own for a full main memory
-        if not any(phrase in str(error) for phrase in ("out of memory", "allocate memory")):
-            raise
-        raise UserError(f"not enough memory for {len(jobs)} pictures at once; choose a smaller --batch-size") from error
 
 
 def write_index(folder: Path, jobs: list[Job]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
@@ -41,11 +42,7 @@ def load(model: str | Path | None = None, device: str | None = None):
 
     import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    device = choose_device(device)
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
         config = AutoConfig.from_pretrained(path)
@@ -70,12 +67,10 @@ def find_checkpoint(model: str | Path | None) -> str:
     """Path or hub id of what `load` was asked for; a local folder is checked for its files first."""
     path = Path(model) if model is not None else DEFAULT_MODEL
     if not path.is_dir():
-        if model is not None and (str(model).startswith((".", "/", "~")) or str(model).count("/") != 1):
+        if model is not None and not may_be_hub_id(str(model)):
             raise UserError(f"--model {model}: no such folder")
         return str(model) if model is not None else str(path)
     if not (path / "config.json").is_file():
-        from unimllm.training.checkpoint import resolve
-
         path = resolve(path)
     missing = [n for n in NEEDED_FILES if not (path / n).is_file() and not (path / f"{n}.index.json").is_file()]
     if missing:

@@ -3,14 +3,20 @@
 from semhitok import SemHiTokModel, SemHiTokImageProcessor
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+import sys
 
-from semhitok.configuration_semhitok import SemHiTokConfig
-from semhitok.image_processing_semhitok import SemHiTokImageProcessor
-from semhitok.modeling_semhitok import SemHiTokModel
-
-AutoConfig.register("semhitok", SemHiTokConfig, exist_ok=True)
-AutoModel.register(SemHiTokConfig, SemHiTokModel, exist_ok=True)
-AutoImageProcessor.register(SemHiTokConfig, slow_image_processor_class=SemHiTokImageProcessor, exist_ok=True)
+if sys.argv[:1] != ["-m"]:
+    from semhitok.auto import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
+# else: `python -m semhitok` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A command
+# line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what asks for a
+# name of __all__ nevertheless gets it.
 
 __all__ = ["SemHiTokConfig", "SemHiTokImageProcessor", "SemHiTokModel"]
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module 'semhitok' has no attribute {name!r}")
+    from semhitok import auto
+
+    return getattr(auto, name)

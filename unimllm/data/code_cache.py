@@ -1,7 +1,7 @@
 """The code cache of scenes: every picture is tokenised once, and training reads ids instead of pixels.
 
 One file `codes-<fingerprint>.npy`, (pictures, N) uint32 of flat codes, memory-mapped. The fingerprint covers the
-tokenizer's weights and the world, so codes of another tokenizer are never mixed in. Encoding can be killed and goes on.
+tokenizer's codes and the world, so codes of another tokenizer are never mixed in. Encoding can be killed and goes on.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from semhitok import SemHiTokModel
+from semhitok.fingerprint import fingerprint
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.scenes.program import World
 from unimllm.scenes.render import Renderer
@@ -25,13 +26,10 @@ CHUNK = 256  # pictures encoded at a time
 SAVE_EVERY = 32  # chunks between two notes of progress
 
 
-def fingerprint(model: SemHiTokModel, world: World, seed: int) -> str:
-    """Twelve hex digits that change with the tokenizer's weights or the pictures."""
-    digest = hashlib.sha256(json.dumps([world.image_size, list(world.classes), seed]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+def cache_fingerprint(model: SemHiTokModel, world: World, seed: int) -> str:
+    """Twelve hex digits that change with the tokenizer's codes or the pictures."""
+    parts = [fingerprint(model), world.image_size, list(world.classes), seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def build_code_cache(
@@ -44,7 +42,7 @@ def build_code_cache(
         (count, N) uint32 memory map of flat codes `semantic * m + pixel`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"codes-{fingerprint(model, world, seed)}-{count}.npy"
+    path = folder / f"codes-{cache_fingerprint(model, world, seed)}-{count}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     partial = path.with_suffix(f".{world_size}.partial")

@@ -8,24 +8,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-MAX = 255.0  # the largest value of a channel, and SSIM's data_range
+from semhitok.psnr import MAX, check_pictures, psnr
+
+__all__ = ["MAX", "psnr", "ssim"]
+
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
 K1, K2 = 0.01, 0.03
-
-
-def psnr(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared error over all pixels and channels).
-
-    Args:
-        pictures, reconstructions: (n, H, W, 3) uint8.
-
-    Returns:
-        (n,) float64 in dB; infinite where the two are equal. Report the mean over pictures.
-    """
-    _check(pictures, reconstructions)
-    error = (pictures.astype(np.float64) - reconstructions.astype(np.float64)) ** 2
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(MAX**2 / error.mean((1, 2, 3)))
 
 
 def ssim(pictures: np.ndarray, reconstructions: np.ndarray, data_range: float = MAX) -> np.ndarray:
@@ -38,7 +26,7 @@ def ssim(pictures: np.ndarray, reconstructions: np.ndarray, data_range: float = 
     Returns:
         (n,) float64 in -1..1.
     """
-    _check(pictures, reconstructions)
+    check_pictures(pictures, reconstructions)
     if min(pictures.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM looks through {WINDOW} x {WINDOW} windows; pictures of {pictures.shape[1:3]} hold none")
     x, y = (torch.from_numpy(p).permute(0, 3, 1, 2).double() for p in (pictures, reconstructions))  # (n, 3, H, W)
@@ -58,10 +46,3 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
     weights = (weights / weights.sum()).expand(x.shape[1], 1, -1)
     rows = F.conv2d(x, weights[:, :, :, None], groups=x.shape[1])
     return F.conv2d(rows, weights[:, :, None, :], groups=x.shape[1])
-
-
-def _check(pictures: np.ndarray, reconstructions: np.ndarray) -> None:
-    if pictures.shape != reconstructions.shape or pictures.ndim != 4:
-        raise ValueError(f"pictures {pictures.shape} and reconstructions {reconstructions.shape} differ in shape")
-    if pictures.dtype != np.uint8 or reconstructions.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8, got {pictures.dtype} and {reconstructions.dtype}")

@@ -5,46 +5,20 @@ A checkpoint is written under a hidden name and renamed when it is complete, so 
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
 
+from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
 from unimllm.errors import UserError
 
-RUN_FILE = "run.json"
 STATE_FOLDER = "deepspeed"
-STEP_FOLDER = re.compile(r"step-(\d{6,})$")
 
-
-def step_folders(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of an output folder, oldest first."""
-    if not output_dir.is_dir():
-        return []
-    found = [p for p in output_dir.iterdir() if STEP_FOLDER.match(p.name) and (p / RUN_FILE).is_file()]
-    return sorted(found, key=lambda p: int(STEP_FOLDER.match(p.name)[1]))
-
-
-def latest(output_dir: Path) -> Path | None:
-    """The newest complete checkpoint, or None."""
-    folders = step_folders(output_dir)
-    return folders[-1] if folders else None
-
-
-def resolve(path: Path) -> Path:
-    """A checkpoint folder from itself or from the output folder that holds it.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (path / "config.json").is_file():
-        return path
-    newest = latest(path)
-    if newest is None:
-        raise UserError(f"no checkpoint in {path}: neither config.json nor a complete step-* folder lies there")
-    return newest
+__all__ = [
+    "RUN_FILE", "barrier", "latest", "load", "prepare_output", "read_run", "resolve", "save", "step_folders",
+]  # fmt: skip
 
 
 def read_run(folder: Path) -> dict:

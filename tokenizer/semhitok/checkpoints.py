@@ -1,0 +1,129 @@
+"""Checkpoint folders: the newest of a training run, and the image tokenizer that one of them, or the hub, holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semhitok.errors import UserError
+
+if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
+    from semhitok import SemHiTokImageProcessor, SemHiTokModel
+
+RUN_FILE = "run.json"
+STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+
+
+def step_folders(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of an output folder, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [p for p in output_dir.iterdir() if STEP_FOLDER.match(p.name) and (p / RUN_FILE).is_file()]
+    return sorted(found, key=lambda p: int(STEP_FOLDER.match(p.name)[1]))
+
+
+def latest(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    folders = step_folders(output_dir)
+    return folders[-1] if folders else None
+
+
+def resolve(path: Path) -> Path:
+    """A checkpoint folder from itself or from the output folder that holds it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / "config.json").is_file():
+        return path
+    newest = latest(path)
+    if newest is None:
+        raise UserError(f"no checkpoint in {path}: neither config.json nor a complete step-* folder lies there")
+    return newest
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Whether what is no folder here can be `owner/name` on the hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or a GPU if there is one; UserError if it cannot be used."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def shipped_model() -> Path | None:
+    """The small model that ships beside this library, None where there is none. Nothing is imported to find it."""
+    spec = importlib.util.find_spec("unimllm")
+    folder = Path(spec.origin).parent / "default" if spec and spec.origin else None
+    return folder if folder and (folder / "config.json").is_file() else None
+
+
+def find_tokenizer(model: str | None) -> str:
+    """Path or hub id of the checkpoint that `load_tokenizer` was asked for.
+
+    Raises:
+        UserError: there is no such folder, no checkpoint in it, or none was named and none ships.
+    """
+    if model is None:
+        shipped = shipped_model()
+        if shipped is None:
+            raise UserError("no model ships with this installation: name a tokenizer with --model, a folder or hub id")
+        return str(shipped)
+    if Path(model).is_dir():
+        return str(resolve(Path(model)))
+    if not may_be_hub_id(model):
+        raise UserError(f"--model {model}: no such folder")
+    return model
+
+
+def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple[SemHiTokModel, SemHiTokImageProcessor]:
+    """Load an image tokenizer and its image processor.
+
+    Args:
+        model: folder or hub id of a SemHiTok checkpoint, or of a language model that holds one; an output folder of
+            `train/tokenizer.py` means its newest checkpoint; None: the small model that ships.
+        device: "cpu", "cuda", ...; None: a GPU if there is one. The weights are float32 anywhere, so that the codes
+            depend on the checkpoint alone.
+
+    Returns:
+        (model in evaluation mode, image processor). A checkpoint saved without an image processor gets the usual one.
+
+    Raises:
+        UserError: there is no such checkpoint, it holds no SemHiTok, or it lacks a tensor.
+    """
+    path = find_tokenizer(model)
+    device = choose_device(device)
+    import torch
+    from transformers import PreTrainedConfig
+
+    from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
+    from semhitok.image_processing_semhitok import for_size
+
+    try:
+        stored, _ = PreTrainedConfig.get_config_dict(path)
+        if stored.get("model_type") != SemHiTokConfig.model_type and SemHiTokConfig.base_config_key not in stored:
+            raise UserError(f"{path} holds no SemHiTok tokenizer; its model_type is {stored.get('model_type')!r}")
+        loaded, report = SemHiTokModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        if report["missing_keys"]:  # transformers would go on with random numbers in their place
+            missing = sorted(report["missing_keys"])
+            raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load a tokenizer from {path}: {reason}") from error
+    try:
+        processor = SemHiTokImageProcessor.from_pretrained(path)
+    except OSError:
+        processor = for_size(loaded.config.image_size)
+    return loaded.eval().to(device), processor

@@ -1,0 +1,77 @@
+"""Pictures to packed shards of codes.
+
+python -m semhitok encode photos/ more.jpg --out codes/
+python -m semhitok encode photos/ --out codes/ --model runs/scenes_64/decoder --batch-size 256 --device cuda --bf16
+
+Started again it goes on: keys that are there already are skipped. A picture's key is its path below its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semhitok.command_line import CommandLine, counted, open_tokenizer, out_of_memory_told
+from semhitok.errors import UserError
+from semhitok.images import check_writable
+from semhitok.picture_files import PictureFile, Unreadable, find_pictures, read_batches
+from semhitok.shard_writer import ShardWriter
+
+if TYPE_CHECKING:
+    from semhitok import SemHiTokImageProcessor, SemHiTokModel
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    files, num_others = find_pictures(args.pictures)
+    check_writable(args.out / "codes-000000.bin")
+    model, processor = open_tokenizer(args.model, args.device)
+    from semhitok.fingerprint import code_layout
+
+    unreadable = Unreadable()
+    with ShardWriter(args.out, code_layout(model), args.overwrite) as writer:
+        new = [file for file in files if file.key not in writer]
+        encode_files(model, processor, new, writer, unreadable, args)
+    unreadable.name_first()
+    print(report(args.out, len(new) - len(unreadable), len(files) - len(new), unreadable, num_others))
+    if args.strict and unreadable:
+        raise UserError(f"{unreadable}; without --strict that is no error")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("python -m semhitok encode", "Pictures to packed shards of codes.")
+    parser.add_argument("pictures", type=Path, nargs="*", help="pictures, or folders of pictures")
+    parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
+    parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
+    parser.add_argument("--strict", action="store_true", help="exit with 2 if a picture could not be read")
+    parser.add_tokenizer_options()
+    args = parser.parse_args(argv)
+    if not args.pictures or args.out is None:
+        raise UserError("name pictures or folders of pictures, and where to write: encode photos/ --out codes/")
+    return args
+
+
+def encode_files(
+    model: SemHiTokModel, processor: SemHiTokImageProcessor, files: list[PictureFile], writer: ShardWriter,
+    unreadable: Unreadable, args: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Encode in batches and hand the codes to the writer, with a progress bar."""
+    import torch
+    from tqdm import tqdm
+
+    with tqdm(total=len(files), desc="encoding", unit="picture", file=sys.stderr) as bar:
+        for batch, pixel_values in read_batches(files, processor, args.batch_size, unreadable, bar):
+            with out_of_memory_told(len(batch)), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+                codes = model.encode(pixel_values.to(model.device))
+            writer.add([file.key for file in batch], codes.cpu().numpy())
+
+
+def report(out: Path, num_encoded: int, num_there: int, unreadable: Unreadable, num_others: int) -> str:
+    """What happened, in one line."""
+    counts = [f"{counted(num_encoded, 'picture')} encoded"]
+    counts += [f"{num_there:,} there already"] if num_there else []
+    counts += [str(unreadable)] if unreadable else []
+    counts += [f"{counted(num_others, 'other file')} left out"] if num_others else []
+    return f"{out}: {', '.join(counts)}"

@@ -1,0 +1,34 @@
+"""What tells one image tokenizer from another: a digest of all that decides which codes a picture gets."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from semhitok.modeling_semhitok import SemHiTokModel
+from semhitok.shards import CodeLayout
+
+# The decoders are left out: training them anew (Enhance Decoder) changes no code, so codes made before stay good.
+DECODERS = ("semantic.decoder.", "pixel.decoder.")
+FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size")  # of the config; weights tell the rest
+
+
+def fingerprint(model: SemHiTokModel) -> str:
+    """Twelve hex digits that change with the encoders, the codebooks or one of FIELDS.
+
+    The same on any device, and for weights of 16 bits also after they were loaded as float32.
+    """
+    digest = hashlib.sha256(json.dumps([getattr(model.config, name) for name in FIELDS]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(DECODERS):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
+    return digest.hexdigest()[:12]
+
+
+def code_layout(model: SemHiTokModel) -> CodeLayout:
+    """What a shard says of the tokenizer that made it."""
+    config = model.config
+    return CodeLayout(
+        fingerprint(model), config.num_semantic_codes, config.num_pixel_codes, config.num_positions, config.image_size
+    )
