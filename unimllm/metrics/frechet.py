@@ -145,18 +145,16 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class FrechetComparison:
-    """Takes originals and their reconstructions as features, batch by batch, and says how far the sets are apart.
+    """Takes originals and their reconstructions as features, batch by batch, and says how far the sets are apart."""
 
-    Args:
-        dim: D.
-    """
-
-    def __init__(self, dim: int):
-        self.statistics = GaussianStatistics(dim), GaussianStatistics(dim)
+    def __init__(self):
+        self.statistics: tuple[GaussianStatistics, GaussianStatistics] | None = None  # until D is known
         self._kept: list[tuple[np.ndarray, np.ndarray]] | None = []  # features for KID; None once there are ENOUGH
 
     def update(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
         """Take in (n, D) features of pictures and (n, D) of their reconstructions, in the same order."""
+        if self.statistics is None:
+            self.statistics = GaussianStatistics(originals.shape[1]), GaussianStatistics(originals.shape[1])
         for statistics, features in zip(self.statistics, (originals, reconstructions), strict=True):
             statistics.update(features)
         if self.statistics[0].count >= ENOUGH:
