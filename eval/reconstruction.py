@@ -72,6 +72,7 @@ class HeldOutPictures:
         self.world, self.renderer = config.open()
         self.count = count
         self.skipped: dict[str, str] = {}
+        self.num_other_files = 0
 
     def __len__(self) -> int:
         return self.count
@@ -271,7 +272,12 @@ def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -
     return {"frechet": frechet, "warnings": warnings}
 
 
-def describe_run(args: argparse.Namespace, tokenizer: SemHiTokModel, source, lpips: PairDistance | None) -> dict:
+def describe_run(
+    args: argparse.Namespace,
+    tokenizer: SemHiTokModel,
+    source: FolderPictures | HeldOutPictures,
+    lpips: PairDistance | None,
+) -> dict:
     """What was measured and how: enough to repeat it, and to judge its timings."""
     facts = describe_machine(__file__) | {
         "model": str(args.model),
@@ -280,7 +286,7 @@ def describe_run(args: argparse.Namespace, tokenizer: SemHiTokModel, source, lpi
         "resolution": tokenizer.config.image_size,
         "crop": "none, drawn at this size" if args.data == SCENES else "ADM centre crop (box halving, bicubic)",
         "skipped": source.skipped,
-        "num_other_files": getattr(source, "num_other_files", 0),
+        "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
         "device": str(tokenizer.device),
     }
@@ -323,7 +329,12 @@ def notes(results: dict) -> list[str]:
     if "lpips_library" in results:
         lines.append(f"LPIPS: {results['lpips_library']}.")
     if results["skipped"]:
-        lines.append(f"Skipped: {len(results['skipped'])} pictures that cannot be read, named above.")
+        found = results["num_pictures"] + len(results["skipped"])
+        lines.append(
+            f"Skipped: {len(results['skipped'])} of {found} pictures, which cannot be read and are named above."
+        )
+    if results["num_other_files"]:
+        lines.append(f"Other files: {results['num_other_files']}, by their endings no pictures.")
     return lines + [f"Warning: {warning}." for warning in results["warnings"]]
 
 

@@ -121,6 +121,8 @@ def test_a_folder_without_pictures_is_told(tmp_path):
         FolderPictures(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         FolderPictures(tmp_path / "none")
+    with pytest.raises(UserError, match="a file, but only folders"):
+        FolderPictures(tmp_path / "notes.txt")
 
 
 # ---- feature networks ----------------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
     for words in ("PSNR", "data_range = 1.0", "data_range = 2.0", "FD(own SigLIP)", "KD(own", "16 x 16", "ADM centre"):
         assert words in ended.out
     assert "5 pictures is biased" in " ".join(ended.out.split()) and "FID" not in ended.out
-    assert "Skipped: 1 pictures" in ended.out and "b/0.png" in ended.err
+    assert "Skipped: 1 of 6 pictures" in ended.out and "Other files: 1" in ended.out and "b/0.png" in ended.err
     assert Image.open(grid).size == (5 * (160 + 12) + 12, 12 + 29 + 160 * 2 + 2 + 2 * 17 + 12)
 
 

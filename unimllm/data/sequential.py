@@ -31,7 +31,8 @@ class FolderPictures:
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
-            raise UserError(f"--data {folder}: no such folder; name a folder of pictures, or 'scenes'")
+            what = "a file, but only folders are read here" if folder.exists() else "no such folder"
+            raise UserError(f"--data {folder}: {what}; name a folder of pictures, or 'scenes'")
         files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
         self.folder = folder
         self.paths = sorted(path for path in files if path.suffix.lower() in ENDINGS)

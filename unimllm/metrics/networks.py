@@ -118,7 +118,8 @@ def tokenizer_net(tokenizer: SemHiTokModel) -> FeatureNet:
         features = tokenizer.vision_features(to_pixel_values(pictures).to(tokenizer.device))  # (n, N, D)
         return features.float().mean(1).cpu().numpy()
 
-    return FeatureNet("own SigLIP", f"transformers {_version('transformers')}, mean of patch features", extract)
+    library = f"transformers {_version('transformers')}, mean of patch features; for tokenizers over one SigLIP only"
+    return FeatureNet("own SigLIP", library, extract)
 
 
 def siglip_net(name: str, vision_model: SiglipVisionModel, device: torch.device) -> FeatureNet:
