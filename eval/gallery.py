@@ -5,12 +5,10 @@ python eval/gallery.py --model runs/scenes_64/sft --out gallery.png
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
 from unimllm.command_line import CommandLine, open_model, run
+from unimllm.grid import draw_grid
 from unimllm.images import check_writable, save_picture
 
 # Two of every GenEval tag: a composition of the training split, then one that is held out. Not chosen but drawn, once,
@@ -30,9 +28,6 @@ PROMPTS = (
     "a photo of a brown airplane and an orange horse",
 )
 COLUMNS = 4
-CELL = 160  # pixels of an enlarged picture, at least
-MARGIN, FONT_SIZE, NUM_LINES = 12, 13, 2  # pixels, pixels, lines of text under a picture
-INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -50,25 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_model(args.model, args.device)
     from unimllm.inference import draw
 
-    save_picture(compose(draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))), args.out)
+    pictures = draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))
+    save_picture(draw_grid([[picture] for picture in pictures], list(PROMPTS), COLUMNS), args.out)
     print(args.out)
-
-
-def compose(pictures: list[Image.Image]) -> Image.Image:
-    """A grid of the pictures, enlarged by a whole factor without smoothing, each with its prompt under it."""
-    side = pictures[0].width * -(-CELL // pictures[0].width)
-    font = ImageFont.load_default(FONT_SIZE)
-    line = round(FONT_SIZE * 1.3)
-    width, height = side + MARGIN, side + NUM_LINES * line + MARGIN
-    rows = -(-len(pictures) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * width + MARGIN, rows * height + MARGIN), PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for i, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
-        x, y = MARGIN + i % COLUMNS * width, MARGIN + i // COLUMNS * height
-        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y))
-        for index, text in enumerate(textwrap.wrap(prompt, round(side / (0.55 * FONT_SIZE)))):
-            pen.text((x, y + side + index * line), text, fill=INK, font=font)
-    return sheet
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, el
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -36,7 +34,16 @@ from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, number, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable
-from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, answer, answer_batch, draw, find_checkpoint, load
+from unimllm.inference import (
+    GUIDANCE_SCALE,
+    TEMPERATURE,
+    answer,
+    answer_batch,
+    draw,
+    find_checkpoint,
+    load,
+    load_tokenizer,
+)
 from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.intervals import bootstrap, wilson
@@ -58,7 +65,7 @@ from unimllm.scenes.examination import (
 from unimllm.scenes.language import KINDS
 from unimllm.scenes.prompts import sample_prompts
 from unimllm.scenes.reader import DEFAULT_READER, SceneReader
-from unimllm.scenes.report import make_table, write_json
+from unimllm.scenes.report import describe_machine, make_table, write_json
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
@@ -99,7 +106,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("", __doc__)
     parser.prog, parser.formatter_class = "eval/scenes.py", argparse.RawDescriptionHelpFormatter
     parser.add_model_options()
-    parser.add_argument("--tokenizer-only", type=Path, help="examine a SemHiTok checkpoint alone")
+    parser.add_argument("--tokenizer-only", type=Path, help="examine an image tokenizer, or a model's, alone")
     parser.add_argument(
         "--reader", type=Path, default=DEFAULT_READER, help="the detector; it names the world's objects"
     )
@@ -151,18 +158,6 @@ def check_outputs(args: argparse.Namespace) -> None:
         if args.save_pictures.is_dir() and any(args.save_pictures.iterdir()):
             raise UserError(f"--save-pictures {args.save_pictures} is not empty: pictures of two runs would mix")
         check_writable(args.save_pictures / "00000")
-
-
-def load_tokenizer(folder: Path, device: str | None) -> SemHiTokModel:
-    """A SemHiTok checkpoint; UserError where the folder holds another model or lacks its weights."""
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind != SemHiTokModel.config_class.model_type:
-        raise UserError(f"{folder} holds a {kind} model, no SemHiTok; a whole model is examined with --model")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return SemHiTokModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-    except (OSError, RuntimeError, AssertionError) as error:
-        raise UserError(f"cannot load {folder} on {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def open_bench(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> Bench:
@@ -372,18 +367,13 @@ def save_pictures(folder: Path, prompts: list[dict], pictures: list[Image.Image]
 
 def describe_run(args: argparse.Namespace) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {
+    return describe_machine(__file__) | {
         "model": str(args.tokenizer_only or args.model or "unimllm/default"),
         "split": SPLIT,
         "seed": args.seed,
         "limit": args.limit,
         "batch_size": args.batch_size,
         "reader": "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "commit": git.stdout.strip() or None,
     }
 
 

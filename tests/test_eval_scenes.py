@@ -112,8 +112,13 @@ def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader
     assert "GenEval: overall" in capsys.readouterr().out
     assert SemHiTokModel.from_pretrained(tmp_path / "tokenizer").config.num_codes == 30
 
-    with pytest.raises(UserError, match="holds a unimllm model"):
-        program.main(["--tokenizer-only", str(tiny_checkpoint), "--reader", str(reader)])
+    whole = tmp_path / "whole.json"  # the tokenizer inside a whole model is the same one
+    program.main([
+        "--tokenizer-only", str(tiny_checkpoint), "--reader", str(reader), "--limit", "6", "--json", str(whole)
+    ])  # fmt: skip
+    assert json.loads(whole.read_text())["psnr"] == results["psnr"]
+    with pytest.raises(UserError, match="holds a .* model, neither"):
+        program.main(["--tokenizer-only", str(reader), "--reader", str(reader)])
     (tmp_path / "tokenizer" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot load"):
         program.main(["--tokenizer-only", str(tmp_path / "tokenizer"), "--reader", str(reader)])

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.table import Table
 
@@ -36,12 +39,17 @@ def _add_tokenizer(table: Table, results: dict) -> None:
     intervals = results["intervals"]
     true_rate = f"{results['objects_read_in_true_renders']:.3f}"
     table.add_row(f"Reconstruction ({results['num_pictures']} pictures)", style="bold")
-    table.add_row("PSNR, dB", f"{results['psnr']:.2f}", _range(intervals["psnr"], 2))
-    table.add_row("SSIM", f"{results['ssim']:.3f}", _range(intervals["ssim"]))
+    table.add_row("PSNR, dB", f"{results['psnr']:.2f}", as_range(intervals["psnr"], 2))
+    table.add_row("SSIM", f"{results['ssim']:.3f}", as_range(intervals["ssim"]))
     table.add_row(
         "objects read, of those in true renders",
-        f"{results['objects_read']:.3f}", _range(intervals["objects_read"]), true_rate,
+        f"{results['objects_read']:.3f}", as_range(intervals["objects_read"]), true_rate,
     )  # fmt: skip
+    add_code_use(table, results)
+
+
+def add_code_use(table: Table, results: dict) -> None:
+    """Rows of what `metrics.codes.code_use` returns, and of `num_positions`, how many codes were counted."""
     table.add_section()
     table.add_row(f"Code use ({results['num_positions']} positions)", style="bold")
     table.add_row("semantic codes", f"{results['semantic_code_use']:.3f}")
@@ -57,14 +65,14 @@ def _add_understanding(table: Table, results: dict) -> None:
     table.add_row(f"Understanding ({results['num_questions']} questions, POPE apart)", style="bold")
     for split, scores in results["pope"].items():
         said_yes = scores["official"]["yes_ratio"]
-        interval = _range(results["intervals"][f"pope_f1_{split}"])
+        interval = as_range(results["intervals"][f"pope_f1_{split}"])
         table.add_row(f"POPE F1, {split} (says yes {said_yes:.2f})", f"{scores['official']['f1']:.3f}", interval)
     table.add_row("POPE F1, mean", f"{results['pope_f1']:.3f}")
     table.add_row("POPE F1, mean, strict parsing", f"{results['pope_f1_strict']:.3f}")
     for kind, accuracy in results["question_accuracy_by_kind"].items():
-        interval = _range(results["intervals"]["question_accuracy_by_kind"][kind])
+        interval = as_range(results["intervals"]["question_accuracy_by_kind"][kind])
         table.add_row(f"accuracy: {kind.replace('_', ' ')}", f"{accuracy:.3f}", interval)
-    interval = _range(results["intervals"]["question_accuracy"])
+    interval = as_range(results["intervals"]["question_accuracy"])
     table.add_row("accuracy: all questions", f"{results['question_accuracy']:.3f}", interval)
 
 
@@ -76,13 +84,29 @@ def _add_drawing(table: Table, results: dict) -> None:
         if tag in results["reader_ceiling"]:
             table.add_row(
                 f"GenEval: {tag.replace('_', ' ')}",
-                f"{drawn[tag]:.3f}" if tag in drawn else "", _range(intervals[tag]) if tag in intervals else "",
+                f"{drawn[tag]:.3f}" if tag in drawn else "", as_range(intervals[tag]) if tag in intervals else "",
                 f"{results['reader_ceiling'][tag]:.3f}", f"{results['tokenizer_ceiling'][tag]:.3f}",
             )  # fmt: skip
 
 
-def _range(interval: tuple[float, float], digits: int = 3) -> str:
+def as_range(interval: tuple[float, float], digits: int = 3) -> str:
+    """An interval for people."""
     return f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
+
+
+def describe_machine(program: str) -> dict[str, str | int | float | None]:
+    """What to know of a run to judge its timings and to repeat it.
+
+    Args:
+        program: `__file__` of the program, whose commit is told (None outside a git checkout).
+    """
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = subprocess.run(command, cwd=Path(program).parent, capture_output=True, text=True)
+    return {
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "commit": git.stdout.strip() or None,
+    }
 
 
 def write_json(path: Path, results: dict) -> None:

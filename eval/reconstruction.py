@@ -1,0 +1,349 @@
+"""How well an image tokenizer gives pictures back: PSNR, SSIM, LPIPS, rFID, code use and speed, in one table.
+
+    python eval/reconstruction.py --model runs/scenes_64/pixel --data scenes
+    python eval/reconstruction.py --model runs/semhitok_256/decoder --data imagenet/val --grid grid.png \\
+        --inception-weights weights-inception-2015-12-05-6726825d.pth --lpips-weights vgg16-397923af.pth
+
+Pictures are cropped as ADM does (halved, scaled bicubically, cut to the centre), encoded, decoded, clamped and rounded
+to 8 bits; everything is measured between those and the cropped originals. "FID" stands only over the TF-2015 Inception
+(--inception-weights); other networks give FD(network): the tokenizer's own SigLIP, or --features, which is the one to
+compare tokenizers by. `--data scenes`: the held-out compositions of eval/scenes.py, a thousand unless --limit says so.
+Intervals: 95 %, bootstrap over pictures.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from semhitok import SemHiTokModel
+from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
+from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.data.sequential import FolderPictures, cropped_batches
+from unimllm.errors import UserError
+from unimllm.grid import draw_grid
+from unimllm.images import check_writable, picture_format, save_picture
+from unimllm.inference import load_tokenizer
+from unimllm.metrics.codes import code_use
+from unimllm.metrics.frechet import ENOUGH, FrechetComparison
+from unimllm.metrics.intervals import bootstrap_mean
+from unimllm.metrics.networks import (
+    FeatureNet,
+    PairDistance,
+    inception_net,
+    lpips_distance,
+    siglip_net,
+    tokenizer_net,
+)
+from unimllm.metrics.reconstruction import MAX, psnr, ssim
+from unimllm.scenes.examination import held_out_scenes
+from unimllm.scenes.report import add_code_use, as_range, describe_machine, write_json
+from unimllm.scenes.sources import WorldConfig
+from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
+from unimllm.training.teacher import load_vision_model
+
+SCENES = "scenes"  # what --data says for the world's own held-out pictures
+NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
+GRID_PICTURES, GRID_COLUMNS = 16, 8
+SCORES = {  # per picture: name in the table, digits
+    "psnr": ("PSNR, dB", 2),
+    "ssim": ("SSIM, data_range = 1.0", 4),
+    "ssim_data_range_2": ("SSIM, data_range = 2.0 (too high; some papers print it)", 4),
+    "lpips": ("LPIPS", 4),
+}
+
+
+class HeldOutPictures:
+    """Renders of the test split, the same ones that eval/scenes.py reconstructs; see `FolderPictures`."""
+
+    def __init__(self, config: WorldConfig, count: int):
+        self.world, self.renderer = config.open()
+        self.count = count
+        self.skipped: dict[str, str] = {}
+        self.num_other_files = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
+        for i, scene in enumerate(held_out_scenes(self.world, SCENES_SEED, self.count)):
+            yield f"scene {i}", Image.fromarray(self.renderer.render(scene))
+
+
+@dataclass
+class Measured:
+    """What one pass over the pictures leaves behind.
+
+    Args:
+        scores: key of SCORES -> (n,) in batches.
+        codes: (n, N, 2) int32 in batches.
+        seconds: "encode" and "decode" -> (pictures, seconds) of each batch.
+        shown: (original, reconstruction, label) of the first GRID_PICTURES pictures.
+    """
+
+    scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    codes: list[np.ndarray] = field(default_factory=list)
+    seconds: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    shown: list[tuple[Image.Image, Image.Image, str]] = field(default_factory=list)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("", __doc__)
+    parser.prog, parser.formatter_class = "eval/reconstruction.py", argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
+    parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
+    parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--inception-weights", type=Path, help="weights-inception-2015-12-05-6726825d.pth, for FID")
+    parser.add_argument("--features", help="a SigLIP by folder or hub id, for FD (default: the tokenizer's own)")
+    parser.add_argument("--lpips-weights", type=Path, help="vgg16-397923af.pth or alexnet-owt-7be5be79.pth, for LPIPS")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--grid", type=Path, help=f"draw the first {GRID_PICTURES} pictures over their reconstructions")
+    args = parser.parse_args(argv)
+    for name, what in (("model", "the tokenizer's folder"), ("data", f"a folder of pictures, or {SCENES!r}")):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing: {what}; see --help")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.json:
+        check_writable(args.json)
+    if args.grid:
+        picture_format(args.grid)
+        check_writable(args.grid)
+    silence_libraries()
+    folder = resolve(args.model)
+    tokenizer = load_tokenizer(folder, args.device)
+    nets, lpips = open_networks(args, tokenizer)
+    source = open_data(args, tokenizer, folder)
+    comparisons = [FrechetComparison() for _ in nets]
+    measured = measure(args, tokenizer, source, nets, comparisons, lpips)
+    results = summarize(measured, tokenizer) | compare_sets(nets, comparisons)
+    results |= describe_run(args, tokenizer, source, lpips)
+    if args.json:
+        write_json(args.json, results)
+    if args.grid:
+        save_picture(draw_shown(measured, args), args.grid)
+    # A pipe or a file has no width: then wide enough for the table.
+    Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
+
+
+def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[list[FeatureNet], PairDistance | None]:
+    """The networks of FID and FD that were asked for, or else the tokenizer's own; and LPIPS if asked for."""
+    nets = []
+    if args.inception_weights:
+        nets.append(inception_net(args.inception_weights, tokenizer.device))
+    if args.features:
+        nets.append(siglip_net(args.features, load_siglip(args.features), tokenizer.device))
+    lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
+    return nets or [tokenizer_net(tokenizer)], lpips
+
+
+def load_siglip(name: str) -> torch.nn.Module:
+    """The vision half of the SigLIP that --features names; UserError if it is none."""
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if not kind.startswith("siglip"):
+            raise UserError(f"--features {name} holds a {kind} model, no SigLIP")
+        return load_vision_model(name)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise UserError(f"cannot load --features {name}: {error}") from error
+
+
+def open_data(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> FolderPictures | HeldOutPictures:
+    """What --data names."""
+    if args.data != SCENES:
+        return FolderPictures(Path(args.data))
+    trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
+    classes = {"classes": tuple(trained["classes"])} if trained else {}
+    return HeldOutPictures(WorldConfig(tokenizer.config.image_size, **classes), args.limit or NUM_SCENES)
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    args: argparse.Namespace,
+    tokenizer: SemHiTokModel,
+    source: FolderPictures | HeldOutPictures,
+    nets: list[FeatureNet],
+    comparisons: list[FrechetComparison],
+    lpips: PairDistance | None,
+) -> Measured:
+    """One pass over the pictures; UserError if none can be read."""
+    measured = Measured()
+    total = min(len(source), args.limit or len(source))
+    with tqdm(total=total, desc="reconstructing", unit="picture") as progress:
+        for keys, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
+            codes, decoded = reconstruct(tokenizer, pictures, measured.seconds)
+            measured.codes.append(codes.astype(np.int32))
+            decibels = psnr(pictures, decoded)
+            measured.scores["psnr"].append(decibels)
+            measured.scores["ssim"].append(ssim(pictures, decoded))
+            measured.scores["ssim_data_range_2"].append(ssim(pictures, decoded, data_range=2 * MAX))
+            if lpips:
+                measured.scores["lpips"].append(lpips.distance(pictures, decoded))
+            for net, comparison in zip(nets, comparisons, strict=True):
+                comparison.update(net.extract(pictures), net.extract(decoded))
+            for i in range(min(len(keys), GRID_PICTURES - len(measured.shown))):
+                label = f"{Path(keys[i]).name} {decibels[i]:.1f} dB"
+                measured.shown.append((Image.fromarray(pictures[i]), Image.fromarray(decoded[i]), label))
+            progress.update(len(keys))
+    for reason in source.skipped.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    if not measured.codes:
+        raise UserError(f"none of the {len(source)} pictures in {args.data} can be read")
+    return measured
+
+
+def reconstruct(
+    tokenizer: SemHiTokModel, pictures: np.ndarray, seconds: dict[str, list[tuple[int, float]]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, S, S, 3) uint8 -> codes (n, N, 2) and reconstructions (n, S, S, 3) uint8; enters how long both took."""
+
+    def timed(name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        synchronize(x.device)
+        started = time.perf_counter()
+        y = function(x)
+        synchronize(x.device)
+        seconds[name].append((len(pictures), time.perf_counter() - started))
+        return y
+
+    pixel_values = to_pixel_values(pictures).to(tokenizer.device)
+    codes = timed("encode", tokenizer.encode, pixel_values)
+    return codes.cpu().numpy(), to_uint8(timed("decode", tokenizer.decode, codes))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- the results ---------------------------------------------------------------------------------------------------
+
+
+def summarize(measured: Measured, tokenizer: SemHiTokModel) -> dict:
+    """Means over pictures with their intervals, code use, and pictures a second."""
+    codes = np.concatenate(measured.codes)
+    results: dict = {"num_pictures": len(codes), "num_positions": int(codes[..., 0].size), "intervals": {}}
+    for name, batches in measured.scores.items():
+        values = np.concatenate(batches)
+        results[name], results["intervals"][name] = float(values.mean()), bootstrap_mean(values)
+    for name, batches in measured.seconds.items():
+        counted = batches[1:] or batches  # the first one warms up
+        results[f"{name}_pictures_per_second"] = sum(n for n, _ in counted) / sum(s for _, s in counted)
+    config = tokenizer.config
+    return results | code_use(codes, config.num_semantic_codes, config.num_pixel_codes)
+
+
+def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -> dict:
+    """Frechet and kernel distances by the networks' names, and what has to be said of them."""
+    frechet, warnings = {}, []
+    count = comparisons[0].statistics[0].count
+    if count < 2:
+        warnings.append("1 picture has no covariance: no Frechet distance")
+        return {"frechet": frechet, "warnings": warnings}
+    for net, comparison in zip(nets, comparisons, strict=True):
+        frechet[net.frechet_name] = {"kid_name": net.kid_name, "library": net.library} | comparison.result()
+    if count < ENOUGH:
+        kernel = " and ".join(net.kid_name for net in nets)
+        warnings.append(
+            f"{' and '.join(frechet)} of {count} pictures is biased, a covariance needs {ENOUGH:,}: compare it only "
+            f"between equal numbers of pictures, and trust {kernel} more"
+        )
+    return {"frechet": frechet, "warnings": warnings}
+
+
+def describe_run(
+    args: argparse.Namespace,
+    tokenizer: SemHiTokModel,
+    source: FolderPictures | HeldOutPictures,
+    lpips: PairDistance | None,
+) -> dict:
+    """What was measured and how: enough to repeat it, and to judge its timings."""
+    facts = describe_machine(__file__) | {
+        "model": str(args.model),
+        "data": args.data,
+        "limit": args.limit,
+        "resolution": tokenizer.config.image_size,
+        "crop": "none, drawn at this size" if args.data == SCENES else "ADM centre crop (box halving, bicubic)",
+        "skipped": source.skipped,
+        "num_other_files": source.num_other_files,
+        "batch_size": args.batch_size,
+        "device": str(tokenizer.device),
+    }
+    if lpips:
+        facts |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
+    return facts
+
+
+def make_table(results: dict) -> Table:
+    """The table for people."""
+    size, intervals = results["resolution"], results["intervals"]
+    table = Table(
+        title=f"{results['model']} on {results['num_pictures']} pictures of {results['data']}, {size} x {size}",
+        caption="\n".join(notes(results)), caption_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for heading in ("", "mean", "95 %"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name in (name for name in SCORES if name in results):
+        title, digits = SCORES[name]
+        title += f" ({results['lpips_backbone']})" if name == "lpips" else ""
+        table.add_row(title, f"{results[name]:.{digits}f}", as_range(intervals[name], digits))
+    for name, values in results["frechet"].items():
+        table.add_row(name, f"{values['distance']:.3f}")
+        if "kid_mean" in values:
+            subsets = f"std {1000 * values['kid_std']:.3f} of {values['kid_subset_size']} pictures"
+            table.add_row(f"{values['kid_name']} x 1000, paired", f"{1000 * values['kid_mean']:.3f}", subsets)
+    add_code_use(table, results)
+    table.add_section()
+    table.add_row(f"Pictures a second ({results['device']}, batches of {results['batch_size']})", style="bold")
+    for name in ("encode", "decode"):
+        table.add_row(name, f"{results[f'{name}_pictures_per_second']:.1f}")
+    return table
+
+
+def notes(results: dict) -> list[str]:
+    """What stands under the table: how it was measured, what was left out, what to beware of."""
+    lines = [f"Crop: {results['crop']}. All on 8-bit RGB; SSIM and PSNR by unimllm.metrics.reconstruction."]
+    lines += [f"{name}: {values['library']}; {values['num_features']} features." for name, values in
+              results["frechet"].items()]  # fmt: skip
+    if "lpips_library" in results:
+        lines.append(f"LPIPS: {results['lpips_library']}.")
+    if results["skipped"]:
+        found = results["num_pictures"] + len(results["skipped"])
+        lines.append(
+            f"Skipped: {len(results['skipped'])} of {found} pictures, which cannot be read and are named above."
+        )
+    if results["num_other_files"]:
+        lines.append(f"Other files: {results['num_other_files']}, by their endings no pictures.")
+    return lines + [f"Warning: {warning}." for warning in results["warnings"]]
+
+
+def draw_shown(measured: Measured, args: argparse.Namespace) -> Image.Image:
+    """The first pictures over their reconstructions."""
+    cells = [[original, reconstruction] for original, reconstruction, _ in measured.shown]
+    title = f"originals over their reconstructions by {args.model}"
+    return draw_grid(cells, [label for *_, label in measured.shown], GRID_COLUMNS, title)
+
+
+if __name__ == "__main__":
+    run(main)

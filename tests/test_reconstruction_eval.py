@@ -1,0 +1,343 @@
+"""eval/reconstruction.py on tiny random tokenizers and hand-made pictures, and the parts it is made of."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config
+from semhitok.image_processing_semhitok import center_crop_adm, to_pixel_values, to_uint8
+from unimllm.data.sequential import FolderPictures, cropped_batches
+from unimllm.errors import UserError
+from unimllm.grid import draw_grid
+from unimllm.metrics import networks
+from unimllm.metrics.frechet import frechet_distance
+from unimllm.metrics.intervals import bootstrap, bootstrap_mean
+from unimllm.metrics.networks import import_inception, inception_net, lpips_distance, siglip_net, tokenizer_net
+from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.scenes import GlyphAtlas
+
+PROGRAM = Path(__file__).parents[1] / "eval" / "reconstruction.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def program():
+    if not PROGRAM.is_file():
+        pytest.skip("eval/reconstruction.py is not beside the tests (they run on an installed package)")
+    spec = importlib.util.spec_from_file_location("eval_reconstruction", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_reconstruction"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["eval_reconstruction"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SemHiTokModel(tiny_config())
+    folder = tmp_path_factory.mktemp("tokenizer")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder) -> SemHiTokModel:
+    return SemHiTokModel.from_pretrained(tokenizer_folder).eval()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Five pictures of several shapes in two folders, one that is cut off, and a text."""
+    folder = tmp_path / "pictures"
+    (folder / "b").mkdir(parents=True)
+    for number, (name, size) in enumerate(
+        {"a.png": (40, 24), "b/1.JPG": (16, 16), "b/2.png": (17, 90), "b/3.png": (8, 12), "c.webp": (33, 33)}.items()
+    ):
+        noise(*size, seed=number).save(folder / name)
+    (folder / "b" / "0.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    (folder / "index.jsonl").write_text("{}")
+    return folder
+
+
+# ---- the crop ------------------------------------------------------------------------------------------------------
+
+
+def test_adm_crop_of_the_right_size_is_the_picture():
+    assert np.array_equal(np.asarray(center_crop_adm(noise(16, 16), 16)), np.asarray(noise(16, 16)))
+
+
+def test_adm_crop_cuts_the_centre():
+    pixels = np.asarray(noise(21, 16))
+    assert np.array_equal(np.asarray(center_crop_adm(Image.fromarray(pixels), 16)), pixels[:, 2:18])
+    pixels = np.asarray(noise(16, 25))
+    assert np.array_equal(np.asarray(center_crop_adm(Image.fromarray(pixels), 16)), pixels[4:20])
+
+
+def test_adm_crop_halves_by_means_of_boxes_first():
+    pixels = np.asarray(noise(64, 64)).astype(float)
+    means = pixels.reshape(32, 2, 32, 2, 3).mean((1, 3))
+    assert np.abs(np.asarray(center_crop_adm(noise(64, 64), 32)) - means).max() <= 1  # Pillow rounds twice
+    halved = center_crop_adm(noise(64, 64), 32)
+    assert np.array_equal(np.asarray(center_crop_adm(noise(64, 64), 16)), np.asarray(center_crop_adm(halved, 16)))
+
+
+@pytest.mark.parametrize("size", [(1, 30), (63, 31), (31, 32), (500, 33), (32, 1000), (101, 67)])
+def test_adm_crop_has_the_size_asked_for(size):
+    assert center_crop_adm(Image.new("RGB", size, (7, 8, 9)), 32).getcolors() == [(32 * 32, (7, 8, 9))]
+
+
+# ---- pictures one after the other ----------------------------------------------------------------------------------
+
+
+def test_folder_is_read_in_order_and_what_is_broken_is_named(folder):
+    source = FolderPictures(folder)
+    assert len(source) == 6 and source.num_other_files == 1
+    assert [key for key, _ in source] == ["a.png", "b/1.JPG", "b/2.png", "b/3.png", "c.webp"]
+    assert list(source.skipped) == ["b/0.png"] and "cut off" in source.skipped["b/0.png"]
+    batches = list(cropped_batches(source, 16, 2, limit=3))
+    assert [keys for keys, _ in batches] == [["a.png", "b/1.JPG"], ["b/2.png"]]
+    assert batches[0][1].shape == (2, 16, 16, 3) and batches[0][1].dtype == np.uint8
+    assert np.array_equal(batches[1][1][0], np.asarray(center_crop_adm(noise(17, 90, seed=2), 16)))
+
+
+def test_a_folder_without_pictures_is_told(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="none of its 1 files"):
+        FolderPictures(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        FolderPictures(tmp_path / "none")
+    with pytest.raises(UserError, match="a file, but only folders"):
+        FolderPictures(tmp_path / "notes.txt")
+
+
+# ---- feature networks ----------------------------------------------------------------------------------------------
+
+
+def test_features_of_the_own_and_of_a_saved_siglip_agree(tokenizer, tmp_path):
+    pictures = np.stack([np.asarray(noise(16, 16, seed)) for seed in range(3)])
+    own = tokenizer_net(tokenizer)
+    features = own.extract(pictures)
+    assert features.shape == (3, 16) and own.frechet_name == "FD(own SigLIP)"
+    expected = tokenizer.vision_model(to_pixel_values(pictures)).last_hidden_state.mean(1).detach()
+    assert features == pytest.approx(expected.numpy(), abs=1e-6)
+
+    tokenizer.vision_model.save_pretrained(tmp_path)  # without preprocessor_config.json: scaled to -1..1
+    saved = siglip_net(str(tmp_path), tokenizer.vision_model, CPU)
+    assert saved.extract(pictures) == pytest.approx(features, abs=1e-5)
+    assert saved.frechet_name == f"FD({tmp_path})" and saved.kid_name == f"KD({tmp_path})"
+
+
+def test_the_preprocessing_of_a_siglip_is_its_own(tokenizer, tmp_path):
+    pictures = np.asarray(noise(32, 32))[None]
+    processor = {"image_mean": [0.2] * 3, "image_std": [0.3] * 3, "size": {"height": 16, "width": 16}, "resample": 0}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    extracted = siglip_net(str(tmp_path), tokenizer.vision_model, CPU).extract(pictures)
+    nearest = np.array(noise(32, 32).resize((16, 16), Image.Resampling.NEAREST))
+    pixel_values = (torch.from_numpy(nearest).permute(2, 0, 1)[None] / 255 - 0.2) / 0.3
+    assert extracted == pytest.approx(
+        tokenizer.vision_model(pixel_values).last_hidden_state.mean(1).detach().numpy(), abs=1e-5
+    )
+
+
+FAKE_INCEPTION = """
+import torch
+from torch_fidelity.helpers import scale
+
+class FeatureExtractorInceptionV3(torch.nn.Module):
+    def __init__(self, name, features_list, feature_extractor_weights_path=None):
+        super().__init__()
+        assert features_list == ["2048"]
+        self.linear = torch.nn.Linear(3, 8)
+        self.linear.load_state_dict(torch.load(feature_extractor_weights_path))
+
+    def forward(self, x):
+        assert x.dtype == torch.uint8 and x.shape[1] == 3
+        return (self.linear(scale(x.float().mean((2, 3)))),)
+"""
+
+
+@pytest.fixture
+def fake_fidelity(tmp_path, monkeypatch) -> Path:
+    """A torch_fidelity as the real one: its __init__ imports torchvision, the Inception's module does not."""
+    package = tmp_path / "site" / "torch_fidelity"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (package / "helpers.py").write_text("def scale(x):\n    return x / 128 - 1\n")
+    (package / "feature_extractor_inceptionv3.py").write_text(FAKE_INCEPTION)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    torch.save(torch.nn.Linear(3, 8).state_dict(), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+def trust(monkeypatch, weights: Path) -> str:
+    """Take a fake file for the real Inception; returns the first digits of its checksum."""
+    digits = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(networks, "INCEPTION", digits)
+    return digits
+
+
+def test_other_weights_are_no_inception(fake_fidelity):
+    digits = hashlib.sha256(fake_fidelity.read_bytes()).hexdigest()[:8]
+    with pytest.raises(UserError, match=f"not the Inception of FID: its sha256 begins with {digits}, not 6726825d"):
+        inception_net(fake_fidelity, CPU)
+    with pytest.raises(UserError, match="cannot read the weights .*none.pth"):
+        inception_net(fake_fidelity.with_name("none.pth"), CPU)
+
+
+def test_inception_comes_without_the_rest_of_its_package(fake_fidelity, monkeypatch):
+    digits = trust(monkeypatch, fake_fidelity)
+    net = inception_net(fake_fidelity, CPU)
+    assert net.frechet_name == "FID" and net.kid_name == "KID" and digits in net.library
+    assert net.extract(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 8)
+    assert not [name for name in sys.modules if name.startswith("torch_fidelity")]
+
+
+def test_a_missing_torch_fidelity_is_told(monkeypatch):
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps torch-fidelity"):
+        import_inception()
+
+
+class FakeLpips(torch.nn.Module):
+    """What lpips.LPIPS looks like: a backbone in slices that keep torchvision's numbers."""
+
+    def __init__(self, net: str, pnet_rand: bool, verbose: bool):
+        super().__init__()
+        assert net == "alex" and pnet_rand and not verbose
+        self.net = torch.nn.Module()
+        self.net.slice2 = torch.nn.Sequential()
+        self.net.slice2.add_module("3", torch.nn.Conv2d(3, 1, 1))
+
+    def forward(self, first, second):
+        return (self.net.slice2(first) - self.net.slice2(second)).abs().mean((1, 2, 3), keepdim=True)
+
+
+def test_lpips_takes_its_backbone_from_torchvision_s_file(tmp_path, monkeypatch):
+    weights = tmp_path / "alexnet.pth"
+    state = {"features.3.weight": torch.ones(1, 3, 1, 1), "features.3.bias": torch.zeros(1)}
+    torch.save(state | {"classifier.1.weight": torch.zeros(2)}, weights)
+    with pytest.raises(UserError, match="no backbone of LPIPS"):
+        lpips_distance(weights, CPU)
+    monkeypatch.setattr(networks, "BACKBONES", {networks.checksum(weights): "alex"})
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=FakeLpips))
+    lpips = lpips_distance(weights, CPU)
+    black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
+    grey[1] = 255
+    assert lpips.distance(black, grey) == pytest.approx([3 * 0.4, 3 * 2])  # in -1..1, summed over channels
+    assert lpips.backbone == "alex"
+
+
+def test_a_missing_lpips_is_told(tmp_path, monkeypatch):
+    weights = tmp_path / "vgg.pth"
+    torch.save({}, weights)
+    monkeypatch.setattr(networks, "BACKBONES", {networks.checksum(weights): "vgg"})
+    monkeypatch.setitem(sys.modules, "lpips", None)  # import fails
+    with pytest.raises(UserError, match=r"LPIPS needs lpips .*pip install torch==\S+ torchvision lpips"):
+        lpips_distance(weights, CPU)
+
+
+# ---- intervals and grids -------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_of_a_mean_is_the_bootstrap():
+    values = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_mean(values) == pytest.approx(bootstrap(lambda picked: values[picked].mean(), range(50)))
+
+
+def test_grid_holds_every_picture_enlarged_without_smoothing():
+    cells = [[noise(64, 64, seed), noise(64, 64, seed + 10)] for seed in range(3)]
+    sheet = np.asarray(draw_grid(cells, ["one", "two", "three"], 2, "title"))
+    enlarged = np.asarray(cells[2][1]).repeat(3, 0).repeat(3, 1)  # to 192 pixels, the first above 160
+    windows = [sheet[y : y + 192, 12 : 12 + 192] for y in range(sheet.shape[0] - 191)]
+    assert sum(np.array_equal(window, enlarged) for window in windows) == 1
+    assert sheet.shape[1] == 2 * (192 + 12) + 12
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, folder, tmp_path, call):
+    out, grid = tmp_path / "new" / "scores.json", tmp_path / "grid.png"
+    options = ("--model", tokenizer_folder, "--data", folder, "--device", "cpu")
+    ended = call(program, *options, "--batch-size", 2, "--json", out, "--grid", grid)
+    assert ended.code == 0
+    results = json.loads(out.read_text())
+
+    ((_, pictures),) = cropped_batches(FolderPictures(folder), 16, 9, None)
+    decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_pixel_values(pictures))))
+    assert results["psnr"] == pytest.approx(psnr(pictures, decoded).mean(), abs=0.01)
+    assert results["ssim"] == pytest.approx(ssim(pictures, decoded).mean(), abs=1e-3)
+    assert results["ssim_data_range_2"] > results["ssim"] and results["intervals"]["psnr"][0] <= results["psnr"]
+    first, second = (tokenizer_net(tokenizer).extract(p) for p in (pictures, decoded))
+    expected = frechet_distance(first.mean(0), np.cov(first.T), second.mean(0), np.cov(second.T))
+    fd = results["frechet"]["FD(own SigLIP)"]
+    assert fd["distance"] == pytest.approx(expected, rel=1e-3) and fd["num_features"] == 16
+    assert fd["kid_name"] == "KD(own SigLIP)" and fd["kid_subset_size"] == 2
+    assert (results["num_pictures"], results["num_positions"], results["resolution"]) == (5, 20, 16)
+    assert list(results["skipped"]) == ["b/0.png"] and results["num_other_files"] == 1
+    assert 0 < results["flat_code_use"] <= results["semantic_code_use"] <= 1
+    assert results["encode_pictures_per_second"] > 0 and results["decode_pictures_per_second"] > 0
+    assert "FID" not in results["frechet"] and "lpips" not in results
+
+    for words in ("PSNR", "data_range = 1.0", "data_range = 2.0", "FD(own SigLIP)", "KD(own", "16 x 16", "ADM centre"):
+        assert words in ended.out
+    assert "5 pictures is biased" in " ".join(ended.out.split()) and "FID" not in ended.out
+    assert "Skipped: 1 of 6 pictures" in ended.out and "Other files: 1" in ended.out and "b/0.png" in ended.err
+    assert Image.open(grid).size == (5 * (160 + 12) + 12, 12 + 29 + 160 * 2 + 2 + 2 * 17 + 12)
+
+
+def test_fid_stands_over_the_real_inception_only(program, tokenizer_folder, folder, fake_fidelity, monkeypatch, call):
+    options = ("--model", tokenizer_folder, "--data", folder, "--inception-weights", fake_fidelity)
+    assert "not the Inception of FID" in call(program, *options).refusal()
+    trust(monkeypatch, fake_fidelity)
+    ended = call(program, *options)
+    assert ended.code == 0 and "FID" in ended.out and "KID x 1000" in ended.out and "8 features" in ended.out
+    assert "FD(" not in ended.out
+
+
+def test_scenes_and_a_whole_model(program, tiny_checkpoint, fake_atlas, monkeypatch, tmp_path, call):
+    monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
+    out = tmp_path / "scores.json"
+    options = ("--model", tiny_checkpoint, "--data", "scenes", "--limit", 3, "--json", out)
+    assert call(program, *options).code == 0
+    results = json.loads(out.read_text())
+    assert results["num_pictures"] == 3 and results["crop"].startswith("none")
+    assert results["intervals"]["ssim"][0] <= results["ssim"] <= results["intervals"]["ssim"][1]
+
+
+def test_one_picture_has_no_frechet_distance(program, tokenizer_folder, folder, tmp_path, call):
+    options = ("--model", tokenizer_folder, "--data", folder, "--limit", 1)
+    ended = call(program, *options)
+    assert ended.code == 0 and "no Frechet distance" in ended.out and "FD(" not in ended.out
+
+
+def test_mistakes_are_one_line(program, tokenizer_folder, folder, tmp_path, call):
+    model, data = ("--model", tokenizer_folder), ("--data", folder)
+    assert "--model is missing" in call(program, *data).refusal()
+    assert "--data is missing" in call(program, *model).refusal()
+    assert "did you mean '--limit'" in call(program, *model, *data, "--limt", 3).refusal()
+    assert "no checkpoint in" in call(program, "--model", tmp_path / "none", *data).refusal()
+    assert "no such folder" in call(program, *model, "--data", tmp_path / "a.tar").refusal()
+    assert "pictures are written as" in call(program, *model, *data, "--grid", tmp_path / "grid.svg").refusal()
+    assert "cannot load --features" in call(program, *model, *data, "--features", tmp_path).refusal()
+    assert "no SigLIP" in call(program, *model, *data, "--features", tokenizer_folder).refusal()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    ended = call(program, *model, *data)
+    assert ended.code == 2 and "none of the 6 pictures" in ended.err and ended.err.count("skipped:") == 6

@@ -1,0 +1,208 @@
+"""The frozen networks through which pictures are compared: the Inception of FID, any SigLIP, LPIPS.
+
+A name belongs to its weights. "FID" is the Frechet distance in the TensorFlow Inception of 2015 and in no other
+network; in a SigLIP it is "FD(...)" with the network named. "LPIPS" is a distance in torchvision's VGG-16 or AlexNet.
+So weights are known by their checksum, and others are refused.
+
+Both libraries import torchvision. Of torch-fidelity only the one module is loaded that holds the Inception and does
+without it; lpips needs a torchvision that works, and is imported only when it is asked for.
+"""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import SiglipVisionModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from semhitok import SemHiTokModel
+from semhitok.image_processing_semhitok import to_pixel_values
+from unimllm.errors import UserError
+
+INCEPTION = "6726825d"  # sha256 of the TF-2015 Inception as torch-fidelity and pytorch-fid publish it begins so
+BACKBONES = {"397923af": "vgg", "7be5be79": "alex"}  # torchvision's vgg16 and alexnet, as their file names say
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """A network that describes pictures.
+
+    Args:
+        name: of the network; "" for the one that FID is named after.
+        library: where it comes from and how pictures enter it, for the report.
+        extract: (n, H, W, 3) uint8 RGB -> (n, D) float32.
+    """
+
+    name: str
+    library: str
+    extract: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def frechet_name(self) -> str:
+        """What a Frechet distance in these features may be called."""
+        return f"FD({self.name})" if self.name else "FID"
+
+    @property
+    def kid_name(self) -> str:
+        """What a kernel distance in these features may be called."""
+        return f"KD({self.name})" if self.name else "KID"
+
+
+# ---- Inception -----------------------------------------------------------------------------------------------------
+
+
+def inception_net(weights: Path, device: torch.device) -> FeatureNet:
+    """The TensorFlow Inception of 2015, 2,048 features of its last pooling, resized to 299 pixels as TensorFlow 1 did.
+
+    Args:
+        weights: weights-inception-2015-12-05-6726825d.pth (torch-fidelity) or pt_inception-... (pytorch-fid).
+
+    Raises:
+        UserError: other weights, or torch-fidelity is not installed.
+    """
+    if checksum(weights) != INCEPTION:
+        raise UserError(
+            f"{weights} is not the Inception of FID: its sha256 begins with {checksum(weights)}, not {INCEPTION}; get "
+            "weights-inception-2015-12-05-6726825d.pth (torch-fidelity) or leave --inception-weights out and read FD"
+        )
+    # Its own loading unpickles whatever the file holds; what this one accepts is weights alone.
+    torch.load(weights, map_location="cpu", weights_only=True)
+    network = import_inception()("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
+
+    @torch.inference_mode()
+    def extract(pictures: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device)  # (n, 3, H, W) uint8
+        return network(pixels)[0].cpu().numpy()
+
+    return FeatureNet("", f"torch-fidelity {_version('torch-fidelity')}, TF-2015 Inception {INCEPTION}", extract)
+
+
+def import_inception() -> type[nn.Module]:
+    """torch-fidelity's Inception without the rest of that package, which would import torchvision.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    package = "torch_fidelity"
+    spec = find_spec(package)
+    if spec is None:
+        raise UserError("FID needs torch-fidelity: pip install --no-deps torch-fidelity")
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == package}
+    if not before:  # a bare package in its place: its __init__, which imports everything, does not run
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = list(spec.submodule_search_locations)
+    try:
+        return importlib.import_module(f"{package}.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package and name not in before]:
+            del sys.modules[name]
+
+
+# ---- SigLIP --------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_net(tokenizer: SemHiTokModel) -> FeatureNet:
+    """The SigLIP inside a tokenizer: mean over positions of its last hidden state."""
+
+    @torch.inference_mode()
+    def extract(pictures: np.ndarray) -> np.ndarray:
+        features = tokenizer.vision_features(to_pixel_values(pictures).to(tokenizer.device))  # (n, N, D)
+        return features.float().mean(1).cpu().numpy()
+
+    library = f"transformers {_version('transformers')}, mean of patch features; for tokenizers over one SigLIP only"
+    return FeatureNet("own SigLIP", library, extract)
+
+
+def siglip_net(name: str, vision_model: SiglipVisionModel, device: torch.device) -> FeatureNet:
+    """Any SigLIP: mean over positions of its last hidden state, pictures prepared as its own processor does.
+
+    Args:
+        name: folder or hub id of the checkpoint. Where it holds no preprocessor_config.json pictures are resized to the
+            model's size bicubically and scaled to -1..1.
+        vision_model: loaded from there.
+    """
+    side = vision_model.config.image_size
+    try:
+        processor = SiglipImageProcessorPil.from_pretrained(name)
+    except OSError:
+        processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+    vision_model = vision_model.float().eval().to(device)
+
+    @torch.inference_mode()
+    def extract(pictures: np.ndarray) -> np.ndarray:
+        inputs = processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")
+        return vision_model(**inputs.to(device)).last_hidden_state.mean(1).cpu().numpy()  # (n, N, D) -> (n, D)
+
+    library = f"transformers {_version('transformers')}, mean of patch features at {side} pixels"
+    return FeatureNet(name, library, extract)
+
+
+# ---- LPIPS ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairDistance:
+    """LPIPS over one backbone: `distance` takes two (n, H, W, 3) uint8 RGB and gives (n,) float64."""
+
+    backbone: str
+    library: str
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def lpips_distance(weights: Path, device: torch.device) -> PairDistance:
+    """LPIPS 0.1 (arXiv 1801.03924) by the package `lpips`, which holds all of it but the backbone's weights.
+
+    Args:
+        weights: torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth.
+
+    Raises:
+        UserError: other weights, or the package or its torchvision does not work.
+    """
+    backbone = BACKBONES.get(checksum(weights))
+    if backbone is None:
+        raise UserError(
+            f"{weights} is no backbone of LPIPS: its sha256 begins with {checksum(weights)}; get torchvision's "
+            "vgg16-397923af.pth or alexnet-owt-7be5be79.pth (download.pytorch.org/models)"
+        )
+    try:
+        import lpips
+    except Exception as error:  # a torchvision that does not fit its torch raises RuntimeError, not ImportError
+        remedy = f"pip install torch=={torch.__version__.partition('+')[0]} torchvision lpips"
+        raise UserError(f"LPIPS needs lpips and a torchvision that works ({error}): {remedy}") from error
+    network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)  # random: it would download the backbone
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    # The layers keep torchvision's numbers, in slices: features.5.weight is slice2.5.weight.
+    network.net.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in network.net.state_dict()})
+    network = network.eval().to(device)
+
+    @torch.inference_mode()
+    def distance(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+        first, second = (to_pixel_values(p).to(device) for p in (pictures, reconstructions))  # (n, 3, H, W) in -1..1
+        return network(first, second).double().flatten().cpu().numpy()
+
+    return PairDistance(backbone, f"lpips {_version('lpips')}", distance)
+
+
+def checksum(path: Path) -> str:
+    """The first 8 hexadecimal digits of a file's sha256; UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on the path without having been installed
+        return "?"
