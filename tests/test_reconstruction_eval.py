@@ -14,7 +14,7 @@ from PIL import Image
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
-from semhitok.image_processing_semhitok import center_crop_adm, to_pixel_values, to_uint8
+from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
@@ -78,27 +78,27 @@ def folder(tmp_path) -> Path:
 
 
 def test_adm_crop_of_the_right_size_is_the_picture():
-    assert np.array_equal(np.asarray(center_crop_adm(noise(16, 16), 16)), np.asarray(noise(16, 16)))
+    assert np.array_equal(np.asarray(adm_center_crop(noise(16, 16), 16)), np.asarray(noise(16, 16)))
 
 
 def test_adm_crop_cuts_the_centre():
     pixels = np.asarray(noise(21, 16))
-    assert np.array_equal(np.asarray(center_crop_adm(Image.fromarray(pixels), 16)), pixels[:, 2:18])
+    assert np.array_equal(np.asarray(adm_center_crop(Image.fromarray(pixels), 16)), pixels[:, 2:18])
     pixels = np.asarray(noise(16, 25))
-    assert np.array_equal(np.asarray(center_crop_adm(Image.fromarray(pixels), 16)), pixels[4:20])
+    assert np.array_equal(np.asarray(adm_center_crop(Image.fromarray(pixels), 16)), pixels[4:20])
 
 
 def test_adm_crop_halves_by_means_of_boxes_first():
     pixels = np.asarray(noise(64, 64)).astype(float)
     means = pixels.reshape(32, 2, 32, 2, 3).mean((1, 3))
-    assert np.abs(np.asarray(center_crop_adm(noise(64, 64), 32)) - means).max() <= 1  # Pillow rounds twice
-    halved = center_crop_adm(noise(64, 64), 32)
-    assert np.array_equal(np.asarray(center_crop_adm(noise(64, 64), 16)), np.asarray(center_crop_adm(halved, 16)))
+    assert np.abs(np.asarray(adm_center_crop(noise(64, 64), 32)) - means).max() <= 1  # Pillow rounds twice
+    halved = adm_center_crop(noise(64, 64), 32)
+    assert np.array_equal(np.asarray(adm_center_crop(noise(64, 64), 16)), np.asarray(adm_center_crop(halved, 16)))
 
 
 @pytest.mark.parametrize("size", [(1, 30), (63, 31), (31, 32), (500, 33), (32, 1000), (101, 67)])
 def test_adm_crop_has_the_size_asked_for(size):
-    assert center_crop_adm(Image.new("RGB", size, (7, 8, 9)), 32).getcolors() == [(32 * 32, (7, 8, 9))]
+    assert adm_center_crop(Image.new("RGB", size, (7, 8, 9)), 32).getcolors() == [(32 * 32, (7, 8, 9))]
 
 
 # ---- pictures one after the other ----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_folder_is_read_in_order_and_what_is_broken_is_named(folder):
     batches = list(cropped_batches(source, 16, 2, limit=3))
     assert [keys for keys, _ in batches] == [["a.png", "b/1.JPG"], ["b/2.png"]]
     assert batches[0][1].shape == (2, 16, 16, 3) and batches[0][1].dtype == np.uint8
-    assert np.array_equal(batches[1][1][0], np.asarray(center_crop_adm(noise(17, 90, seed=2), 16)))
+    assert np.array_equal(batches[1][1][0], np.asarray(adm_center_crop(noise(17, 90, seed=2), 16)))
 
 
 def test_a_folder_without_pictures_is_told(tmp_path):

@@ -107,7 +107,7 @@ def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple
     from transformers import PreTrainedConfig
 
     from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
-    from semhitok.image_processing_semhitok import for_size
+    from semhitok.image_processing_semhitok import for_tokenizer
 
     try:
         stored, _ = PreTrainedConfig.get_config_dict(path)
@@ -125,5 +125,5 @@ def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple
     try:
         processor = SemHiTokImageProcessor.from_pretrained(path)
     except OSError:
-        processor = for_size(loaded.config.image_size)
+        processor = for_tokenizer(loaded.config)
     return loaded.eval().to(device), processor

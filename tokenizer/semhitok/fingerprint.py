@@ -10,7 +10,8 @@ from semhitok.shards import CodeLayout
 
 # The decoders are left out: training them anew (Enhance Decoder) changes no code, so codes made before stay good.
 DECODERS = ("semantic.decoder.", "pixel.decoder.")
-FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size")  # of the config; weights tell the rest
+# Of the config; weights tell the rest.
+FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size", "image_mean", "image_std")
 
 
 def fingerprint(model: SemHiTokModel) -> str:

@@ -70,17 +70,3 @@ def to_uint8(pixel_values: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) in -1..1 -> (B, S, S, 3) uint8 RGB, the inverse of `to_pixel_values`."""
     pixels = (pixel_values.detach().float().clamp(-1, 1) + 1) * 127.5
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def center_crop_adm(picture: Image.Image, size: int) -> Image.Image:
-    """The centre square of a picture, `size` pixels wide, cropped as ADM does (guided-diffusion), on which rFID rests.
-
-    Halved by box filtering while the shorter side is at least twice `size`, scaled bicubically until it is `size`, then
-    cropped; an odd pixel falls off at the right or below.
-    """
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return picture.crop((left, top, left + size, top + size))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semhitok.image_processing_semhitok import center_crop_adm
+from semhitok.image_processing_semhitok import adm_center_crop
 from unimllm.errors import UserError
 from unimllm.images import open_picture
 
@@ -60,4 +60,4 @@ def cropped_batches(
     """(keys, (n, size, size, 3) uint8) of the first `limit` pictures, each ADM-cropped; the last batch is smaller."""
     pictures = islice(source, limit)
     while batch := list(islice(pictures, batch_size)):
-        yield [key for key, _ in batch], np.stack([np.asarray(center_crop_adm(p, size)) for _, p in batch])
+        yield [key for key, _ in batch], np.stack([np.asarray(adm_center_crop(p, size)) for _, p in batch])
