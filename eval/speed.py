@@ -28,7 +28,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
-from transformers import SiglipVisionConfig
 
 from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
@@ -37,6 +36,7 @@ from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.scenes.report import write_json
+from unimllm.training.presets.semhitok import semhitok_256_pixel
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 
@@ -97,16 +97,6 @@ def measurement(name: str, is_slow: bool = False):
         return measure
 
     return register
-
-
-def semhitok_256() -> SemHiTokConfig:
-    """The paper's size at 256 pixels: SigLIP-L/16, 16,384 x 12 codes; the rest is SemHiTokConfig's defaults."""
-    return SemHiTokConfig(
-        SiglipVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=256,
-            patch_size=16,
-        )
-    )  # fmt: skip
 
 
 def cpu_seconds(once: Callable[[], object], repeats: int) -> float:
@@ -238,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         check_writable(args.json)
     start_process()
-    config = tiny_config() if args.tiny else semhitok_256()
+    config = tiny_config() if args.tiny else semhitok_256_pixel().model
     rows = {name: MEASUREMENTS[name].measure(config) for name in args.only}
     where = describe_machine()
     Console(width=max(100, Console().width)).print(make_table(rows, where))

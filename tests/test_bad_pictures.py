@@ -9,11 +9,12 @@ import torch
 from picture_files import colours, encoded, pictures, write_folder, write_parquet, write_tar
 from PIL import Image
 
-from unimllm.data.faults import Fault, FaultLog, UnreadablePicture
+from unimllm.data.faults import Fault, FaultLog
 from unimllm.data.picture_index import open_pictures
 from unimllm.data.picture_shards import scan_tar
-from unimllm.data.pictures import PictureSource, decode, read_square
+from unimllm.data.pictures import PictureSource, read_square
 from unimllm.errors import UserError
+from unimllm.images import UnreadablePicture
 
 # ---- pictures of every kind -----------------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def odd_pictures() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
 @pytest.mark.parametrize("name", odd_pictures())
 def test_odd_pictures_are_read_right(name):
     data, colour = odd_pictures()[name]
-    image = read_square(data, 16)
+    image = read_square(data, 16, name)
     assert image.mode == "RGB" and image.size == (16, 16)
     assert image.getpixel((0, 0)) == pytest.approx(colour, abs=2)
 
@@ -64,7 +65,7 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
         "half.png": (png[: len(png) // 2], "damaged"),
         "header.png": (png[:20], "damaged"),
         "broken.png": (png[:60] + bytes(40) + png[100:], "damaged"),
-        "line.png": (encoded(Image.new("RGB", (1, 101))), "too large or too thin"),
+        "line.png": (encoded(Image.new("RGB", (1, 101))), "too thin"),
     }
 
 
@@ -72,8 +73,8 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
 def test_bad_pictures_are_told_by_kind(name):
     data, kind = bad_pictures()[name]
     with pytest.raises(UnreadablePicture) as caught:
-        decode(data)
-    assert caught.value.args[0] == kind and caught.value.args[1]
+        read_square(data, 16, name)
+    assert caught.value.reason == kind and name in str(caught.value)
 
 
 @pytest.fixture

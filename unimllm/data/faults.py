@@ -16,14 +16,10 @@ class Fault:
     key: str
     """Where it lies: a path, a tar and its member, a parquet file and its row."""
     reason: str
-    """What the decoder or the file system said."""
+    """What the decoder or the file system said, in a line that names the key."""
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.kind}: {self.reason}"
-
-
-class UnreadablePicture(Exception):
-    """A picture that cannot be read. Its arguments are those of a `Fault` but for the key: kind and reason."""
+        return f"{self.kind}: {self.reason}"
 
 
 class FaultLog:

@@ -8,8 +8,8 @@ for itself and that reads the disk in long stretches (`order`). Readers of the d
 release Python's lock, and so a process holds each row group once.
 
 Streaming readers were tried first. Hugging Face's `datasets` (5.2, streaming, webdataset builder) loses what lies in
-its shuffle buffer when it resumes (7 of 20 samples in a small trial), lets every rank read everything when the ranks do
-not divide the shards, and ends with an exception at a tar that is cut off. pyarrow and the standard library's tarfile,
+its shuffle buffer when it resumes (7 of 20 samples in a small trial) and ends with an exception at a tar that is cut
+off. pyarrow and the standard library's tarfile,
 which it builds on, read the same files.
 
 Shapes: B pictures, S pixels along a side.
@@ -18,18 +18,17 @@ Shapes: B pictures, S pixels along a side.
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values
-from unimllm.data.faults import Fault, UnreadablePicture
+from unimllm.data.faults import Fault
 from unimllm.data.order import EpochOrder
 from unimllm.data.picture_index import PictureIndex
 from unimllm.errors import UserError
-from unimllm.images import READ_FORMATS, check_size, to_rgb
+from unimllm.images import UnreadablePicture, decode_picture
 
 MAX_ATTEMPTS = 1000  # unreadable pictures in a row after which something else is wrong than a few pictures
 _SAMPLE = 1  # what a generator is for; the last number of its seed (see `order`)
@@ -70,41 +69,15 @@ class PictureSource:
         faults: list[Fault] = []
         while len(faults) < MAX_ATTEMPTS:
             try:
-                pixels = np.asarray(read_square(self.index.read(number), self.image_size))
+                key = self.index.key(number)
+                pixels = np.asarray(read_square(self.index.read(number), self.image_size, key))
                 return pixels[:, ::-1] if flip else pixels, faults
             except UnreadablePicture as error:
-                kind, reason = error.args
-                faults.append(Fault(kind, self.index.key(number), reason))
+                faults.append(Fault(error.reason, key, str(error)))
                 number = int(rng.integers(len(self.index)))
         raise UserError(f"{MAX_ATTEMPTS:,} pictures in a row cannot be read, the last of them {faults[-1]}")
 
 
-def read_square(data: bytes, size: int) -> Image.Image:
-    """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture if it is none."""
-    return adm_center_crop(decode(data), size)
-
-
-def decode(data: bytes) -> Image.Image:
-    """An encoded picture as a person would see it (see `unimllm.images`); UnreadablePicture if it is none."""
-    if not data:
-        raise UnreadablePicture("empty", "zero bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=read_formats()) as image:
-            check_size(image.size, "it")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (UserError, Image.DecompressionBombError) as error:
-        raise UnreadablePicture("too large or too thin", str(error)) from error
-    except Image.UnidentifiedImageError as error:
-        raise UnreadablePicture("no picture", f"{len(data):,} bytes of another kind") from error
-    except MemoryError as error:
-        raise UnreadablePicture("too large or too thin", "not enough memory") from error
-    except Exception as error:  # decoders raise nearly anything on broken files, SyntaxError and struct.error included
-        raise UnreadablePicture("damaged", str(error).strip() or type(error).__name__) from error
-
-
-@cache
-def read_formats() -> list[str]:
-    """READ_FORMATS without those that this build of Pillow does not know."""
-    Image.init()
-    return [name for name in READ_FORMATS if name in Image.OPEN]
+def read_square(data: bytes, size: int, key: str) -> Image.Image:
+    """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture, which names `key`."""
+    return adm_center_crop(decode_picture(io.BytesIO(data), key), size)

@@ -1,6 +1,5 @@
 """Pictures one after the other, for evaluation: nothing shuffled, nothing repeated, nothing left out in silence."""
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,10 +8,9 @@ import numpy as np
 from PIL import Image
 
 from semhitok.image_processing_semhitok import adm_center_crop
+from semhitok.picture_files import find_pictures
 from unimllm.errors import UserError
-from unimllm.images import open_picture
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+from unimllm.images import UnreadablePicture, open_picture
 
 
 class FolderPictures:
@@ -33,25 +31,19 @@ class FolderPictures:
         if not folder.is_dir():
             what = "a file, but only folders are read here" if folder.exists() else "no such folder"
             raise UserError(f"--data {folder}: {what}; name a folder of pictures, or 'scenes'")
-        files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
-        self.folder = folder
-        self.paths = sorted(path for path in files if path.suffix.lower() in ENDINGS)
-        self.num_other_files = len(files) - len(self.paths)
+        self.files, self.num_other_files = find_pictures([folder])
         self.skipped: dict[str, str] = {}
-        if not self.paths:
-            raise UserError(f"no picture in {folder}: none of its {len(files)} files ends in {', '.join(ENDINGS)}")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
         self.skipped = {}
-        for path in self.paths:
-            key = str(path.relative_to(self.folder))
+        for file in self.files:
             try:
-                yield key, open_picture(path)
-            except UserError as error:
-                self.skipped[key] = str(error)
+                yield file.key, open_picture(file.path)
+            except UnreadablePicture as error:
+                self.skipped[file.key] = str(error)
 
 
 def cropped_batches(
