@@ -49,7 +49,7 @@ def odd_pictures() -> dict[str, tuple[bytes, tuple[int, int, int]]]:
 @pytest.mark.parametrize("name", odd_pictures())
 def test_odd_pictures_are_read_right(name):
     data, colour = odd_pictures()[name]
-    image = read_square(data, 16, name)
+    image = read_square(data, 16)
     assert image.mode == "RGB" and image.size == (16, 16)
     assert image.getpixel((0, 0)) == pytest.approx(colour, abs=2)
 
@@ -73,8 +73,8 @@ def bad_pictures() -> dict[str, tuple[bytes, str]]:
 def test_bad_pictures_are_told_by_kind(name):
     data, kind = bad_pictures()[name]
     with pytest.raises(UnreadablePicture) as caught:
-        read_square(data, 16, name)
-    assert caught.value.reason == kind and name in str(caught.value)
+        read_square(data, 16)
+    assert caught.value.reason == kind and str(caught.value)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ class Fault:
     key: str
     """Where it lies: a path, a tar and its member, a parquet file and its row."""
     reason: str
-    """What the decoder or the file system said, in a line that names the key."""
+    """What the decoder or the file system said."""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}"
+        return f"{self.key}: {self.kind}: {self.reason}"
 
 
 class FaultLog:

@@ -67,7 +67,7 @@ class PictureFolder:
             with open(self.key(i), "rb") as file:
                 return file.read()
         except OSError as error:
-            raise _unreadable(error, self.key(i)) from error
+            raise _unreadable(error) from error
 
     def digest(self) -> bytes:
         return b"\0".join(self.names.to_pylist())
@@ -100,7 +100,7 @@ class PictureTar:
                 tar, member = self._member(file, i)
                 return tar.extractfile(member).read()
         except (OSError, tarfile.TarError) as error:
-            raise _unreadable(error, self.key(i)) from error
+            raise _unreadable(error) from error
 
     def _member(self, file, i: int) -> tuple[tarfile.TarFile, tarfile.TarInfo]:
         """The tar from picture i on, and that picture's header."""
@@ -171,11 +171,11 @@ class PictureParquet:
         try:
             column = ROW_GROUPS.get(self.path, group, self.column, self.leaf)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(error, self.key(i)) from error
+            raise _unreadable(error) from error
         value = column[i - int(self.ends[group] - self.chunk_sizes[group])].as_py()
         value = value["bytes"] if isinstance(value, dict) else value
         if value is None:
-            raise UnreadablePicture("empty", f"{self.key(i)} holds no bytes")
+            raise UnreadablePicture("empty", "the row holds no bytes")
         return value
 
     def digest(self) -> bytes:
@@ -238,6 +238,6 @@ class RowGroupCache:
 ROW_GROUPS = RowGroupCache(ROW_GROUP_MEMORY)  # one for all shards of a process: memory is the process's
 
 
-def _unreadable(error: Exception, key: str) -> UnreadablePicture:
+def _unreadable(error: Exception) -> UnreadablePicture:
     reason = "missing" if isinstance(error, FileNotFoundError) else "not readable"
-    return UnreadablePicture(reason, f"{key}: {getattr(error, 'strerror', None) or error}")
+    return UnreadablePicture(reason, getattr(error, "strerror", None) or str(error))

@@ -69,15 +69,14 @@ class PictureSource:
         faults: list[Fault] = []
         while len(faults) < MAX_ATTEMPTS:
             try:
-                key = self.index.key(number)
-                pixels = np.asarray(read_square(self.index.read(number), self.image_size, key))
+                pixels = np.asarray(read_square(self.index.read(number), self.image_size))
                 return pixels[:, ::-1] if flip else pixels, faults
             except UnreadablePicture as error:
-                faults.append(Fault(error.reason, key, str(error)))
+                faults.append(Fault(error.reason, self.index.key(number), str(error)))
                 number = int(rng.integers(len(self.index)))
         raise UserError(f"{MAX_ATTEMPTS:,} pictures in a row cannot be read, the last of them {faults[-1]}")
 
 
-def read_square(data: bytes, size: int, key: str) -> Image.Image:
-    """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture, which names `key`."""
-    return adm_center_crop(decode_picture(io.BytesIO(data), key), size)
+def read_square(data: bytes, size: int) -> Image.Image:
+    """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture if it is none."""
+    return adm_center_crop(decode_picture(io.BytesIO(data), "it"), size)
