@@ -26,16 +26,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
+from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine, number, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
 from unimllm.images import check_writable, picture_format, save_picture
-from unimllm.inference import load_tokenizer
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.frechet import ENOUGH, FrechetComparison
 from unimllm.metrics.intervals import bootstrap_mean
@@ -52,7 +52,6 @@ from unimllm.scenes.examination import held_out_scenes
 from unimllm.scenes.report import add_code_use, as_range, describe_machine, write_json
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
-from unimllm.training.teacher import load_vision_model
 
 SCENES = "scenes"  # what --data says for the world's own held-out pictures
 NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.grid)
     silence_libraries()
     folder = resolve(args.model)
-    tokenizer = load_tokenizer(folder, args.device)
+    tokenizer, _ = load_tokenizer(str(folder), args.device)
     nets, lpips = open_networks(args, tokenizer)
     source = open_data(args, tokenizer, folder)
     comparisons = [FrechetComparison() for _ in nets]
@@ -149,22 +148,13 @@ def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[l
     if args.inception_weights:
         nets.append(inception_net(args.inception_weights, tokenizer.device))
     if args.features:
-        nets.append(siglip_net(args.features, load_siglip(args.features), tokenizer.device))
+        try:
+            teacher = load_teacher(args.features)
+        except (ValueError, OSError) as error:
+            raise UserError(f"--features: {error}") from error
+        nets.append(siglip_net(args.features, teacher.vision_model, tokenizer.device))
     lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
     return nets or [tokenizer_net(tokenizer)], lpips
-
-
-def load_siglip(name: str) -> torch.nn.Module:
-    """The vision half of the SigLIP that --features names; UserError if it is none."""
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if not kind.startswith("siglip"):
-            raise UserError(f"--features {name} holds a {kind} model, no SigLIP")
-        return load_vision_model(name)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(f"cannot load --features {name}: {error}") from error
 
 
 def open_data(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> FolderPictures | HeldOutPictures:

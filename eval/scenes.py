@@ -30,6 +30,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, number, run, silence_libraries
 from unimllm.errors import UserError
@@ -42,7 +43,6 @@ from unimllm.inference import (
     draw,
     find_checkpoint,
     load,
-    load_tokenizer,
 )
 from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     if args.tokenizer_only:
         model, processor, folder = None, None, resolve(args.tokenizer_only)
-        tokenizer = load_tokenizer(folder, args.device)
+        tokenizer, _ = load_tokenizer(str(folder), args.device)
     else:
         model, processor = load(args.model, args.device)
         tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))

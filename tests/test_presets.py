@@ -11,6 +11,8 @@ from transformers import SiglipVisionModel
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
+from semhitok.discriminator import AdversarialLoss
+from semhitok.losses import ReconstructionLosses
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
@@ -28,10 +30,15 @@ from unimllm.training.plan import (
 )
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS
 
+
+def pixel_stage(model: SemHiTokModel) -> PixelStage:
+    return PixelStage(model, ReconstructionLosses())
+
+
 STAGES = {
     "semantic": (SemanticStage, SEMANTIC_PRESETS),
-    "pixel": (PixelStage, PIXEL_PRESETS),
-    "decoder": (DecoderStage, DECODER_PRESETS),
+    "pixel": (pixel_stage, PIXEL_PRESETS),
+    "decoder": (lambda model: DecoderStage(model, ReconstructionLosses()), DECODER_PRESETS),
 }
 PROGRAM = Path(__file__).parent.parent / "train" / "tokenizer.py"
 
@@ -55,7 +62,7 @@ def siglip(dim: int, layers: int, positions: int, patch: int) -> int:
 def test_the_papers_sizes(name, positions, K, m):
     model = build_on_meta(PIXEL_PRESETS[name]().model)
     assert model.config.num_positions == positions and model.config.num_codes == K * m == 196_608
-    counts = {part: count(module) for part, module in parts_of(PixelStage(model)).items()}
+    counts = {part: count(module) for part, module in parts_of(pixel_stage(model)).items()}
     print(name, {part: f"{number / 1e6:.2f} M" for part, number in counts.items()})
     assert counts == {
         "SigLIP": siglip(1024, 24, positions, 16),
@@ -92,7 +99,7 @@ def test_every_picture_preset_has_a_plan(name, stage):
 
 def test_the_plan_by_hand():
     recipe = PIXEL_PRESETS["semhitok_256"]()
-    task = PixelStage(build_on_meta(recipe.model))
+    task = pixel_stage(build_on_meta(recipe.model))
     lines = tokenizer_plan("semhitok_256", "pixel", task, recipe, 4, 1_281_167).splitlines()
     text = "\n".join(" ".join(line.split()) for line in lines)
     assert "batch 256 = 4 process(es) x 32 pictures x 2 in turn; 65,536 positions" in text
@@ -124,9 +131,22 @@ def test_activations_by_hand():
     assert saved_bytes(net, torch.empty(3, 8, device="meta")) == 4 * 3 * (8 + 5 + 5)
 
 
+def test_a_discriminator_is_in_the_plan():
+    model = build_on_meta(tiny_config())
+    with torch.device("meta"):
+        losses = ReconstructionLosses(adversarial=AdversarialLoss(0.5, channels=8, num_halvings=1))
+    task = PixelStage(model, losses)
+    # 3 x 8 x 16 + 8; 8 x 16 x 16 and a norm of 2 x 16; 16 x 16 + 1
+    assert count_trained(parts_of(task)["discriminator"]) == 392 + 2048 + 32 + 257
+    extra = kept_for_backward(task, "pixel", False, False) - kept_for_backward(
+        pixel_stage(model), "pixel", False, False
+    )
+    assert extra > 3 * 4 * 3 * 16 * 16  # three pictures at least
+
+
 def test_checkpointing_spares_what_the_plan_says():
     config = tiny_config(pixel_backbone="vit", pixel_layers=4, decoder_layers=4)
-    task = PixelStage(build_on_meta(config))
+    task = pixel_stage(build_on_meta(config))
     block = task.model.pixel.decoder.transformer.blocks[0]
     x = torch.empty(1, config.num_positions, 16, device="meta", requires_grad=True)
     spared = kept_for_backward(task, "pixel", False, False) - kept_for_backward(task, "pixel", False, True)
@@ -135,7 +155,7 @@ def test_checkpointing_spares_what_the_plan_says():
 
 def test_gradients_are_the_same_with_checkpointing():
     torch.manual_seed(0)
-    task = PixelStage(SemHiTokModel(tiny_config(pixel_backbone="vit"))).train()
+    task = pixel_stage(SemHiTokModel(tiny_config(pixel_backbone="vit"))).train()
     pictures = torch.rand(2, 3, 16, 16) * 2 - 1
     runs, gradients = [], []
     task.model.pixel.decoder.transformer.blocks[0].mlp[0].register_forward_hook(lambda *_: runs.append(1))

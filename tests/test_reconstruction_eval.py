@@ -334,8 +334,8 @@ def test_mistakes_are_one_line(program, tokenizer_folder, folder, tmp_path, call
     assert "no checkpoint in" in call(program, "--model", tmp_path / "none", *data).refusal()
     assert "no such folder" in call(program, *model, "--data", tmp_path / "a.tar").refusal()
     assert "pictures are written as" in call(program, *model, *data, "--grid", tmp_path / "grid.svg").refusal()
-    assert "cannot load --features" in call(program, *model, *data, "--features", tmp_path).refusal()
-    assert "no SigLIP" in call(program, *model, *data, "--features", tokenizer_folder).refusal()
+    assert "--features: " in call(program, *model, *data, "--features", tmp_path).refusal()
+    assert "holds a semhitok model" in call(program, *model, *data, "--features", tokenizer_folder).refusal()
     for path in folder.rglob("*"):
         if path.is_file():
             path.write_bytes(b"")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +37,7 @@ from transformers import (
 from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import as_vision_config, tiny_config
 from semhitok.image_processing_semhitok import for_tokenizer, to_pixel_values
+from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import PixelStage, SemanticStage
 from semhitok.teacher import load_teacher, tokenizer_over
 
@@ -72,7 +72,8 @@ def test_the_stages_take_a_step_on_every_teacher(released):
     model = tokenizer_over(load_teacher(folder), tiny_config())
     pixel_values = to_pixel_values(PICTURES)
     vision = {name: value.clone() for name, value in model.vision_model.state_dict().items()}
-    for make_stage in (SemanticStage, partial(PixelStage, perceptual=1.0)):
+    pixel_losses = ReconstructionLosses(perceptual=1.0, distance=teacher_distance(model))
+    for make_stage in (SemanticStage, partial(PixelStage, losses=pixel_losses)):
         stage = make_stage(model)
         stage.initialize_codebook(pixel_values)
         before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,43 +61,6 @@ def load(model: str | Path | None = None, device: str | None = None):
     if not hasattr(processor, "for_drawing"):
         raise UserError(f"{path} holds a {config.model_type} model; unimllm reads and draws with its own only")
     return loaded.eval().to(device), processor
-
-
-def load_tokenizer(folder: Path, device: str | None = None):
-    """Load the image tokenizer of a checkpoint folder in float32: a SemHiTok alone, or the one of a whole model.
-
-    Args:
-        folder: holds config.json and the weights.
-        device: as in `load`.
-
-    Returns:
-        SemHiTokModel in evaluation mode.
-
-    Raises:
-        UserError: the folder holds something else or lacks a tensor, or the device cannot be used.
-    """
-    import torch
-
-    from semhitok import SemHiTokModel
-    from unimllm.discrete.configuration_unimllm import UniMLLMConfig
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kinds = (SemHiTokModel.config_class.model_type, UniMLLMConfig.model_type)
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind not in kinds:
-            raise UserError(f"{folder} holds a {kind} model, neither a SemHiTok nor a model with one")
-        model, report = SemHiTokModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        model = model.eval().to(device)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load {folder} on {device!r}: {reason}") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"the weights in {folder} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
-    return model
 
 
 def find_checkpoint(model: str | Path | None) -> str:

@@ -27,12 +27,19 @@ def build_on_meta(config: SemHiTokConfig) -> SemHiTokModel:
 
 
 def parts_of(task: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a tokenizer stage by name, whatever else the stage itself trains included."""
+    """The networks of a tokenizer stage by name, PatchGAN's discriminator included where there is one."""
     model = task.model
     parts = {"SigLIP": model.vision_model}
     for branch in ("semantic", "pixel"):
         parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
-    return parts | {name: part for name, part in task.named_children() if part is not model and count(part)}
+    adversarial = discriminator_of(task)
+    return parts | ({"discriminator": adversarial} if adversarial else {})
+
+
+def discriminator_of(task: nn.Module) -> nn.Module | None:
+    """PatchGAN's discriminator, None where a stage trains without."""
+    adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
+    return adversarial and adversarial.discriminator
 
 
 def count(module: nn.Module) -> int:
@@ -134,6 +141,8 @@ def kept_for_backward(task: nn.Module, stage: str, perceptual: bool, checkpointi
     total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
     if perceptual and stage != "semantic":
         total += saved_bytes(model.vision_model, picture.requires_grad_())
+    if discriminator := discriminator_of(task):  # it sees the true picture once and the drawn one twice
+        total += 3 * saved_bytes(discriminator, picture.requires_grad_())
     return total
 
 
