@@ -117,7 +117,8 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     index = open_pictures(args.data) if args.data else None
-    task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
+    with torch.device("meta"):
+        task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
         print(f"data: {index}", *index.faults, sep="\n")
