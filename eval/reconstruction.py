@@ -193,7 +193,7 @@ def measure(
             for net, comparison in zip(nets, comparisons, strict=True):
                 comparison.update(net.extract(pictures), net.extract(decoded))
             for i in range(min(len(keys), GRID_PICTURES - len(measured.shown))):
-                label = f"{Path(keys[i]).name} {decibels[i]:.1f} dB"
+                label = f"{Path(keys[i]).name}: {decibels[i]:.1f} dB"
                 measured.shown.append((Image.fromarray(pictures[i]), Image.fromarray(decoded[i]), label))
             progress.update(len(keys))
     for reason in source.skipped.values():
