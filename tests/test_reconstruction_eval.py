@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semhitok import SemHiTokModel
+from semhitok import SemHiTokModel, lpips_weights
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
 from unimllm.data.sequential import FolderPictures, cropped_batches
@@ -233,19 +233,25 @@ def test_lpips_takes_its_backbone_from_torchvision_s_file(tmp_path, monkeypatch)
     torch.save(state | {"classifier.1.weight": torch.zeros(2)}, weights)
     with pytest.raises(UserError, match="no backbone of LPIPS"):
         lpips_distance(weights, CPU)
-    monkeypatch.setattr(networks, "BACKBONES", {networks.checksum(weights): "alex"})
+    monkeypatch.setattr(lpips_weights, "BACKBONES", {lpips_weights.checksum(weights): "alex"})
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=FakeLpips))
     lpips = lpips_distance(weights, CPU)
     black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
     grey[1] = 255
     assert lpips.distance(black, grey) == pytest.approx([3 * 0.4, 3 * 2])  # in -1..1, summed over channels
     assert lpips.backbone == "alex"
+    loss = lpips_weights.LPIPS(weights).train()
+    predicted = to_pixel_values(grey).requires_grad_()
+    value = loss(predicted, to_pixel_values(black))
+    assert value.item() == pytest.approx(3 * 1.2) and not loss.network.training
+    value.backward()
+    assert predicted.grad.any() and not any(p.requires_grad for p in loss.parameters())
 
 
 def test_a_missing_lpips_is_told(tmp_path, monkeypatch):
     weights = tmp_path / "vgg.pth"
     torch.save({}, weights)
-    monkeypatch.setattr(networks, "BACKBONES", {networks.checksum(weights): "vgg"})
+    monkeypatch.setattr(lpips_weights, "BACKBONES", {lpips_weights.checksum(weights): "vgg"})
     monkeypatch.setitem(sys.modules, "lpips", None)  # import fails
     with pytest.raises(UserError, match=r"LPIPS needs lpips .*pip install torch==\S+ torchvision lpips"):
         lpips_distance(weights, CPU)

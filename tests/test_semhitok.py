@@ -135,6 +135,17 @@ def test_the_decoder_stage_keeps_every_code(model, pictures):
     assert torch.equal(codes, model.eval().encode(pictures)) and losses[-1] < losses[0]
 
 
+def test_a_wider_decoder_keeps_every_code_and_is_saved(model, pictures, tmp_path):
+    codes = model.encode(pictures)
+    before = sum(p.numel() for p in model.pixel.decoder.parameters())
+    model.replace_decoder(decoder_hidden_size=32, decoder_heads=4)
+    assert sum(p.numel() for p in model.pixel.decoder.parameters()) > 1.5 * before
+    train_steps(DecoderStage(model, ReconstructionLosses()), pictures, 2)
+    model.save_pretrained(tmp_path)
+    loaded = SemHiTokModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.encode(pictures), codes) and torch.equal(loaded.decode(codes), model.eval().decode(codes))
+
+
 def test_the_pixel_stage_overfits_one_batch(model, pictures):
     stage = PixelStage(model, ReconstructionLosses())
     stage.initialize_codebook(pictures)

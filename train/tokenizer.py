@@ -23,9 +23,11 @@ from einops import rearrange
 from torch import nn
 
 from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import DECODER_SIZES
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
+from semhitok.lpips_weights import LPIPS
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
 from semhitok.vision import scale_patches
@@ -142,11 +144,12 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     if args.init_from or stage != "semantic":
         folder = args.init_from or before
         try:
-            return SemHiTokModel.from_pretrained(resolve(folder))
+            model = SemHiTokModel.from_pretrained(resolve(folder))
         except UserError as error:
             raise UserError(
                 f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
             ) from error
+        return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
         if recipe.patch_size:
@@ -156,6 +159,17 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         raise UserError(f"--teacher: {error}") from error
     if os.environ.get("RANK", "0") == "0":
         print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
+    return model
+
+
+def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokModel:
+    """A new decoder where the recipe's is of another size than the trained one (Enhance Decoder): same codes."""
+    sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
+    changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
+    if changed:
+        if os.environ.get("RANK", "0") == "0":
+            print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
+        model.replace_decoder(**changed)
     return model
 
 
@@ -201,8 +215,12 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
 def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
     """The losses on pictures that a recipe weighs."""
     weight = recipe.adversarial_weight
+    distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
+    if recipe.perceptual_weight and os.environ.get("RANK", "0") == "0":
+        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
+        print(f"perceptual loss: {what}, weight {recipe.perceptual_weight}", flush=True)
     return ReconstructionLosses(
-        recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, teacher_distance(model),
+        recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
         AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
     )  # fmt: skip
 

@@ -5,6 +5,10 @@ from math import isqrt
 from transformers import AutoConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
 PIXEL_BACKBONES = ("vit", "conv")
+DECODER_SIZES = (
+    "decoder_hidden_size", "decoder_layers", "decoder_heads", "conv_decoder_channels", "conv_decoder_blocks",
+)  # fmt: skip
+"""What no code depends on: a decoder of other sizes may take the place of a trained one."""
 VISION_CONFIGS = (SiglipVisionConfig, Siglip2VisionConfig)
 
 

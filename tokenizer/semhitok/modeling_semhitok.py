@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from semhitok.configuration_semhitok import SemHiTokConfig
+from semhitok.configuration_semhitok import DECODER_SIZES, SemHiTokConfig
 from semhitok.convolution import ConvDecoder, ConvEncoder, ResidualConv
 from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
 from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
@@ -190,6 +190,18 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
                 f"codes are {tuple(codes.shape)}; a picture of this tokenizer is (B, {self.config.num_positions}, 2)"
             )
         return self.pixel.decode(*self.code_vectors(codes)).float().clamp(-1, 1)
+
+    def replace_decoder(self, **sizes) -> None:
+        """An untrained pixel decoder of other sizes in the place of the old one: same codes (Enhance Decoder).
+
+        Args:
+            sizes: values of `DECODER_SIZES` of the config.
+        """
+        for name, value in sizes.items():
+            assert name in DECODER_SIZES, name
+            setattr(self.config, name, value)
+        self.pixel.decoder = build_pixel_decoder(self.config).to(self.device, self.dtype)
+        self.pixel.decoder.apply(self._init_weights)
 
     def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""

@@ -8,7 +8,6 @@ Both libraries import torchvision. Of torch-fidelity only the one module is load
 without it; lpips needs a torchvision that works, and is imported only when it is asked for.
 """
 
-import hashlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -26,10 +25,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from semhitok import SemHiTokModel
 from semhitok.image_processing_semhitok import to_pixel_values
+from semhitok.lpips_weights import checksum, load_lpips
 from unimllm.errors import UserError
 
 INCEPTION = "6726825d"  # sha256 of the TF-2015 Inception as torch-fidelity and pytorch-fid publish it begins so
-BACKBONES = {"397923af": "vgg", "7be5be79": "alex"}  # torchvision's vgg16 and alexnet, as their file names say
 
 
 @dataclass(frozen=True)
@@ -159,30 +158,9 @@ class PairDistance:
 
 
 def lpips_distance(weights: Path, device: torch.device) -> PairDistance:
-    """LPIPS 0.1 (arXiv 1801.03924) by the package `lpips`, which holds all of it but the backbone's weights.
-
-    Args:
-        weights: torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth.
-
-    Raises:
-        UserError: other weights, or the package or its torchvision does not work.
-    """
-    backbone = BACKBONES.get(checksum(weights))
-    if backbone is None:
-        raise UserError(
-            f"{weights} is no backbone of LPIPS: its sha256 begins with {checksum(weights)}; get torchvision's "
-            "vgg16-397923af.pth or alexnet-owt-7be5be79.pth (download.pytorch.org/models)"
-        )
-    try:
-        import lpips
-    except Exception as error:  # a torchvision that does not fit its torch raises RuntimeError, not ImportError
-        remedy = f"pip install torch=={torch.__version__.partition('+')[0]} torchvision lpips"
-        raise UserError(f"LPIPS needs lpips and a torchvision that works ({error}): {remedy}") from error
-    network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)  # random: it would download the backbone
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    # The layers keep torchvision's numbers, in slices: features.5.weight is slice2.5.weight.
-    network.net.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in network.net.state_dict()})
-    network = network.eval().to(device)
+    """LPIPS over the backbone in a file; see `semhitok.lpips_weights.load_lpips`."""
+    network, backbone = load_lpips(weights)
+    network.to(device)
 
     @torch.inference_mode()
     def distance(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -190,15 +168,6 @@ def lpips_distance(weights: Path, device: torch.device) -> PairDistance:
         return network(first, second).double().flatten().cpu().numpy()
 
     return PairDistance(backbone, f"lpips {_version('lpips')}", distance)
-
-
-def checksum(path: Path) -> str:
-    """The first 8 hexadecimal digits of a file's sha256; UserError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
 
 
 def _version(package: str) -> str:

@@ -44,7 +44,9 @@ class TokenizerRecipe:
     edge_weight: float = 1.0
     """Weight of the L1 between pixel differences."""
     perceptual_weight: float = 0.0
-    """Weight of the distance in SigLIP's hidden states."""
+    """Weight of LPIPS, or without `lpips_weights` of the distance in SigLIP's hidden states."""
+    lpips_weights: str = ""
+    """Path of torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth."""
     adversarial_weight: float = 0.0
     """Weight of PatchGAN's generator loss; 0 trains without a discriminator."""
     adversarial_start: int = 0
