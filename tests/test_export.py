@@ -1,8 +1,11 @@
 """Exporting: half the bytes, the same pictures' ids, float32 again after loading."""
 
+import pytest
 import torch
 
+from semhitok import SemHiTokModel
 from unimllm import load
+from unimllm.errors import UserError
 from unimllm.export import main
 
 
@@ -19,3 +22,20 @@ def test_an_exported_model_is_half_as_large_and_loads_as_float32(tiny_checkpoint
         torch.testing.assert_close(other[name], parameter, rtol=1e-3, atol=1e-4)
     assert processor.num_positions == before.config.image_tokenizer_config.num_positions
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_decoder_of_the_same_codes_is_taken_and_another_refused(tiny_checkpoint, tmp_path):
+    tokenizer = SemHiTokModel.from_pretrained(tiny_checkpoint)
+    tokenizer.replace_decoder(decoder_hidden_size=24)
+    tokenizer.save_pretrained(tmp_path / "wide")
+    command = ["--model", str(tiny_checkpoint), "--out-dir", str(tmp_path / "out"), "--image-tokenizer"]
+    main([*command, str(tmp_path / "wide")])
+    exported = load(tmp_path / "out")[0]
+    assert exported.config.image_tokenizer_config.decoder_hidden_size == 24
+    wanted = tokenizer.pixel.decoder.state_dict()
+    for name, value in exported.image_tokenizer.pixel.decoder.state_dict().items():
+        torch.testing.assert_close(value, wanted[name].half().float())
+    tokenizer.pixel.codebook.base.data += 1
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="makes other codes"):
+        main([*command, str(tmp_path / "other")])

@@ -1,6 +1,9 @@
 """Write a trained model as a small folder to ship: half-precision weights, no training state.
 
 python -m unimllm.export --model runs/scenes_64/sft --out-dir unimllm/default
+
+--image-tokenizer takes the pixel decoder from another checkpoint with the same codes: one that was trained on beside or
+after the language model (train/tokenizer.py --stage decoder).
 """
 
 import json
@@ -18,12 +21,34 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandLine("export", "Write a trained model as a small folder to ship.")
     parser.add_model_options()
     parser.add_argument("--out-dir", type=Path, help="folder to write; its other files stay")
+    parser.add_argument("--image-tokenizer", help="take the pixel decoder from this SemHiTok checkpoint")
     args = parser.parse_args(argv)
     if args.out_dir is None:
         raise UserError("--out-dir is missing: the folder to write; see --help")
     model, processor = open_model(args.model, "cpu")
+    if args.image_tokenizer:
+        take_decoder(model, args.image_tokenizer)
     written = write_half(model, processor, args.out_dir)
     print(f"{args.out_dir}: {', '.join(written)}")
+
+
+def take_decoder(model, name: str) -> None:
+    """Give a model the pixel decoder of another image tokenizer; UserError unless both make the same codes."""
+    from semhitok.checkpoints import load_tokenizer
+    from semhitok.configuration_semhitok import DECODER_SIZES
+    from semhitok.fingerprint import fingerprint
+
+    other, _ = load_tokenizer(name, "cpu")
+    own = model.image_tokenizer
+    if fingerprint(other) != fingerprint(own):
+        raise UserError(
+            f"--image-tokenizer {name} makes other codes ({fingerprint(other)}) than the model's ({fingerprint(own)}); "
+            "take one that train/tokenizer.py --stage decoder made from it"
+        )
+    own.pixel.decoder = other.pixel.decoder
+    for config in (own.config, model.config.image_tokenizer_config):
+        for size in DECODER_SIZES:
+            setattr(config, size, getattr(other.config, size))
 
 
 def write_half(model, processor, folder: Path) -> list[str]:
