@@ -1,6 +1,6 @@
 """Train the teacher: a small SigLIP on scenes with their captions. A released SigLIP takes its place by a path.
 
-deepspeed train/teacher.py --preset scenes_64 --output-dir runs/teacher
+deepspeed train/teacher.py --preset scenes_64
 """
 
 from pathlib import Path

@@ -38,7 +38,7 @@ def take_decoder(model, name: str) -> None:
     from semhitok.configuration_semhitok import DECODER_SIZES
     from semhitok.fingerprint import fingerprint
 
-    other, _ = load_tokenizer(name, "cpu")
+    other, _ = load_tokenizer(name, "cpu", "--image-tokenizer")
     own = model.image_tokenizer
     if fingerprint(other) != fingerprint(own):
         raise UserError(

@@ -68,7 +68,7 @@ def shipped_model() -> Path | None:
     return folder if folder and (folder / "config.json").is_file() else None
 
 
-def find_tokenizer(model: str | None) -> str:
+def find_tokenizer(model: str | None, option: str = "--model") -> str:
     """Path or hub id of the checkpoint that `load_tokenizer` was asked for.
 
     Raises:
@@ -82,11 +82,13 @@ def find_tokenizer(model: str | None) -> str:
     if Path(model).is_dir():
         return str(resolve(Path(model)))
     if not may_be_hub_id(model):
-        raise UserError(f"--model {model}: no such folder")
+        raise UserError(f"{option} {model}: no such folder")
     return model
 
 
-def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple[SemHiTokModel, SemHiTokImageProcessor]:
+def load_tokenizer(
+    model: str | None = None, device: str | None = None, option: str = "--model"
+) -> tuple[SemHiTokModel, SemHiTokImageProcessor]:
     """Load an image tokenizer and its image processor.
 
     Args:
@@ -94,6 +96,7 @@ def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple
             `train/tokenizer.py` means its newest checkpoint; None: the small model that ships.
         device: "cpu", "cuda", ...; None: a GPU if there is one. The weights are float32 anywhere, so that the codes
             depend on the checkpoint alone.
+        option: of the command line that named it, for the messages.
 
     Returns:
         (model in evaluation mode, image processor). A checkpoint saved without an image processor gets the usual one.
@@ -101,7 +104,7 @@ def load_tokenizer(model: str | None = None, device: str | None = None) -> tuple
     Raises:
         UserError: there is no such checkpoint, it holds no SemHiTok, or it lacks a tensor.
     """
-    path = find_tokenizer(model)
+    path = find_tokenizer(model, option)
     device = choose_device(device)
     import torch
     from transformers import PreTrainedConfig

@@ -220,7 +220,7 @@ class RowGroupCache:
             try:
                 with pq.ParquetFile(path) as file:
                     future.set_result(file.read_row_group(group, [leaf], use_threads=False).column(column))
-            except (OSError, pa.ArrowException) as error:
+            except BaseException as error:  # whoever waits for it must hear of it
                 future.set_exception(error)
             self._make_room()
         return future.result()

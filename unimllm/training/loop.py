@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel
 
 from unimllm.data.faults import FaultLog
+from unimllm.errors import UserError
 from unimllm.training import checkpoint
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
@@ -95,20 +96,10 @@ def train(
     Returns:
         The task, on its device, trained.
     """
-    import deepspeed
-
     config.validate()
     rank, world_size = start_processes()
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
     checkpoint.prepare_output(output_dir)
-    if config.gradient_checkpointing:
-        checkpoint_activations(task)
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=_Autocast(task, config.autocast()),
-        optimizer=_make_optimizer(task, config),
-        config=config.deepspeed(world_size),
-    )
+    engine, optimizer = _build_engine(task, config, world_size)
     step, cpu_before, skipped = 0, 0.0, FaultLog()
     found = checkpoint.latest(output_dir)
     if found:
@@ -139,6 +130,22 @@ def train(
                 checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
     return task
+
+
+def _build_engine(task: nn.Module, config: TrainConfig, world_size: int):
+    """DeepSpeed's engine around a task, and the optimiser in it."""
+    import deepspeed
+
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
+    if config.gradient_checkpointing:
+        checkpoint_activations(task)
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=_Autocast(task, config.autocast()),
+        optimizer=_make_optimizer(task, config),
+        config=config.deepspeed(world_size),
+    )
+    return engine, optimizer
 
 
 def checkpoint_activations(task: nn.Module) -> None:
@@ -191,7 +198,10 @@ def _step(
     for batch in micro_batches:
         outputs = engine(**batch, **extra)
         if not torch.isfinite(outputs["loss"]):
-            raise FloatingPointError(f"the loss is {outputs['loss'].item()} at step {step + 1}; nothing was updated")
+            raise UserError(
+                f"the loss is {outputs['loss'].item()} at step {step + 1}; nothing was updated: lower "
+                "--train.learning_rate and start again from the last checkpoint"
+            )
         engine.backward(outputs["loss"])
         engine.step()
         for name, value in outputs.items():

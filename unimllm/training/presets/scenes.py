@@ -12,7 +12,7 @@ CPU_ATTENTION = "eager"
 
 
 def scenes_64_teacher() -> TeacherRecipe:
-    """`deepspeed train/teacher.py --preset scenes_64 --output-dir runs/teacher`: a 64-pixel SigLIP, patch 8."""
+    """`deepspeed train/teacher.py --preset scenes_64`: a 64-pixel SigLIP, patch 8."""
     width = {"hidden_size": 160, "intermediate_size": 480, "num_attention_heads": 5}
     vision = width | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8, "stem_channels": [32, 64, 128]}
     text = width | {

@@ -1,0 +1,100 @@
+"""train/tokenizer.py as a user runs it, on pictures in a folder: every stage, killed with -9 and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from unimllm.training import checkpoint
+
+PROGRAM = Path(__file__).parent.parent / "train" / "tokenizer.py"
+SIZES = {
+    "num_semantic_codes": 8, "num_pixel_codes": 3, "semantic_dim": 4, "pixel_dim": 4,
+    "semantic_hidden_size": 16, "semantic_layers": 1, "semantic_heads": 2,
+    "conv_encoder_channels": [8, 8, 16], "conv_encoder_blocks": [0, 0, 1],
+    "conv_decoder_channels": [8, 8, 8], "conv_decoder_blocks": [1, 0, 0, 0], "decoder_hidden_size": 16,
+}  # fmt: skip
+RUN = {"max_steps": 6, "batch_size": 4, "micro_batch_size": 0, "save_minutes": 0, "picture_every": 5, "num_workers": 0,
+       "log_every": 1, "warmup_steps": 1, "precision": "fp32", "gradient_checkpointing": False}  # fmt: skip
+STAGES = {
+    "semantic": ["--quantize_after", "2"],
+    "pixel": ["--quantize_after", "2", "--adversarial_weight", "0.5", "--adversarial_start", "3",
+              "--discriminator_channels", "8", "--confused_share", "0.5", "--foreign_share", "0.2"],
+    "decoder": ["--adversarial_weight", "0.5", "--adversarial_start", "1", "--discriminator_channels", "8",
+                "--model.decoder_hidden_size", "32"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Twelve pictures, one of them broken, and a tiny SigLIP."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(place / "pictures" / f"{i:02d}.png")
+    (place / "pictures" / "broken.png").write_bytes(b"no picture")
+    torch.manual_seed(0)
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    SiglipVisionModel(vision).save_pretrained(place / "teacher")
+    return place
+
+
+def command(place: Path, stage: str, output: str) -> list[str]:
+    options = [f"--model.{name}={value}" for name, value in SIZES.items()]
+    if stage == "decoder":
+        options.remove("--model.decoder_hidden_size=16")
+    options += [f"--train.{name}={value}" for name, value in RUN.items()]
+    before = {"pixel": "semantic", "decoder": "pixel"}.get(stage)
+    options += ["--init-from", str(place / before)] if before else ["--teacher", str(place / "teacher")]
+    return [
+        sys.executable, "-u", str(PROGRAM), "--preset", "photos_128", "--stage", stage, "--patch_size", "0",
+        "--data", str(place / "pictures"), "--output-dir", str(place / output), *options, *STAGES[stage],
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+
+
+def run(place: Path, stage: str, output: str) -> str:
+    result = subprocess.run(command(place, stage, output), capture_output=True, text=True, env=environment())
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def run_and_kill(place: Path, stage: str, output: str, step: int) -> None:
+    """kill -9 as soon as the line of a step is there: within or just before the saving of that step."""
+    with subprocess.Popen(
+        command(place, stage, output), stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        for line in process.stdout:
+            if line.startswith(f"step {step}/"):
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.read()
+    assert process.returncode == -signal.SIGKILL
+
+
+def weights(folder: Path) -> bytes:
+    return (checkpoint.latest(folder) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)  # in their order: each starts from the one before
+def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
+    text = run(place, stage, stage)
+    assert "skipped" in text and "broken.png" in text
+    assert ("discriminator" in text) == (stage != "semantic")
+    assert ("a new decoder: decoder_hidden_size 32" in text) == (stage == "decoder")
+    run_and_kill(place, stage, f"{stage}-killed", step=4)
+    assert "resuming from step-00000" in run(place, stage, f"{stage}-killed")
+    assert weights(place / stage) == weights(place / f"{stage}-killed")
