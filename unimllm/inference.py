@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
     from PIL import Image
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 3.0
 TEMPERATURE = 0.9
 MAX_NEW_TOKENS = 64
 NEEDED_FILES = (
