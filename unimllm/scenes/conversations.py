@@ -64,7 +64,7 @@ class PackedConversations:
         used = self.tokenizer.num_positions + 4
         kinds = list(rng.permutation(KINDS))
         while kinds and used + MIN_QUESTION_ROOM < room and len(messages) < 2 * MAX_QUESTIONS:
-            for question in ask(scene, self.world, rng, kinds.pop()):
+            for question in ask(scene, self.world, rng, kinds.pop())[:1]:  # the other of a pair would give itself away
                 turn = [
                     text_message("user", question.text, images=0 if messages else 1),
                     text_message("assistant", question.answer),
