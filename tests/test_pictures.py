@@ -207,7 +207,8 @@ from unimllm.data.picture_index import open_pictures
 def main():
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    print("same", len(open_pictures([Path(sys.argv[1])], Path(sys.argv[3]), rank, 2)), flush=True)
+    count = len(open_pictures([Path(sys.argv[1])], Path(sys.argv[3]), rank, 2))
+    os.write(1, f"same {count}\\n".encode())  # at once and whole: the other process writes too
     open_pictures([Path(sys.argv[1 + rank])], Path(sys.argv[3]), rank, 2)
 
 run(main)
