@@ -16,15 +16,15 @@ from unimllm.images import check_writable, save_picture
 PROMPTS = (
     "a photo of a clock",
     "a photo of an apple",
-    "a photo of a sheep and a bird",
+    "a photo of a sheep and a cat",
     "a photo of an apple and a dog",
     "a photo of two clocks",
     "a photo of two cats",
-    "a photo of a blue potted plant",
+    "a photo of a purple potted plant",
     "a photo of a yellow backpack",
-    "a photo of a cake above a horse",
+    "a photo of a cake below a horse",
     "a photo of an elephant above a donut",
-    "a photo of a black donut and a brown bus",
+    "a photo of a green donut and a pink bus",
     "a photo of a brown airplane and an orange horse",
 )
 COLUMNS = 4

@@ -15,7 +15,7 @@ from scene_grammar import answer_from_boxes, lies, named, read_caption, read_lis
 
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import TAGS
-from unimllm.scenes import COLORS, GlyphAtlas, Renderer, Scene, World
+from unimllm.scenes import COLORS, GlyphAtlas, Renderer, Scene, World, program
 from unimllm.scenes import examination as exam
 from unimllm.scenes.glyphs import FONT_ENV, resize_sprite, tint_sprite
 from unimllm.scenes.language import KINDS, ask, caption, describe, pope_questions
@@ -25,7 +25,7 @@ from unimllm.scenes.prompts import all_prompts
 from unimllm.scenes.text import sentences, train_text_tokenizer
 
 SEEDS = st.integers(0, 2**32 - 1)
-SPLITS = st.sampled_from(["train", "test"])
+SPLITS = st.sampled_from(["train", "validation", "test"])
 MANY = settings(max_examples=150, deadline=None)
 
 
@@ -227,7 +227,7 @@ def test_pope_asks_as_pope_does(fake_world, seed, how):
         meets = {
             name: (2 - i / 23) * (3 if theme_of(name) == theme_of(there) else 1)
             for i, name in enumerate(CLASSES_24)
-            if name != there and not fake_world.is_held_out_pair(name, there)
+            if name != there and fake_world.split_of_pair(name, there) == "train"
         }
         assert set(absent) <= set(sorted(meets, key=meets.get)[-3:])  # what it most often meets in training
 
@@ -243,11 +243,13 @@ def compositions(scenes: list[Scene]) -> tuple[set, set]:
 
 
 def test_the_splits_share_no_composition(fake_world):
-    train, test = (compositions(list(itertools.islice(fake_world.stream(1, s), 6000))) for s in ("train", "test"))
-    assert not train[0] & test[0] and not train[1] & test[1]
-    # Together they are nearly everything: no hole that neither split covers.
-    assert len(test[0]) == 48 and len(train[0]) == 192
-    assert len(test[1]) == 36 and len(train[1]) == 240
+    found = {s: compositions(list(itertools.islice(fake_world.stream(1, s), 6000))) for s in program.SPLITS}
+    for one, other in itertools.combinations(program.SPLITS, 2):
+        assert not found[one][0] & found[other][0] and not found[one][1] & found[other][1]
+    # Together they are everything: no hole that no split covers.
+    assert {s: (len(tints), len(pairs)) for s, (tints, pairs) in found.items()} == {
+        "train": (168, 192), "validation": (24, 48), "test": (48, 36),
+    }  # fmt: skip
 
 
 def prompt_compositions(prompts: list[dict]) -> tuple[set, set]:
@@ -257,14 +259,14 @@ def prompt_compositions(prompts: list[dict]) -> tuple[set, set]:
 
 
 def test_the_prompts_keep_to_the_splits_of_the_scenes(fake_world):
-    of_scenes = {s: compositions(list(itertools.islice(fake_world.stream(2, s), 6000))) for s in ("train", "test")}
-    for split, other in (("train", "test"), ("test", "train")):
+    of_scenes = {s: compositions(list(itertools.islice(fake_world.stream(2, s), 6000))) for s in program.SPLITS}
+    for split, other in itertools.permutations(program.SPLITS, 2):
         colored, pairs = prompt_compositions([p for tag in TAGS for p in all_prompts(fake_world, tag, split)])
         assert not colored & of_scenes[other][0] and not pairs & of_scenes[other][1]
         assert colored <= of_scenes[split][0] and pairs <= of_scenes[split][1]
     for tag in ("colors", "two_object", "position", "color_attr"):
-        texts = [{p["prompt"] for p in all_prompts(fake_world, tag, s)} for s in ("train", "test")]
-        assert texts[0] and texts[1] and not texts[0] & texts[1]
+        texts = [{p["prompt"] for p in all_prompts(fake_world, tag, s)} for s in program.SPLITS]
+        assert all(texts) and len(set.union(*texts)) == sum(map(len, texts))
 
 
 # ---- the text tokenizer --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     python train/reader.py --output-dir runs/reader --steps 4500
 
-The reader learns from renders only, made as it goes, and from BOTH splits: it is the judge, so it must know every
+The reader learns from renders only, made as it goes, and from ALL splits: it is the judge, so it must know every
 composition, also those that are held out from the models that it judges. It never sees a picture that a model drew.
 Two thirds of its pictures are disturbed as decoders disturb them (blur, noise, shifts of brightness, contrast and
 colour, lost resolution); in some, one object is cut up and shuffled and then counts as no object, so that fragments
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from unimllm.metrics.geneval import COUNTING_THRESHOLD, is_correct, summarize
 from unimllm.scenes import GlyphAtlas, Renderer, Scene, World
+from unimllm.scenes.program import SPLITS
 from unimllm.scenes.prompts import sample_prompts, scene_for_prompt
 from unimllm.scenes.reader import (
     SceneReader,
@@ -120,7 +121,7 @@ def sample_scenes(world: World, count: int, rng: np.random.Generator, splits: tu
 
 
 def make_batch(
-    world: World, renderer: Renderer, count: int, rng: np.random.Generator, splits: tuple[str, ...] = ("train", "test")
+    world: World, renderer: Renderer, count: int, rng: np.random.Generator, splits: tuple[str, ...] = SPLITS
 ) -> tuple[list[Scene], Tensor]:
     """Scenes with some objects damaged, hence missing, and their disturbed pictures (n, 3, S, S)."""
     scenes = sample_scenes(world, count, rng, splits)

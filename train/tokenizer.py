@@ -111,7 +111,8 @@ def make_source(
     seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
     if index:
         return PictureSource(index, image_size, seed, recipe.decode_threads)
-    return ScenePictures(*scenes, seed=seed)
+    others = recipe.world.open_others() if recipe.other_share else None
+    return ScenePictures(*scenes, seed, others, recipe.other_share)
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:

@@ -1,8 +1,15 @@
 """Scene programs: what is in a picture, where, in which colour, on which ground. Everything else follows from them.
 
-The test split is held out by composition. Object `i` of a world (its place in `World.classes`) is never tinted, in
-training, in the two colours `c` with `(c + i) % 5 == 0`; two different objects whose places are equal modulo
-`num_groups` never share a training picture. Test pictures are made of exactly those pairs.
+The splits are held out by composition: a tint of an object, and a pair of different objects that share a picture, each
+belong to one split, and the pictures of a split are made of its own compositions alone. With `i` and `j` the places of
+objects in `World.classes`, `c` that of a colour in COLORS, and g = `num_groups`:
+
+split       tints of object i       pairs i, j
+test        (c + i) % 5 == 0        (i - j) % g == 0
+validation  (c + i) % 10 == 1       (i + j) % g == 1, unless it is a test pair
+train       the other seven         the others
+
+Whatever is chosen by looking at scores is chosen on the validation split.
 """
 
 from collections.abc import Iterator
@@ -14,7 +21,7 @@ from unimllm.metrics.geneval import Box
 from unimllm.scenes.glyphs import GlyphAtlas
 from unimllm.scenes.objects import CLASSES_24, COLORS, OBJECTS, theme_of
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 GROUNDS: tuple[tuple[int, int, int], ...] = (
     (236, 236, 238), (226, 219, 208), (212, 222, 232), (150, 154, 160), (62, 64, 72), (44, 50, 47),
 )  # fmt: skip
@@ -81,15 +88,21 @@ class World:
 
     # ---- the split ---------------------------------------------------------------------------------------------
 
-    def is_held_out_color(self, name: str, color: str) -> bool:
-        return (list(COLORS).index(color) + self._index[name]) % 5 == 0
+    def split_of_color(self, name: str, color: str) -> str:
+        """The split to which a tint of an object belongs."""
+        place = (list(COLORS).index(color) + self._index[name]) % 10
+        return "test" if place % 5 == 0 else "validation" if place == 1 else "train"
 
-    def is_held_out_pair(self, first: str, second: str) -> bool:
-        return first != second and (self._index[first] - self._index[second]) % self.num_groups == 0
+    def split_of_pair(self, first: str, second: str) -> str:
+        """The split to which two different objects in one picture belong."""
+        i, j = self._index[first], self._index[second]
+        if (i - j) % self.num_groups == 0:
+            return "test"
+        return "validation" if (i + j) % self.num_groups == 1 else "train"
 
     def colors_of(self, name: str, split: str) -> list[str]:
         """The colours in which `split` may tint `name`."""
-        return [c for c in COLORS if self.is_held_out_color(name, c) == (split == "test")]
+        return [c for c in COLORS if self.split_of_color(name, c) == split]
 
     def _affinities(self, split: str) -> np.ndarray:
         """(classes, classes) weights with which two different objects are drawn together."""
@@ -97,7 +110,7 @@ class World:
         weights = np.zeros((len(self.classes),) * 2)
         for i, first in enumerate(self.classes):
             for j, second in enumerate(self.classes):
-                if i != j and self.is_held_out_pair(first, second) == (split == "test"):
+                if i != j and self.split_of_pair(first, second) == split:
                     weights[i, j] = 3.0 if themes[i] == themes[j] else 1.0
         return weights
 
@@ -118,7 +131,7 @@ class World:
     # ---- sampling ----------------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, split: str = "train") -> Scene:
-        """A scene of the given split ("train" or "test")."""
+        """A scene of one of SPLITS."""
         kinds = list(KIND_WEIGHTS)
         kind = kinds[rng.choice(len(kinds), p=list(KIND_WEIGHTS.values()))]
         names = self._sample_names(kind, rng, split)

@@ -30,7 +30,7 @@ def all_prompts(world: World, tag: str, split: str = "test") -> list[dict]:
         (a, b)
         for a in world.classes
         for b in world.classes
-        if a != b and world.is_held_out_pair(a, b) == (split == "test")
+        if a != b and world.split_of_pair(a, b) == split
     ]
     if tag == "two_object":
         return [

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from semhitok.image_processing_semhitok import to_pixel_values
+from unimllm.errors import UserError
 from unimllm.scenes.glyphs import GlyphAtlas
 from unimllm.scenes.language import caption
-from unimllm.scenes.objects import CLASSES_24
+from unimllm.scenes.objects import CLASSES_24, OBJECTS
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.render import Renderer
 from unimllm.scenes.text import encode_padded
@@ -27,8 +28,18 @@ class WorldConfig:
 
     def open(self) -> tuple[World, Renderer]:
         """The world and its renderer; FontNotFoundError where Noto Color Emoji is missing."""
-        atlas = GlyphAtlas.from_font(tuple(self.classes))
-        return World(atlas, self.image_size, tuple(self.classes)), Renderer(atlas, self.image_size)
+        return self._open(tuple(self.classes))
+
+    def open_others(self) -> tuple[World, Renderer]:
+        """The same with the objects that `classes` leaves out."""
+        others = tuple(name for name in OBJECTS if name not in self.classes)
+        if len(others) < 8:
+            raise UserError(f"the world's {len(self.classes)} classes leave too few others; set --other_share 0")
+        return self._open(others)
+
+    def _open(self, names: tuple[str, ...]) -> tuple[World, Renderer]:
+        atlas = GlyphAtlas.from_font(names)
+        return World(atlas, self.image_size, names), Renderer(atlas, self.image_size)
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
@@ -37,14 +48,30 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 
 class ScenePictures:
-    """Pictures alone: `pixel_values` (B, 3, S, S) in -1..1."""
+    """Pictures alone: `pixel_values` (B, 3, S, S) in -1..1.
 
-    def __init__(self, world: World, renderer: Renderer, seed: int, split: str = "train"):
-        self.world, self.renderer, self.seed, self.split = world, renderer, seed, split
+    Args:
+        world, renderer: of the pictures.
+        seed: of the scenes.
+        others: world and renderer of other objects.
+        other_share: share of the pictures that show those.
+    """
+
+    def __init__(
+        self, world: World, renderer: Renderer, seed: int, others: tuple[World, Renderer] | None = None,
+        other_share: float = 0.0,
+    ):  # fmt: skip
+        self.own, self.others = (world, renderer), others
+        self.seed, self.other_share = seed, other_share
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
-        scenes = [self.world.sample(sample_rng(self.seed, i), self.split) for i in indices]
-        return {"pixel_values": to_pixel_values(self.renderer.render_batch(scenes))}
+        return {"pixel_values": to_pixel_values(np.stack([self.picture(i) for i in indices]))}
+
+    def picture(self, index: int) -> np.ndarray:
+        """(S, S, 3) uint8."""
+        rng = sample_rng(self.seed, index)
+        world, renderer = self.others if self.others and rng.random() < self.other_share else self.own
+        return renderer.render(world.sample(rng))
 
 
 class CaptionedScenes:

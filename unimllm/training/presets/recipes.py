@@ -29,6 +29,8 @@ class TokenizerRecipe:
     model: SemHiTokConfig
     world: WorldConfig | None = field(default_factory=WorldConfig)
     """None: pictures that `--data` names."""
+    other_share: float = 0.0
+    """Share of the scenes that show objects outside `world.classes`: in tints that those are never trained in."""
     decode_threads: int = 8
     """Threads of each data worker (or of the process itself) that read and decode pictures of --data."""
     patch_size: int = 0

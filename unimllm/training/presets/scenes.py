@@ -49,6 +49,7 @@ def scenes_64_pixel() -> TokenizerRecipe:
         train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
         quantize_after=1200,
+        other_share=0.4,
         confused_share=0.5,
         foreign_share=0.15,
     )
