@@ -26,12 +26,7 @@ def all_prompts(world: World, tag: str, split: str = "test") -> list[dict]:
             for n in world.classes
             for c in world.colors_of(n, split)
         ]
-    pairs = [
-        (a, b)
-        for a in world.classes
-        for b in world.classes
-        if a != b and world.split_of_pair(a, b) == split
-    ]
+    pairs = [(a, b) for a in world.classes for b in world.classes if a != b and world.split_of_pair(a, b) == split]
     if tag == "two_object":
         return [
             _metadata(tag, [_clause(a), _clause(b)], f"a photo of {phrase(a, None)} and {phrase(b, None)}")
