@@ -6,6 +6,7 @@ from transformers import AutoModelForImageTextToText
 
 from semhitok import SemHiTokModel
 from unimllm import UniMLLMForConditionalGeneration
+from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig, tiny_config
 from unimllm.discrete.sampling import Sampler, filtered_probabilities, guide, pick
 from unimllm.training.sft import SftTask
@@ -171,6 +172,21 @@ def test_packed_rows_give_each_sample_the_loss_it_has_alone(model):
     labels[0, [0, len(first)]] = -100
     together = model(packed, labels=labels, position_ids=positions, num_items=1.0).loss
     alone = sum(model(torch.tensor([s]), labels=torch.tensor([s]), num_items=1.0).loss for s in (first, second))
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_branches_give_each_question_the_loss_it_has_alone(model):
+    picture = [USER, START, *PICTURE, STOP]
+    questions = [[11, ASSISTANT, 12, END], [13, 14, ASSISTANT, 15, END]]
+    targets = [[False, False, True, True], [False, False, False, True, True]]
+    row = PackedRow(32, pad_id=0)
+    assert row.add([USER, 12, 13], [False, False, True])
+    assert row.add_branches(picture, [False] * len(picture), list(zip(questions, targets, strict=True)))
+    together = model(**stack_rows([row], with_mask=True), num_items=1.0).loss
+    alone = model(torch.tensor([[USER, 12, 13]]), labels=torch.tensor([[-100, -100, 13]]), num_items=1.0).loss
+    for question, target in zip(questions, targets, strict=True):
+        labels = [-100] * len(picture) + [i if t else -100 for i, t in zip(question, target, strict=True)]
+        alone += model(torch.tensor([picture + question]), labels=torch.tensor([labels]), num_items=1.0).loss
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 
 

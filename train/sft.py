@@ -41,7 +41,8 @@ def main() -> None:
     )  # fmt: skip
     source = PackedConversations(
         world, ConversationTokenizer(text_tokenizer, image.num_positions), codes, SCENE_SEED, model.config.image_offset,
-        recipe.max_length, recipe.drawing_share, recipe.text_drop, recipe.train.seed,
+        recipe.max_length, recipe.drawing_share, recipe.text_drop, recipe.sequential_share,
+        recipe.train.seed,
     )  # fmt: skip
 
     def export(folder: Path) -> None:

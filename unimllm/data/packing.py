@@ -1,4 +1,9 @@
-"""Packing: several conversations in one row, told apart by position ids that start again at 0."""
+"""Packing: several samples in one row, told apart by position ids that start again at 0.
+
+A sample may branch: a beginning (a picture, say), and behind it several continuations (a question and its answer each)
+that all see the beginning and never one another. So one picture in the row serves many questions, and each is learnt as
+if it had been the only one. The position ids of every branch go on from the beginning's last.
+"""
 
 import torch
 
@@ -13,6 +18,8 @@ class PackedRow:
         self.input_ids: list[int] = []
         self.labels: list[int] = []
         self.position_ids: list[int] = []
+        self.samples: list[int] = []
+        self.branches: list[int] = []
 
     @property
     def room(self) -> int:
@@ -20,31 +27,72 @@ class PackedRow:
         return self.max_length - len(self.input_ids)
 
     def add(self, input_ids: list[int], is_target: list[bool]) -> bool:
-        """Append one conversation if it fits; its first id is never a target (nothing precedes it)."""
-        if len(input_ids) > self.room:
+        """Append one sample if it fits; its first id is never a target (nothing precedes it)."""
+        return self.add_branches(input_ids, is_target, [])
+
+    def add_branches(
+        self, input_ids: list[int], is_target: list[bool], branches: list[tuple[list[int], list[bool]]]
+    ) -> bool:
+        """Append a sample that begins with `input_ids` and goes on in each of `branches`, if all of it fits.
+
+        The first id of a branch must be no target: in the row another branch may precede it.
+        """
+        if len(input_ids) + sum(len(ids) for ids, _ in branches) > self.room:
             return False
-        self.input_ids += input_ids
-        self.labels += [
-            token if target and place else IGNORE
-            for place, (token, target) in enumerate(zip(input_ids, is_target, strict=True))
-        ]
-        self.position_ids += range(len(input_ids))
+        sample = self.samples[-1] + 1 if self.samples else 0
+        self._append(input_ids, [False, *is_target[1:]], 0, sample, 0)
+        for number, (ids, targets) in enumerate(branches, 1):
+            if targets[0]:
+                raise ValueError("the first id of a branch is a target: nothing in the row comes before it")
+            self._append(ids, targets, len(input_ids), sample, number)
         return True
 
-    def finish(self) -> tuple[list[int], list[int], list[int]]:
-        """(input_ids, labels, position_ids), padded on the right by a sample of pad ids without targets."""
+    def _append(self, ids: list[int], targets: list[bool], start: int, sample: int, branch: int) -> None:
+        self.input_ids += ids
+        self.labels += [token if target else IGNORE for token, target in zip(ids, targets, strict=True)]
+        self.position_ids += range(start, start + len(ids))
+        self.samples += [sample] * len(ids)
+        self.branches += [branch] * len(ids)
+
+    def finish(self) -> dict[str, list[int]]:
+        """The row, padded on the right by a sample of pad ids without targets."""
         room = self.room
-        return (
-            self.input_ids + [self.pad_id] * room,
-            self.labels + [IGNORE] * room,
-            self.position_ids + list(range(room)),
-        )
+        return {
+            "input_ids": self.input_ids + [self.pad_id] * room,
+            "labels": self.labels + [IGNORE] * room,
+            "position_ids": self.position_ids + list(range(room)),
+            "samples": self.samples + [-1] * room,
+            "branches": self.branches + [0] * room,
+        }
 
 
-def stack_rows(rows: list[PackedRow]) -> dict[str, torch.Tensor]:
-    """`input_ids`, `labels`, `position_ids`, each (rows, max_length) int64."""
+def stack_rows(rows: list[PackedRow], with_mask: bool = False) -> dict[str, torch.Tensor]:
+    """`input_ids`, `labels`, `position_ids`, each (rows, max_length) int64.
+
+    Args:
+        rows: of one length.
+        with_mask: add `attention_mask`, (rows, 1, max_length, max_length) bool; needed as soon as a sample branches
+            (without it the position ids tell the samples apart, but a branch would look like a sample of its own).
+    """
     finished = [row.finish() for row in rows]
-    return {
-        name: torch.tensor([row[i] for row in finished])
-        for i, name in enumerate(("input_ids", "labels", "position_ids"))
-    }
+    columns = {name: torch.tensor([row[name] for row in finished]) for name in finished[0]}
+    samples, branches = columns.pop("samples"), columns.pop("branches")
+    if with_mask:
+        columns["attention_mask"] = branch_mask(samples, branches).unsqueeze(1)
+    return columns
+
+
+def branch_mask(samples: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    """What each position may look at: of its own sample and not later, the beginning (branch 0) and its own branch.
+
+    Args:
+        samples, branches: (B, T) int64.
+
+    Returns:
+        (B, T, T) bool, True where the query of the row may see the key of the column.
+    """
+    length = samples.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=samples.device).tril()
+    same_sample = samples[:, :, None] == samples[:, None, :]  # (B, queries, keys)
+    same_branch = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    return causal & same_sample & same_branch

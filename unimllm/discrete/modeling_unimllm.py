@@ -174,8 +174,8 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) vocabulary ids; placeholders are replaced where `pixel_values` is given.
             pixel_values: (pictures, 3, S, S) in -1..1, in reading order of the placeholders.
-            attention_mask: (B, T), 0 for padding. Packed rows need none: `position_ids` that start again at 0 separate
-                their samples.
+            attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look. Packed rows
+                without branches need none: `position_ids` that start again at 0 separate their samples.
             labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
             loss_weights: weight of each part of the loss (default 1).
             num_items: number of targets that the summed loss is divided by; default: those of this batch.
@@ -184,8 +184,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             input_ids = self.place_images(input_ids, pixel_values)
         decoder = self.language_model.get_decoder()
+        embeds = self.embed(input_ids)
+        if attention_mask is not None and attention_mask.dim() == 4:  # eager attention adds it to the scores
+            lowest = torch.finfo(embeds.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, lowest)
         outputs = decoder(
-            inputs_embeds=self.embed(input_ids),
+            inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

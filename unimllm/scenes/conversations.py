@@ -1,15 +1,21 @@
-"""Scenes as conversations for the language model: drawing from captions, questions with answers, packed into rows."""
+"""Scenes as conversations for the language model: drawing from captions, questions with answers, packed into rows.
+
+Most questions are asked as branches behind one picture (data/packing.py). In one long conversation they would give
+each other away: of a pair with opposite answers the second follows from the first without a look at the picture, and
+whatever has been asked the colour of is there. Trained on such conversations alone, a model said yes to nine questions
+of ten (docs/experiments.md). A share stays sequential, so that a chat of several turns is nothing new.
+"""
 
 import numpy as np
 import torch
 
 from unimllm.conversation import ConversationTokenizer, text_message
 from unimllm.data.packing import PackedRow, stack_rows
-from unimllm.scenes.language import KINDS, ask, caption
+from unimllm.scenes.language import KINDS, Question, ask, caption
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.sources import sample_rng
 
-MAX_QUESTIONS = 8  # about one picture
+MAX_TURNS = 8  # of a conversation about one picture
 MIN_QUESTION_ROOM = 12  # ids that a question with its answer takes
 
 
@@ -25,19 +31,21 @@ class PackedConversations:
         max_length: ids of a row.
         drawing_share: share of the conversations that draw.
         text_drop: share of those whose prompt is emptied, for classifier-free guidance.
+        sequential_share: share of the pictures asked about in one conversation of several turns, not in branches.
         seed: of the rows.
     """
 
     def __init__(
         self, world: World, tokenizer: ConversationTokenizer, codes: np.ndarray, scene_seed: int, image_offset: int,
-        max_length: int, drawing_share: float, text_drop: float, seed: int,
+        max_length: int, drawing_share: float, text_drop: float, sequential_share: float, seed: int,
     ):  # fmt: skip
         self.world, self.tokenizer, self.codes, self.scene_seed = world, tokenizer, codes, scene_seed
         self.image_offset, self.max_length = image_offset, max_length
-        self.drawing_share, self.text_drop, self.seed = drawing_share, text_drop, seed
+        self.drawing_share, self.text_drop, self.sequential_share = drawing_share, text_drop, sequential_share
+        self.seed = seed
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
-        return stack_rows([self.row(i) for i in indices])
+        return stack_rows([self.row(i) for i in indices], with_mask=True)
 
     def row(self, index: int) -> PackedRow:
         """Conversations drawn until the next one does not fit; the last asks as many questions as there is room for."""
@@ -47,10 +55,13 @@ class PackedConversations:
             number = int(rng.integers(len(self.codes)))
             scene = self.world.sample(sample_rng(self.scene_seed, number))
             if rng.random() < self.drawing_share:
-                messages = self.drawing(scene, rng)
+                added = row.add(*self._tokenize(self.drawing(scene, rng), number))
+            elif rng.random() < self.sequential_share:
+                messages = self.conversation(scene, rng, row.room)
+                added = bool(messages) and row.add(*self._tokenize(messages, number))
             else:
-                messages = self.questions(scene, rng, row.room)
-            if not messages or not self._add(row, messages, number):
+                added = self._add_questions(row, scene, rng, number)
+            if not added:
                 return row
 
     def drawing(self, scene: Scene, rng: np.random.Generator) -> list[dict]:
@@ -58,25 +69,42 @@ class PackedConversations:
         text = "" if rng.random() < self.text_drop else caption(scene, rng)
         return [text_message("user", text), text_message("assistant", "", images=1)]
 
-    def questions(self, scene: Scene, rng: np.random.Generator, room: int) -> list[dict]:
-        """The picture, and up to MAX_QUESTIONS questions of different kinds with their answers, within `room` ids."""
+    def conversation(self, scene: Scene, rng: np.random.Generator, room: int) -> list[dict]:
+        """The picture, and up to MAX_TURNS questions of different kinds with their answers, within `room` ids."""
         messages: list[dict] = []
         used = self.tokenizer.num_positions + 4
         kinds = list(rng.permutation(KINDS))
-        while kinds and used + MIN_QUESTION_ROOM < room and len(messages) < 2 * MAX_QUESTIONS:
+        while kinds and used + MIN_QUESTION_ROOM < room and len(messages) < 2 * MAX_TURNS:
             for question in ask(scene, self.world, rng, kinds.pop())[:1]:  # the other of a pair would give itself away
-                turn = [
-                    text_message("user", question.text, images=0 if messages else 1),
-                    text_message("assistant", question.answer),
-                ]
                 used += len(question.text.split()) + len(question.answer.split()) + 6
                 if used < room:
-                    messages += turn
+                    messages += turn(question, images=0 if messages else 1)
         return messages
 
-    def _add(self, row: PackedRow, messages: list[dict], number: int) -> bool:
+    def _add_questions(self, row: PackedRow, scene: Scene, rng: np.random.Generator, number: int) -> bool:
+        """Questions of every kind, pairs together, as branches behind the picture; those that do not fit are left."""
+        start: tuple[list[int], list[bool]] | None = None
+        branches: list[tuple[list[int], list[bool]]] = []
+        used = 0
+        for kind in rng.permutation(KINDS):
+            for question in ask(scene, self.world, rng, str(kind)):
+                ids, targets = self._tokenize(turn(question, images=1), number)
+                cut = ids.index(self.tokenizer.ids["image_end"]) + 1
+                if used + len(ids) - (cut if start else 0) > row.room:
+                    continue
+                used += len(ids) - (cut if start else 0)
+                start = start or (ids[:cut], targets[:cut])
+                branches.append((ids[cut:], targets[cut:]))
+        return bool(start) and row.add_branches(*start, branches)
+
+    def _tokenize(self, messages: list[dict], number: int) -> tuple[list[int], list[bool]]:
+        """Ids, with the codes of scene `number` where its picture goes, and which of them are targets."""
         tokenized = self.tokenizer(messages)
         ids = iter((self.codes[number].astype(np.int64) + self.image_offset).tolist())
         placeholder = self.tokenizer.ids["image"]
-        input_ids = [next(ids) if token == placeholder else token for token in tokenized.input_ids]
-        return row.add(input_ids, tokenized.is_target)
+        return [next(ids) if token == placeholder else token for token in tokenized.input_ids], tokenized.is_target
+
+
+def turn(question: Question, images: int) -> list[dict]:
+    """A question and its answer, with so many pictures before the question."""
+    return [text_message("user", question.text, images), text_message("assistant", question.answer)]

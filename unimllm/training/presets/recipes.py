@@ -74,5 +74,7 @@ class SftRecipe:
     """Share of the conversations that draw; the others answer questions."""
     text_drop: float = 0.1
     """Share of the drawing prompts that are emptied, for classifier-free guidance."""
+    sequential_share: float = 0.2
+    """Share of the pictures asked about in one conversation of several turns; the others in branches (data/packing)."""
     text_weight: float = 2.0
     """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""
