@@ -150,6 +150,11 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
             raise UserError(
                 f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
             ) from error
+        if stage == "pixel" and recipe.model.num_pixel_codes != model.config.num_pixel_codes:
+            print_once(
+                f"new sub-codebooks: {recipe.model.num_pixel_codes} codes instead of {model.config.num_pixel_codes}"
+            )
+            model.replace_pixel_codebook(recipe.model.num_pixel_codes)
         return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
@@ -158,8 +163,7 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         model = tokenizer_over(teacher, recipe.model)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
+    print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
     return model
 
 
@@ -168,10 +172,15 @@ def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokMo
     sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
-        if os.environ.get("RANK", "0") == "0":
-            print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
+        print_once("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
         model.replace_decoder(**changed)
     return model
+
+
+def print_once(text: str) -> None:
+    """Print on the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
 
 
 def find_teacher(name: str | None, before: Path) -> str | Path:
@@ -217,9 +226,9 @@ def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> Reconstruction
     """The losses on pictures that a recipe weighs."""
     weight = recipe.adversarial_weight
     distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
-    if recipe.perceptual_weight and os.environ.get("RANK", "0") == "0":
+    if recipe.perceptual_weight:
         what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
-        print(f"perceptual loss: {what}, weight {recipe.perceptual_weight}", flush=True)
+        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
         AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
