@@ -66,7 +66,7 @@ class SftRecipe:
     train: TrainConfig
     model: UniMLLMConfig
     world: WorldConfig = field(default_factory=WorldConfig)
-    num_scenes: int = 100_000
+    num_scenes: int = 80_000
     """Scenes whose pictures are tokenised once and trained on."""
     max_length: int = 168
     """Ids of a packed row."""

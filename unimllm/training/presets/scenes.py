@@ -46,12 +46,11 @@ def scenes_64_semantic() -> TokenizerRecipe:
 def scenes_64_pixel() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 256 pixel codes under each of them."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
+        train=TrainConfig(max_steps=8000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
-        quantize_after=1200,
-        other_share=0.4,
-        confused_share=0.5,
-        foreign_share=0.15,
+        quantize_after=3000,
+        other_share=0.3,
+        confused_share=0.2,
     )
 
 
@@ -72,6 +71,6 @@ def scenes_64_sft() -> SftRecipe:
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return SftRecipe(
-        train=TrainConfig(max_steps=4500, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
+        train=TrainConfig(max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
