@@ -152,7 +152,9 @@ def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[l
             teacher = load_teacher(args.features)
         except (ValueError, OSError) as error:
             raise UserError(f"--features: {error}") from error
-        nets.append(siglip_net(args.features, teacher.vision_model, tokenizer.device))
+        for note in teacher.notes:
+            print(f"note: {note}", file=sys.stderr)
+        nets.append(siglip_net(args.features, teacher, tokenizer.device))
     lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
     return nets or [tokenizer_net(tokenizer)], lpips
 
