@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import nn
 
 from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import DECODER_SIZES
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
@@ -143,13 +144,8 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     """The tokenizer as the stage before left it; the semantic stage starts from a SigLIP alone."""
     before = default_folder(args.preset, BEFORE[stage])
     if args.init_from or stage != "semantic":
-        folder = args.init_from or before
-        try:
-            model = SemHiTokModel.from_pretrained(resolve(folder))
-        except UserError as error:
-            raise UserError(
-                f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
-            ) from error
+        folder = str(args.init_from) if args.init_from else find_stage_before(before, stage)
+        model, _ = load_tokenizer(folder, "cpu", "--init-from")
         return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
@@ -161,6 +157,14 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     if os.environ.get("RANK", "0") == "0":
         print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
     return model
+
+
+def find_stage_before(folder: Path, stage: str) -> str:
+    """The newest checkpoint of the stage before; UserError if there is none."""
+    try:
+        return str(resolve(folder))
+    except UserError as error:
+        raise UserError(f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from") from error
 
 
 def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokModel:
