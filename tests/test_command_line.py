@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from semhitok.checkpoints import choose_device
+from semhitok.errors import first_line
 from unimllm import chat, generate
 from unimllm.command_line import CommandLine, nearest, run
 from unimllm.errors import UserError
@@ -275,3 +277,17 @@ def test_a_real_process_ends_with_2(tmp_path):
     refused = command("unimllm.generate", "--prompt", APPLE, "--out", tmp_path / "none" / "a.xyz")
     assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
     assert not os.listdir(tmp_path)
+
+
+def test_the_first_line_of_an_error_that_says_nothing_is_its_name():
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(OSError("  \n")) == "OSError"
+    assert first_line(NotImplementedError()) == "NotImplementedError"
+
+
+def test_a_device_that_fails_without_a_word_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("torch.zeros", fail)
+    with pytest.raises(UserError, match="^device 'odd' cannot be used here: NotImplementedError$"):
+        choose_device("odd")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
+from semhitok.errors import first_line
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
@@ -54,8 +55,7 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
         if hasattr(processor, "conversation"):
             processor.conversation.drawing_prompt("anything")  # a damaged chat template shows only when it is used
     except Exception as error:  # a damaged file raises nearly anything, safetensors' and tokenizers' own types included
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load a model from {path}: {reason}") from error
+        raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 
+from semhitok.errors import first_line
 from unimllm.data.faults import Fault
 from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import (
@@ -192,8 +193,7 @@ def open_shard(path: Path, cache: Path | None) -> tuple[Shard | None, Fault | No
     except UserError:
         raise
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        return None, Fault("damaged parquet", str(path), f"{reason}; none of its pictures is used")
+        return None, Fault("damaged parquet", str(path), f"{first_line(error)}; none of its pictures is used")
 
 
 def indexed_tar(path: Path, cache: Path | None) -> tuple[np.ndarray, str]:
