@@ -9,12 +9,14 @@ from types import ModuleType
 
 import pytest
 import torch
+from transformers import SiglipConfig
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets import TokenizerRecipe
+from unimllm.training.teacher import TeacherTask
 
 PROGRAMS = Path(__file__).parents[1] / "train"
 
@@ -104,3 +106,23 @@ def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_
     cut_off(tokenizer_folder, Path("runs/tiny/decoder"))  # newer than pixel, so pixel is no way out
     with pytest.raises(UserError, match=r"^cannot load a tokenizer from runs/tiny/decoder[^\n]*$"):
         build()
+
+
+def test_a_teacher_goes_on_with_its_stem_of_convolutions(tmp_path):
+    teacher = program("teacher")
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    vision = width | {"image_size": 16, "patch_size": 8, "stem_channels": [8, 8, 8]}
+    text = width | {"vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16}
+    text |= {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    config = SiglipConfig(text_config=text, vision_config=vision)
+    trained, task = TeacherTask(config, 3, 0.25), TeacherTask(config, 3, 0.25)
+    trained.siglip.save_pretrained(tmp_path / "whole")
+    teacher.load_siglip(task, tmp_path / "whole")
+    expected = trained.siglip.state_dict()
+    assert any("patch_embedding.layers" in name for name in expected)
+    assert all(torch.equal(value, expected[name]) for name, value in task.siglip.state_dict().items())
+    with pytest.raises(UserError, match=r"^cannot start from [^\n]*cut[^\n]*$"):
+        teacher.load_siglip(task, cut_off(tmp_path / "whole", tmp_path / "cut"))
+    wider = TeacherTask(SiglipConfig(text_config=text, vision_config=vision | {"stem_channels": [8, 8, 16]}), 3, 0.25)
+    with pytest.raises(UserError, match="cannot start from .* is .*, not "):
+        teacher.load_siglip(wider, tmp_path / "whole")

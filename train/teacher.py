@@ -5,7 +5,12 @@ deepspeed train/teacher.py --preset scenes_64
 
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import for_size
+from semhitok.vision import load_strictly
+from unimllm.errors import UserError
 from unimllm.scenes.sources import CaptionedScenes
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
@@ -24,7 +29,7 @@ def main() -> None:
     recipe.model.text_config.vocab_size = len(tokenizer)
     task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
     if args.init_from:
-        task.siglip = type(task.siglip).from_pretrained(resolve(args.init_from))
+        load_siglip(task, resolve(args.init_from))
 
     def export(folder: Path) -> None:
         task.siglip.save_pretrained(folder)
@@ -35,6 +40,18 @@ def main() -> None:
     patch_size = recipe.model.vision_config.patch_size
     source = CaptionedScenes(world, renderer, tokenizer, recipe.train.seed, patch_size, length)
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe))
+
+
+def load_siglip(task: TeacherTask, folder: Path) -> None:
+    """Start from a teacher that this program trained; transformers by itself would leave out the stem.
+
+    Raises:
+        UserError: the weights are damaged, or of another size than the preset's.
+    """
+    try:
+        load_strictly(task.siglip, load_file(folder / "model.safetensors"))
+    except Exception as error:  # a damaged file raises safetensors' own types
+        raise UserError(f"cannot start from {folder}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":
