@@ -15,6 +15,7 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
+from unimllm.training.overrides import check_taken
 from unimllm.training.presets import TokenizerRecipe
 from unimllm.training.teacher import TeacherTask
 
@@ -45,7 +46,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 def start(stage: str, **options) -> SemHiTokModel:
     """The model that train/tokenizer.py starts a stage with."""
-    args = Namespace(preset="tiny", **{"init_from": None, "teacher": None} | options)
+    args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
     recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None)
     return program("tokenizer").start_model(args, recipe, stage)
 
@@ -57,6 +58,38 @@ def cut_off(folder: Path, copy: Path) -> Path:
         data = path.read_bytes()
         (copy / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
     return copy
+
+
+# ---- options that something else decides ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("pixel", {"teacher": "a"}, "--teacher is for --stage semantic; the pixel stage has the SigLIP of"),
+        ("decoder", {"teacher": "a"}, "--teacher is for --stage semantic"),
+        ("semantic", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
+    ],
+)
+def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
+    with pytest.raises(UserError, match=message):
+        program("tokenizer").check_start(Namespace(**{"teacher": None, "init_from": None} | options), stage)
+
+
+def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
+    config = start("pixel", init_from=tokenizer_folder).config
+    check_taken({"model.pixel_dim": 4, "model.conv_decoder_channels": (8, 8, 8), "train.max_steps": 3}, config)
+    with pytest.raises(UserError, match="^--model.pixel_dim 8 is not to be had: the model .* has 4, from"):
+        check_taken({"model.pixel_dim": 8}, config)
+    with pytest.raises(UserError, match="^--model.vision_config.hidden_size 32 .* has 16, from"):
+        check_taken({"model.vision_config.hidden_size": 32}, config)
+
+
+def test_weights_of_losses_may_change_between_stages(tokenizer_folder):
+    asked = {"model.pixel_commitment_weight": 0.5}
+    config = start("pixel", init_from=tokenizer_folder, overrides=asked).config
+    check_taken(asked, config)
+    assert (config.pixel_commitment_weight, config.commitment_weight) == (0.5, tiny_config().commitment_weight)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

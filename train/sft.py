@@ -16,7 +16,7 @@ from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import prepare_output, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program
 from unimllm.training.presets import SFT_PRESETS, SftRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
@@ -33,6 +33,7 @@ def main() -> None:
     text_tokenizer = build_text_tokenizer(world)
     prepare_output(args.output_dir)
     model = build_model(args, recipe, text_tokenizer)
+    check_taken(args.overrides, model.config)
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
@@ -58,6 +59,8 @@ def main() -> None:
 
 def build_model(args, recipe: SftRecipe, text_tokenizer) -> UniMLLMForConditionalGeneration:
     """A new model over a trained image tokenizer, or the one of --init-from."""
+    if args.init_from and args.image_tokenizer:
+        raise UserError("--image-tokenizer and --init-from both name an image tokenizer; choose one")
     if args.init_from:
         return load(args.init_from, "cpu", "--init-from")[0]
     image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")

@@ -40,13 +40,14 @@ from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program
 from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
 from unimllm.training.seeding import seed_everything
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
+LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
 BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel"}
 
 
@@ -61,6 +62,7 @@ def main() -> None:
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                  "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
+    check_start(args, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -69,6 +71,7 @@ def main() -> None:
     scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
     model = start_model(args, recipe, stage)
+    check_taken(args.overrides, model.config)
     if scenes:
         check_size(model, recipe)
     task, before_step = make_stage(model, recipe, stage)
@@ -140,12 +143,24 @@ def chosen_stage() -> str:
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
 
 
+def check_start(args, stage: str) -> None:
+    """UserError for a --teacher that nothing would read."""
+    if args.teacher and stage != "semantic":
+        raise UserError(
+            f"--teacher is for --stage semantic; the {stage} stage has the SigLIP of its --init-from: leave it out"
+        )
+    if args.teacher and args.init_from:
+        raise UserError("--teacher and --init-from both name a SigLIP to start from; choose one")
+
+
 def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     """The tokenizer as the stage before left it; the semantic stage starts from a SigLIP alone."""
     before = default_folder(args.preset, BEFORE[stage])
     if args.init_from or stage != "semantic":
         folder = str(args.init_from) if args.init_from else find_stage_before(before, stage)
         model, _ = load_tokenizer(folder, "cpu", "--init-from")
+        for name in LOSS_WEIGHTS:
+            setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
         return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))

@@ -29,7 +29,8 @@ def parse_arguments(
         extra: further options, name -> keyword arguments of `add_argument`.
 
     Returns:
-        (namespace with preset, output_dir, init_from and the extra options; recipe with all overrides applied).
+        (namespace with preset, output_dir, init_from, the extra options, and `overrides`: the dotted fields that were
+        set and their values; recipe with all overrides applied).
 
     Raises:
         UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
@@ -50,10 +51,11 @@ def parse_arguments(
     recipe = presets[args.preset]()
     args.output_dir = args.output_dir or default_folder(args.preset, program)
     known = [a.option_strings[0] for a in parser._actions] + [f"--{name}" for name in field_names(recipe)]
+    args.overrides = {}
     for key, value in pair_options(rest):
         if "." not in key and key not in field_names(recipe):
             raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
-        set_field(recipe, key, value)
+        args.overrides[key] = set_field(recipe, key, value)
     if args.max_steps is not None:
         recipe.train.max_steps = args.max_steps
     try:
@@ -91,8 +93,12 @@ def field_names(config: Any) -> list[str]:
     return [f.name for f in fields(config)] if is_dataclass(config) else []
 
 
-def set_field(recipe: Any, key: str, text: str) -> None:
-    """Set one dotted field from its text; UserError if there is no such field or the type does not fit."""
+def set_field(recipe: Any, key: str, text: str) -> Any:
+    """Set one dotted field from its text and return its value.
+
+    Raises:
+        UserError: there is no such field, or the type does not fit.
+    """
     target = recipe
     *parents, last = key.split(".")
     for depth, name in enumerate([*parents, last]):
@@ -102,8 +108,9 @@ def set_field(recipe: Any, key: str, text: str) -> None:
             raise UserError(f"unknown field {key!r}: {where} has no {name!r}{nearest(name, names)}")
         if depth < len(parents):
             target = getattr(target, name)
-    old = getattr(target, last)
-    setattr(target, last, parse_value(key, text, old))
+    value = parse_value(key, text, getattr(target, last))
+    setattr(target, last, value)
+    return value
 
 
 def parse_value(key: str, text: str, old: Any) -> Any:
@@ -123,6 +130,30 @@ def parse_value(key: str, text: str, old: Any) -> Any:
     if not fits:
         raise UserError(f"{key} is a {type(old).__name__} (now {old!r}); {text!r} is none")
     return value
+
+
+def check_taken(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+    """See that no `--model.*` is ignored because the model comes from a teacher, a checkpoint or the data.
+
+    Args:
+        overrides: of `parse_arguments`.
+        config: of the model that will be trained.
+
+    Raises:
+        UserError: the model has another value than the one that was set.
+    """
+    for key, value in overrides.items():
+        scope, _, field = key.partition(".")
+        if scope != "model":
+            continue
+        has = config
+        for name in field.split("."):
+            has = getattr(has, name, None)
+        if has != (list(value) if isinstance(value, tuple) and isinstance(has, list) else value):
+            raise UserError(
+                f"--{key} {value} is not to be had: the model that is to be trained has {has}, from its teacher, its "
+                f"checkpoint or its data; leave the option out"
+            )
 
 
 def as_dict(recipe: Any) -> dict:
