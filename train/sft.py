@@ -16,7 +16,7 @@ from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import prepare_output, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import SFT_PRESETS, SftRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
@@ -67,7 +67,8 @@ def build_model(args, recipe: SftRecipe, text_tokenizer) -> UniMLLMForConditiona
     seed_everything(recipe.train.seed)
     recipe.model.image_tokenizer_config = image_tokenizer.config
     recipe.model.text_config.vocab_size = len(text_tokenizer)
-    model = UniMLLMForConditionalGeneration(recipe.model)
+    with sizes_told():
+        model = UniMLLMForConditionalGeneration(recipe.model)
     model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
     return model
 

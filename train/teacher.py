@@ -15,7 +15,7 @@ from unimllm.scenes.sources import CaptionedScenes
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.loop import train
-from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import TEACHER_PRESETS
 from unimllm.training.seeding import seed_everything
 from unimllm.training.teacher import TeacherTask
@@ -28,7 +28,8 @@ def main() -> None:
     seed_everything(recipe.train.seed)
     recipe.model.text_config.vocab_size = len(tokenizer)
     check_taken(args.overrides, recipe.model)
-    task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
+    with sizes_told():
+        task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
     if args.init_from:
         load_siglip(task, resolve(args.init_from))
 

@@ -97,13 +97,14 @@ def train(
         The task, on its device, trained.
     """
     config.validate()
+    recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
     engine, optimizer = _build_engine(task, config, world_size)
     step, cpu_before, skipped = 0, 0.0, FaultLog()
     found = checkpoint.latest(output_dir)
     if found:
-        run = checkpoint.load(engine, found)
+        run = checkpoint.load(engine, found, recipe)
         step, cpu_before = run["step"], run["cpu_seconds"]
         skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
@@ -125,8 +126,7 @@ def train(
                 _show(task, draw_pictures, log, step)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                       "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)},
-                       "skipped": _over_ranks(skipped)}  # fmt: skip
+                       "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped)}  # fmt: skip
                 checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
     return task

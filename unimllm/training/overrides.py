@@ -5,14 +5,16 @@ train/sft.py --preset scenes_64 --output-dir runs/sft --max-steps 100 --train.le
 
 import argparse
 import ast
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from semhitok.errors import first_line
 from unimllm.command_line import nearest, run, silence_libraries
 from unimllm.errors import UserError
 
@@ -154,6 +156,20 @@ def check_taken(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
                 f"--{key} {value} is not to be had: the model that is to be trained has {has}, from its teacher, its "
                 f"checkpoint or its data; leave the option out"
             )
+
+
+@contextlib.contextmanager
+def sizes_told() -> Iterator[None]:
+    """UserError if what is built inside cannot have the sizes that were asked for.
+
+    Networks complain of a size where they use it, with ValueError; torch of a negative one with RuntimeError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"the model cannot be built: {first_line(error)}") from error
 
 
 def as_dict(recipe: Any) -> dict:
