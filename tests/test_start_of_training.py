@@ -5,15 +5,17 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from transformers import SiglipConfig
+from transformers import SiglipConfig, SiglipVisionModel
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
+from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
+from unimllm.training import checkpoint
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import TokenizerRecipe
@@ -44,10 +46,10 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def start(stage: str, **options) -> SemHiTokModel:
+def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:
     """The model that train/tokenizer.py starts a stage with."""
     args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
-    recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None)
+    recipe = TokenizerRecipe(TrainConfig(), tiny_config(**sizes or {}), world=None)
     return program("tokenizer").start_model(args, recipe, stage)
 
 
@@ -90,6 +92,92 @@ def test_weights_of_losses_may_change_between_stages(tokenizer_folder):
     config = start("pixel", init_from=tokenizer_folder, overrides=asked).config
     check_taken(asked, config)
     assert (config.pixel_commitment_weight, config.commitment_weight) == (0.5, tiny_config().commitment_weight)
+
+
+# ---- sizes that cannot be -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "field", "value", "message"),
+    [
+        ("semhitok_256", "model.pixel_heads", "5", "hidden size (768) must be divisible by the number of heads (5)"),
+        ("semhitok_256", "model.decoder_heads", "0", "cannot be built"),
+        ("semhitok_256", "discriminator_channels", "12", "channels (12) must be a multiple of 8"),
+        ("semhitok_256", "model.pixel_dim", "-3", "negative dimension -3"),
+        ("photos_128", "model.conv_encoder_blocks", "[1, 1]", "conv_encoder_blocks has 2 entries; it needs 3, one for"),
+        ("photos_128", "model.conv_decoder_blocks", "[1]", "conv_decoder_blocks has 1 entries; it needs 4"),
+        ("photos_128", "model.conv_decoder_channels", "[8]", "conv_decoder_channels has 1 entries"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_line(preset, field, value, message, monkeypatch, call):
+    options = ["--preset", preset, "--stage", "pixel", "--dry-run", "1", f"--{field}={value}"]
+    monkeypatch.setattr(sys, "argv", ["train/tokenizer.py", *options])
+    assert message in call(SimpleNamespace(main=lambda _: program("tokenizer").main())).refusal()
+
+
+def test_sizes_of_a_semantic_stage_are_not_the_teachers_fault(tokenizer_folder, tmp_path):
+    SiglipVisionModel(tiny_config().vision_config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="^the model cannot be built: hidden size"):
+        start("semantic", teacher=str(tmp_path), sizes={"semantic_heads": 3})
+
+
+def test_a_stem_that_cannot_be_normalised_is_told():
+    with pytest.raises(ValueError, match=r"stem_channels are \[8, 12, 16\]; each must be a multiple of 8"):
+        conv_stem([8, 12, 16], 8, 16)
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_lpips_is_loaded_only_where_it_weighs(monkeypatch, capsys):
+    tokenizer, loaded = program("tokenizer"), []
+
+    class FakeLpips(torch.nn.Module):
+        backbone = "vgg"
+
+        def __init__(self, weights: Path):
+            super().__init__()
+            loaded.append(weights)
+
+    monkeypatch.setattr(tokenizer, "LPIPS", FakeLpips)
+    model = SemHiTokModel(tiny_config())
+
+    def said(**weights) -> str:
+        recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None, **weights)
+        task, _ = tokenizer.make_stage(model, recipe, "pixel")
+        assert capsys.readouterr().out == ""  # --dry-run makes one too
+        tokenizer.announce_losses(task, recipe)
+        return capsys.readouterr().out
+
+    assert said() == ""
+    assert "lpips_weights are not used" in said(lpips_weights="vgg.pth") and not loaded
+    assert said(perceptual_weight=0.5) == "perceptual loss: the teacher's features (no lpips_weights), weight 0.5\n"
+    assert "LPIPS (vgg), weight 0.5" in said(perceptual_weight=0.5, lpips_weights="vgg.pth")
+    assert loaded == [Path("vgg.pth")]
+
+
+# ---- going on with a run --------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """DeepSpeed's, where the parts do not fit."""
+
+    def load_checkpoint(self, folder: str, tag: str):
+        raise RuntimeError("Error(s) in loading state_dict for Task:\n\tMissing key(s): discriminator.0.weight")
+
+
+def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
+    before = {"adversarial_weight": 0.0, "model": {"pixel_dim": 8}, "train": {"max_steps": 5, "precision": "fp32"}}
+    (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before}))
+    now = {"adversarial_weight": 0.5, "model": {"pixel_dim": 4}, "train": {"max_steps": 9, "precision": "bf16"}}
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(Engine(), tmp_path, now)
+    assert str(caught.value) == (
+        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; model.pixel_dim was 8 and is 4; "
+        "train.precision was fp32 and is bf16; take the options of that run, or another --output-dir"
+    )
+    with pytest.raises(UserError, match=r"Error\(s\) in loading state_dict for Task:; take the options"):
+        checkpoint.load(Engine(), tmp_path, before)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
 from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
 from unimllm.training.seeding import seed_everything
@@ -74,7 +74,9 @@ def main() -> None:
     check_taken(args.overrides, model.config)
     if scenes:
         check_size(model, recipe)
-    task, before_step = make_stage(model, recipe, stage)
+    with sizes_told():
+        task, before_step = make_stage(model, recipe, stage)
+    announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config.image_size)
     about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
                       "fingerprint": index.fingerprint}} if index else {}  # fmt: skip
@@ -124,7 +126,7 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     index = open_pictures(args.data) if args.data else None
-    with torch.device("meta"):
+    with torch.device("meta"), sizes_told():
         task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
@@ -166,9 +168,10 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         teacher = load_teacher(find_teacher(args.teacher, before))
         if recipe.patch_size:
             teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
-        model = tokenizer_over(teacher, recipe.model)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
+    with sizes_told():
+        model = tokenizer_over(teacher, recipe.model)
     if os.environ.get("RANK", "0") == "0":
         print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
     return model
@@ -189,7 +192,8 @@ def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokMo
     if changed:
         if os.environ.get("RANK", "0") == "0":
             print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
-        model.replace_decoder(**changed)
+        with sizes_told():
+            model.replace_decoder(**changed)
     return model
 
 
@@ -234,15 +238,26 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
 
 def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
     """The losses on pictures that a recipe weighs."""
+    distance = None
+    if recipe.perceptual_weight:
+        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
     weight = recipe.adversarial_weight
-    distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
-    if recipe.perceptual_weight and os.environ.get("RANK", "0") == "0":
-        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
-        print(f"perceptual loss: {what}, weight {recipe.perceptual_weight}", flush=True)
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
         AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
     )  # fmt: skip
+
+
+def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
+    """Rank 0 says what the perceptual loss is, and whether LPIPS's weights were named in vain."""
+    distance = getattr(getattr(task, "losses", None), "distance", None)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if distance is not None:
+        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
+        print(f"perceptual loss: {what}, weight {recipe.perceptual_weight}", flush=True)
+    elif recipe.lpips_weights:
+        print("no perceptual loss in this stage: lpips_weights are not used", flush=True)
 
 
 if __name__ == "__main__":
