@@ -7,7 +7,7 @@ python eval/gallery.py --model runs/scenes_64/sft --out gallery.png
 import argparse
 from pathlib import Path
 
-from unimllm.command_line import CommandLine, open_model, run
+from unimllm.command_line import CommandLine, open_model, out_of_memory_told, run
 from unimllm.grid import draw_grid
 from unimllm.images import check_writable, save_picture
 
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_model(args.model, args.device)
     from unimllm.inference import draw
 
-    pictures = draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))
+    with out_of_memory_told(len(PROMPTS), "draw with --device cpu"):
+        pictures = draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))
     save_picture(draw_grid([[picture] for picture in pictures], list(PROMPTS), COLUMNS), args.out)
     print(args.out)
 

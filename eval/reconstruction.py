@@ -31,7 +31,7 @@ from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from semhitok.teacher import load_teacher
-from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     nets, lpips = open_networks(args, tokenizer)
     source = open_data(args, tokenizer, folder)
     comparisons = [FrechetComparison() for _ in nets]
-    measured = measure(args, tokenizer, source, nets, comparisons, lpips)
+    with out_of_memory_told(args.batch_size):
+        measured = measure(args, tokenizer, source, nets, comparisons, lpips)
     results = summarize(measured, tokenizer) | compare_sets(nets, comparisons)
     results |= describe_run(args, tokenizer, source, lpips)
     if args.json:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
-from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.inference import (
@@ -137,12 +137,13 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))
     bench = open_bench(args, tokenizer, folder)
     results: dict = {"intervals": {}}
-    examine_tokenizer(results, bench, tokenizer)
     prompts = spread_prompts(sample_prompts(bench.world, args.seed), args.limit)
-    examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
-    if model is not None:
-        examine_understanding(results, bench, model, processor)
-        examine_drawing(results, bench, model, processor, prompts, args)
+    with out_of_memory_told(args.batch_size):
+        examine_tokenizer(results, bench, tokenizer)
+        examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
+        if model is not None:
+            examine_understanding(results, bench, model, processor)
+            examine_drawing(results, bench, model, processor, prompts, args)
     results |= describe_run(args)
     if args.json:
         write_json(args.json, results)

@@ -13,7 +13,7 @@ from PIL import Image
 from semhitok.checkpoints import choose_device
 from semhitok.errors import first_line
 from unimllm import chat, generate
-from unimllm.command_line import CommandLine, nearest, run
+from unimllm.command_line import CommandLine, nearest, out_of_memory_told, run
 from unimllm.errors import UserError
 from unimllm.inference import load
 
@@ -291,3 +291,12 @@ def test_a_device_that_fails_without_a_word_is_one_line(monkeypatch):
     monkeypatch.setattr("torch.zeros", fail)
     with pytest.raises(UserError, match="^device 'odd' cannot be used here: NotImplementedError$"):
         choose_device("odd")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory."), MemoryError()])
+def test_a_full_memory_is_told_with_what_to_do(error):
+    with pytest.raises(UserError, match="^not enough memory for 7 pictures at once; draw fewer$"):
+        with out_of_memory_told(7, "draw fewer"):
+            raise error
+    with pytest.raises(RuntimeError, match="other"), out_of_memory_told(7):
+        raise RuntimeError("other")

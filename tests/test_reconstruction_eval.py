@@ -341,6 +341,17 @@ def test_one_picture_has_no_frechet_distance(program, tokenizer_folder, folder, 
     assert ended.code == 0 and "no Frechet distance" in ended.out and "FD(" not in ended.out
 
 
+def test_a_full_memory_is_one_line(program, tokenizer_folder, folder, monkeypatch, call):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(program, "reconstruct", fail)
+    ended = call(program, "--model", tokenizer_folder, "--data", folder, "--batch-size", 3)
+    assert ended.code == 2 and ended.out == ""
+    last = ended.err.splitlines()[-1]
+    assert last == "error: not enough memory for 3 pictures at once; choose a smaller --batch-size"
+
+
 def test_mistakes_are_one_line(program, tokenizer_folder, folder, tmp_path, call):
     model, data = ("--model", tokenizer_folder), ("--data", folder)
     assert "--model is missing" in call(program, *data).refusal()

@@ -116,15 +116,15 @@ def silence_libraries() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_told(num_pictures: int) -> Iterator[None]:
+def out_of_memory_told(num_pictures: int, remedy: str = "choose a smaller --batch-size") -> Iterator[None]:
     """UserError if what happens inside, to so many pictures at once, does not fit into memory."""
     try:
         yield
-    except RuntimeError as error:  # torch has no type of its own for a full main memory
-        if not any(phrase in str(error) for phrase in ("out of memory", "allocate memory")):
+    except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a full main memory
+        phrases = ("out of memory", "allocate memory")
+        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
             raise
-        message = f"not enough memory for {num_pictures} pictures at once; choose a smaller --batch-size"
-        raise UserError(message) from error
+        raise UserError(f"not enough memory for {num_pictures} pictures at once; {remedy}") from error
 
 
 def run(main: Callable[[], None]) -> NoReturn:
