@@ -48,8 +48,8 @@ from unimllm.metrics.networks import (
     tokenizer_net,
 )
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
+from unimllm.report import add_code_use, as_range, describe_machine, write_json
 from unimllm.scenes.examination import held_out_scenes
-from unimllm.scenes.report import add_code_use, as_range, describe_machine, write_json
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 

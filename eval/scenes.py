@@ -48,6 +48,7 @@ from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.report import describe_machine, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
     POPE_SPLITS,
@@ -65,7 +66,7 @@ from unimllm.scenes.examination import (
 from unimllm.scenes.language import KINDS
 from unimllm.scenes.prompts import sample_prompts
 from unimllm.scenes.reader import DEFAULT_READER, SceneReader
-from unimllm.scenes.report import describe_machine, make_table, write_json
+from unimllm.scenes.report import make_table
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
