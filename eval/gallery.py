@@ -31,8 +31,7 @@ COLUMNS = 4
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/gallery.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/gallery.py", __doc__)
     parser.add_model_options()
     default = Path(__file__).parents[1] / "docs" / "gallery.png"
     parser.add_argument("--out", type=Path, default=default, help="the picture to write (default: docs/gallery.png)")

@@ -99,8 +99,7 @@ class Measured:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/reconstruction.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/reconstruction.py", __doc__)
     parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
     parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")

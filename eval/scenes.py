@@ -104,8 +104,7 @@ class Bench:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/scenes.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/scenes.py", __doc__)
     parser.add_model_options()
     parser.add_argument("--tokenizer-only", type=Path, help="examine an image tokenizer, or a model's, alone")
     parser.add_argument(

@@ -196,8 +196,7 @@ def peak_memory() -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/speed.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/speed.py", __doc__)
     parser.add_argument(
         "--only", help=f"some of {','.join(MEASUREMENTS)}, with commas (default: all but the slow ones)"
     )

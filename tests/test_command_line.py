@@ -248,7 +248,8 @@ def test_help_is_no_error(call):
 
 
 def test_options_are_not_guessed():
-    parser = CommandLine("x", "y")
+    parser = CommandLine("python x.py", "One line.\n\n    and another")
+    assert parser.format_help().startswith("usage: python x.py [-h]\n\nOne line.\n\n    and another\n")
     parser.add_argument("--prompt")
     with pytest.raises(UserError, match="unknown option --promp "):
         parser.parse_args(["--promp", "x"])

@@ -35,6 +35,7 @@ from semhitok.vision import scale_patches
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
+from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
@@ -123,7 +124,7 @@ def make_source(
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     """What the run would be, for --dry-run; nothing is written."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     index = open_pictures(args.data) if args.data else None
     with torch.device("meta"), sizes_told():
@@ -138,7 +139,7 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
 def chosen_stage() -> str:
     """--stage, read ahead of the other options because it decides the presets."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--stage")
+    parser.add_argument("--stage", nargs="?")
     stage = parser.parse_known_args()[0].stage
     if stage in STAGES or "-h" in sys.argv or "--help" in sys.argv:
         return stage or "semantic"
@@ -172,7 +173,7 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         raise UserError(f"--teacher: {error}") from error
     with sizes_told():
         model = tokenizer_over(teacher, recipe.model)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
     return model
 
@@ -190,7 +191,7 @@ def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokMo
     sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
         with sizes_told():
             model.replace_decoder(**changed)
@@ -251,7 +252,7 @@ def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> Reconstruction
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
     """Rank 0 says what the perceptual loss is, and whether LPIPS's weights were named in vain."""
     distance = getattr(getattr(task, "losses", None), "distance", None)
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     if distance is not None:
         what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"

@@ -28,7 +28,14 @@ class CommandLine(argparse.ArgumentParser):
     """
 
     def __init__(self, program: str, description: str):
-        super().__init__(prog=program, description=description, allow_abbrev=False)
+        """A parser.
+
+        Args:
+            program: as it is called, for --help.
+            description: kept line by line.
+        """
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=program, description=description, formatter_class=layout, allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """As argparse; UserError for an unknown option or a stray word."""

@@ -23,9 +23,9 @@ from unimllm.data.picture_shards import (
     picture_suffixes,
     scan_tar,
 )
+from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
-from unimllm.training.checkpoint import barrier
 
 Shard = PictureFolder | PictureTar | PictureParquet
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")

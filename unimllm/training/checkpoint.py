@@ -9,19 +9,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.distributed as dist
-
 from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
 from semhitok.errors import first_line
+from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 
 STATE_FOLDER = "deepspeed"
 LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 
-__all__ = [
-    "RUN_FILE", "barrier", "latest", "load", "prepare_output", "read_run", "resolve", "save", "step_folders",
-]  # fmt: skip
+__all__ = ["RUN_FILE", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
 
 
 def read_run(folder: Path) -> dict:
@@ -46,11 +43,6 @@ def prepare_output(output_dir: Path) -> None:
         ) from error
 
 
-def barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
-
-
 def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
     """Write one checkpoint (called by every rank) and delete the oldest beyond `keep`.
 
@@ -61,7 +53,7 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
     """
     final = output_dir / f"step-{run['step']:06d}"
     partial = output_dir / f".{final.name}.partial"
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = is_first_process()
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

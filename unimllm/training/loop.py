@@ -221,10 +221,9 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int) -> None:
     """Say what is about to be trained and on what."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    precision = "bf16 autocast" if config.autocast() else config.precision
     print(
         f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
-        f"{torch.get_num_threads()} thread(s) each, {precision}",
+        f"{torch.get_num_threads()} thread(s) each, {config.describe_precision()}",
         flush=True,
     )
 

@@ -7,6 +7,7 @@ import argparse
 import ast
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from semhitok.errors import first_line
-from unimllm.command_line import nearest, run, silence_libraries
+from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
 
 
@@ -37,7 +38,7 @@ def parse_arguments(
     Raises:
         UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = CommandLine(Path(sys.argv[0]).name, description)
     parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}")
     parser.add_argument(
         "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{program})"

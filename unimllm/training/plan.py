@@ -86,7 +86,7 @@ def tokenizer_plan(
         state = "trained" if trained else "frozen" if list(part.parameters()) else "no gradients"
         lines.append(row(f"  {part_name}", f"{count(part) / 1e6:9.2f} M  {state}"))
     lines.append(row("  all", f"{count(task) / 1e6:9.2f} M, {count_trained(task) / 1e6:.2f} M trained"))
-    lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {precision_of(train)})")
+    lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {train.describe_precision()})")
     memory = memory_by_part(task, recipe, stage, num_processes)
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
@@ -96,13 +96,6 @@ def tokenizer_plan(
 def row(what: str, value: str) -> str:
     """One line of the plan."""
     return f"{what:<28}{value}"
-
-
-def precision_of(train: TrainConfig) -> str:
-    """The precision in words."""
-    if train.autocast():
-        return "fp32 weights, bf16 products"
-    return "bf16 weights, fp32 optimiser" if train.precision == "bf16" else "fp32"
 
 
 def memory_by_part(task: nn.Module, recipe: TokenizerRecipe, stage: str, num_processes: int) -> dict[str, float]:
