@@ -65,13 +65,13 @@ class Row:
     Attributes:
         what: for people.
         value: the figure.
-        key: its name in the JSON; None: a peer's.
+        key: its name in the JSON.
         unit: of the value.
     """
 
     what: str
     value: float
-    key: str | None = None
+    key: str
     unit: str = "CPU-s"
 
 
