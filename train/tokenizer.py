@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from semhitok import SemHiTokModel
+from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import DECODER_SIZES
 from semhitok.discriminator import AdversarialLoss
@@ -78,7 +78,7 @@ def main() -> None:
     with sizes_told():
         task, before_step = make_stage(model, recipe, stage)
     announce_losses(task, recipe)
-    source = make_source(index, scenes, recipe, stage, model.config.image_size)
+    source = make_source(index, scenes, recipe, stage, model.config)
     about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
                       "fingerprint": index.fingerprint}} if index else {}  # fmt: skip
 
@@ -112,12 +112,12 @@ def open_index(args) -> PictureIndex:
 
 
 def make_source(
-    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, image_size: int
+    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: SemHiTokConfig
 ) -> SampleSource:
     """Pictures of --data, or else scenes; another order for each stage."""
     seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
     if index:
-        return PictureSource(index, image_size, seed, recipe.decode_threads)
+        return PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
     others = recipe.world.open_others() if recipe.other_share else None
     return ScenePictures(*scenes, seed, others, recipe.other_share)
 
