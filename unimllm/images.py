@@ -1,7 +1,6 @@
 """Pictures from files and to files; they are read as the image tokenizer reads them."""
 
 from semhitok.images import (
-    READ_FORMATS,
     UnreadablePicture,
     check_writable,
     decode_picture,
@@ -12,6 +11,6 @@ from semhitok.images import (
 )
 
 __all__ = [
-    "READ_FORMATS", "UnreadablePicture", "check_writable", "decode_picture", "open_picture", "picture_format",
-    "save_picture", "write_atomically",
+    "UnreadablePicture", "check_writable", "decode_picture", "open_picture", "picture_format", "save_picture",
+    "write_atomically",
 ]  # fmt: skip

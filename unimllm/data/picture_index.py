@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from semhitok.errors import first_line
+from semhitok.picture_files import files_below, is_hidden, is_picture, picture_suffixes
 from unimllm.data.faults import Fault
 from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import (
@@ -19,8 +20,6 @@ from unimllm.data.picture_shards import (
     PictureFolder,
     PictureParquet,
     PictureTar,
-    is_picture,
-    picture_suffixes,
     scan_tar,
 )
 from unimllm.distributed import barrier
@@ -139,7 +138,7 @@ def _find_below(folder: Path) -> list[PictureFolder | Path]:
     others: Counter[str] = Counter()
     for name in files_below(folder):
         suffix = os.path.splitext(name)[1].lower()
-        if suffix in shards:
+        if suffix in shards and not is_hidden(name):
             shards[suffix].append(folder / name)
         elif is_picture(name, suffixes):
             names.append(name)
@@ -156,26 +155,6 @@ def _find_below(folder: Path) -> list[PictureFolder | Path]:
             + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
         )
     return shards[".tar"] or shards[".parquet"] or [PictureFolder(folder, names, others)]
-
-
-def files_below(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it and sorted; follows links, leaves out what is hidden."""
-    found: list[str] = []
-    visited = set()
-
-    def complain(error: OSError) -> None:
-        raise UserError(f"cannot look into {error.filename}: {error.strerror}") from error
-
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=complain):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = os.path.relpath(parent, folder)
-        found += [name if base == "." else os.path.join(base, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=os.fsencode)
 
 
 def open_shard(path: Path, cache: Path | None) -> tuple[Shard | None, Fault | None]:

@@ -17,24 +17,13 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from semhitok.picture_files import is_picture, picture_suffixes
 from unimllm.errors import UserError
-from unimllm.images import READ_FORMATS, UnreadablePicture
+from unimllm.images import UnreadablePicture
 
 TAR_CHUNK = 64  # neighbours in a tar that are read in one stretch
 ROW_GROUP_MEMORY = 1 << 30  # bytes of parquet row groups that a process keeps
-
-
-def picture_suffixes() -> set[str]:
-    """Endings of the files that are taken for pictures: those of the formats that are read."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in READ_FORMATS}
-
-
-def is_picture(name: str, suffixes: set[str]) -> bool:
-    """Whether a file or member of this name is a picture; hidden ones are none (macOS leaves ._x.jpg behind)."""
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in suffixes
 
 
 def equal_chunks(count: int, size: int) -> np.ndarray:
