@@ -9,8 +9,7 @@ release Python's lock, and so a process holds each row group once.
 
 Streaming readers were tried first. Hugging Face's `datasets` (5.2, streaming, webdataset builder) loses what lies in
 its shuffle buffer when it resumes (7 of 20 samples in a small trial) and ends with an exception at a tar that is cut
-off. pyarrow and the standard library's tarfile,
-which it builds on, read the same files.
+off. pyarrow and the standard library's tarfile, which it builds on, read the same files.
 
 Shapes: B pictures, S pixels along a side.
 """
