@@ -17,16 +17,16 @@ from unimllm.data.faults import Fault
 from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import (
     ROW_GROUP_MEMORY,
-    PictureFolder,
-    PictureParquet,
-    PictureTar,
+    FolderShard,
+    ParquetShard,
+    TarShard,
     scan_tar,
 )
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
-Shard = PictureFolder | PictureTar | PictureParquet
+PictureShard = FolderShard | TarShard | ParquetShard
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
@@ -38,7 +38,7 @@ class PictureIndex:
         faults: of files that could not be read to their end.
     """
 
-    def __init__(self, shards: list[Shard], faults: list[Fault]):
+    def __init__(self, shards: list[PictureShard], faults: list[Fault]):
         self.shards, self.faults = shards, faults
         counts = [int(shard.chunk_sizes.sum()) for shard in shards]
         self.ends = np.cumsum(counts)
@@ -57,7 +57,7 @@ class PictureIndex:
         shard, i = self._locate(number)
         return shard.key(i)
 
-    def _locate(self, number: int) -> tuple[Shard, int]:
+    def _locate(self, number: int) -> tuple[PictureShard, int]:
         shard = int(np.searchsorted(self.ends, number, side="right"))
         return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
 
@@ -100,10 +100,10 @@ def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, w
         for path in tars[rank::world_size]:
             indexed_tar(path, cache)
         barrier()
-    shards: list[Shard] = []
+    shards: list[PictureShard] = []
     faults: list[Fault] = []
     for place in found:
-        shard, fault = (place, None) if isinstance(place, PictureFolder) else open_shard(place, cache)
+        shard, fault = (place, None) if isinstance(place, FolderShard) else open_shard(place, cache)
         shards += [shard] if shard and shard.chunk_sizes.sum() else []
         faults += [fault] if fault else []
     if not shards:
@@ -114,7 +114,7 @@ def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, w
     return index
 
 
-def find_shards(path: Path) -> list[PictureFolder | Path]:
+def find_shards(path: Path) -> list[FolderShard | Path]:
     """What lies at a path: itself if it is a file, else the tars or the parquet files or the pictures below it.
 
     Raises:
@@ -131,7 +131,7 @@ def find_shards(path: Path) -> list[PictureFolder | Path]:
     raise UserError(f"{path} is no folder, .tar or .parquet file; {remedy}")
 
 
-def _find_below(folder: Path) -> list[PictureFolder | Path]:
+def _find_below(folder: Path) -> list[FolderShard | Path]:
     suffixes = picture_suffixes()
     names: list[str] = []
     shards: dict[str, list[Path]] = {".tar": [], ".parquet": []}
@@ -154,21 +154,21 @@ def _find_below(folder: Path) -> list[PictureFolder | Path]:
             f"{folder} holds neither pictures nor .tar nor .parquet files"
             + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
         )
-    return shards[".tar"] or shards[".parquet"] or [PictureFolder(folder, names, others)]
+    return shards[".tar"] or shards[".parquet"] or [FolderShard(folder, names, others)]
 
 
-def open_shard(path: Path, cache: Path | None) -> tuple[Shard | None, Fault | None]:
+def open_shard(path: Path, cache: Path | None) -> tuple[PictureShard | None, Fault | None]:
     """A tar or a parquet file, and what is wrong with it; None in place of one that is damaged altogether."""
     try:
         path.open("rb").close()
         if path.suffix.lower() == ".tar":
             offsets, damage = indexed_tar(path, cache)
             fault = Fault("damaged tar", str(path), f"{damage}; its first {len(offsets):,} pictures are used")
-            return PictureTar(path, offsets), fault if damage else None
+            return TarShard(path, offsets), fault if damage else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return PictureParquet(path), None
+        return ParquetShard(path), None
     except UserError:
         raise
     except (OSError, pa.ArrowException) as error:

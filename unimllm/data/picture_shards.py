@@ -32,7 +32,7 @@ def equal_chunks(count: int, size: int) -> np.ndarray:
     return np.array([size] * whole + [rest] * bool(rest), np.int64)
 
 
-class PictureFolder:
+class FolderShard:
     """Picture files anywhere below a folder.
 
     Args:
@@ -62,7 +62,7 @@ class PictureFolder:
         return b"\0".join(self.names.to_pylist())
 
 
-class PictureTar:
+class TarShard:
     """Picture members of a tar, found by the offsets of their headers; a webdataset's other members are left alone.
 
     Args:
@@ -132,7 +132,7 @@ def scan_tar(path: Path) -> tuple[np.ndarray, str]:
     return np.array(offsets, np.int64), damage
 
 
-class PictureParquet:
+class ParquetShard:
     """Rows of a parquet file with a column of encoded pictures: bytes, or Hugging Face's {bytes, path}.
 
     Raises:

@@ -156,7 +156,7 @@ def checkpoint_activations(task: nn.Module) -> None:
 
 
 def _over_ranks(skipped: FaultLog) -> dict[str, int]:
-    """Pictures that all ranks skipped, by kind; rank 0 tells."""
+    """Pictures that all ranks skipped, by reason; rank 0 tells."""
     if dist.get_world_size() > 1:
         everyone: list = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, skipped.counts)
