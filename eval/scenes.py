@@ -4,10 +4,10 @@
     python eval/scenes.py --model runs/scenes_64/sft --json scores.json
     python eval/scenes.py --tokenizer-only runs/scenes_64/pixel
 
-Everything is about the held-out compositions (unimllm/scenes/examination.py): colour-object pairs and pairs of objects
-that no training picture holds. Drawn pictures are read back by the reader (unimllm/default/reader) under GenEval's
-rules. Beside their scores stand two ceilings for the same prompts: `reader_ceiling`, true scenes rendered and read, and
-`tokenizer_ceiling`, the same renders encoded, decoded and read.
+Everything is about held-out compositions (unimllm/scenes/examination.py): colour-object pairs and pairs of objects
+that no training picture holds; --split train shows what that costs. Drawn pictures are read back by the reader
+(unimllm/default/reader) under GenEval's rules. Beside their scores stand two ceilings for the same prompts:
+`reader_ceiling`, true scenes rendered and read, and `tokenizer_ceiling`, the same renders encoded, decoded and read.
 
 Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); the other answers must
 be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
@@ -52,9 +52,8 @@ from unimllm.report import describe_machine, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
     POPE_SPLITS,
-    SPLIT,
     QuestionSet,
-    held_out_scenes,
+    examined_scenes,
     kind_set,
     objects_right,
     picture_seed,
@@ -64,6 +63,7 @@ from unimllm.scenes.examination import (
     true_scenes,
 )
 from unimllm.scenes.language import KINDS
+from unimllm.scenes.program import SPLITS
 from unimllm.scenes.prompts import sample_prompts
 from unimllm.scenes.reader import DEFAULT_READER, SceneReader
 from unimllm.scenes.report import make_table
@@ -78,12 +78,14 @@ class Bench:
     """What examines: the world, its renderer and reader, and the sizes of everything.
 
     Args:
+        split: of the world, one of SPLITS.
         limit: at most so many pictures, prompts, and questions of a set; None: the full sizes.
     """
 
     world: World
     renderer: Renderer
     reader: SceneReader
+    split: str
     seed: int
     device: str
     batch_size: int
@@ -113,6 +115,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--save-pictures", type=Path, help="also write the drawings here, in GenEval's folder layout")
     parser.add_argument("--limit", type=number(int, 1), help="at most so many pictures, prompts, questions of a set")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
     parser.add_argument("--seed", type=number(int, 0), default=0)
     parser.add_argument("--batch-size", type=number(int, 1), default=64)
     parser.add_argument("--images-per-prompt", type=number(int, 1), default=1)
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))
     bench = open_bench(args, tokenizer, folder)
     results: dict = {"intervals": {}}
-    prompts = spread_prompts(sample_prompts(bench.world, args.seed), args.limit)
+    prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
     with out_of_memory_told(args.batch_size):
         examine_tokenizer(results, bench, tokenizer)
         examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
@@ -184,7 +187,9 @@ def open_bench(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path)
         )
     atlas = GlyphAtlas.from_font(names)
     world = World(atlas, size, names)
-    return Bench(world, Renderer(atlas, size), reader, args.seed, str(tokenizer.device), args.batch_size, args.limit)
+    return Bench(
+        world, Renderer(atlas, size), reader, args.split, args.seed, str(tokenizer.device), args.batch_size, args.limit
+    )
 
 
 # ---- the tokenizer -------------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def reconstruct(bench: Bench, tokenizer: SemHiTokModel, pictures: np.ndarray) ->
 
 def examine_tokenizer(results: dict, bench: Bench, tokenizer: SemHiTokModel) -> None:
     """Reconstruction, code use, and what the reader still sees."""
-    scenes = held_out_scenes(bench.world, bench.seed, bench.size(NUM_PICTURES))
+    scenes = examined_scenes(bench.world, bench.seed, bench.size(NUM_PICTURES), bench.split)
     pictures = bench.renderer.render_batch(scenes)
     codes, decoded = reconstruct(bench, tokenizer, pictures)
     batches = [slice(s, s + 128) for s in range(0, len(scenes), 128)]
@@ -249,13 +254,13 @@ def examine_understanding(results: dict, bench: Bench, model, processor) -> None
     """POPE on its three splits, and exact answers by kind of question."""
     f1, f1_strict, results["pope"] = [], [], {}
     for split in POPE_SPLITS:
-        questions = pope_set(bench.world, bench.seed, split, bench.size(NUM_POPE))
+        questions = pope_set(bench.world, bench.seed, split, bench.size(NUM_POPE), bench.split)
         said = answer_all(bench, model, processor, questions, f"POPE {split}")
         f1.append(score_pope(results, questions, said, split))
         f1_strict.append(results["pope"][split]["strict"]["f1"])
     results["pope_f1"], results["pope_f1_strict"] = statistics.mean(f1), statistics.mean(f1_strict)
 
-    questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS))
+    questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS), bench.split)
     said = answer_all(bench, model, processor, questions, "questions")
     right = np.array([same_answer(s, q.answer) for s, (_, q) in zip(said, questions.asked, strict=True)])
     kinds = np.array([q.kind for _, q in questions.asked])
@@ -370,7 +375,7 @@ def describe_run(args: argparse.Namespace) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
     return describe_machine(__file__) | {
         "model": str(args.tokenizer_only or args.model or "unimllm/default"),
-        "split": SPLIT,
+        "split": args.split,
         "seed": args.seed,
         "limit": args.limit,
         "batch_size": args.batch_size,

@@ -129,8 +129,8 @@ def test_answers_are_compared_as_words():
 
 
 def test_objects_right_counts_class_and_colour(fake_world):
-    scenes = exam.held_out_scenes(fake_world, 0, 20)
-    assert exam.held_out_scenes(fake_world, 0, 5) == scenes[:5]
+    scenes = exam.examined_scenes(fake_world, 0, 20)
+    assert exam.examined_scenes(fake_world, 0, 5) == scenes[:5]
     seen = [true_detections(s) for s in scenes]
     totals = [len(s.objects) for s in scenes]
     assert exam.objects_right(scenes, seen, 64).tolist() == totals

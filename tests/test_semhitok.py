@@ -150,6 +150,19 @@ def test_a_wider_decoder_keeps_every_code_and_is_saved(model, pictures, tmp_path
     assert torch.equal(loaded.encode(pictures), codes) and torch.equal(loaded.decode(codes), model.eval().decode(codes))
 
 
+def test_new_sub_codebooks_leave_the_rest_as_it_was(model, pictures, tmp_path):
+    semantic, encoder, decoder = state(model.semantic), state(model.pixel.encoder), state(model.pixel.decoder)
+    model.replace_pixel_codebook(5)
+    stage = PixelStage(model, ReconstructionLosses())
+    assert float(stage(pictures)["commit"]) == 0  # unquantised until there are codes
+    stage.initialize_codebook(pictures)
+    assert model.pixel.codebook.codes().shape[1] == 5 and model.encode(pictures)[..., 1].max() < 5
+    assert same(semantic, state(model.semantic))
+    assert same(encoder, state(model.pixel.encoder)) and same(decoder, state(model.pixel.decoder))
+    model.save_pretrained(tmp_path)
+    assert SemHiTokModel.from_pretrained(tmp_path).config.num_pixel_codes == 5
+
+
 def test_the_pixel_stage_overfits_one_batch(model, pictures):
     stage = PixelStage(model, ReconstructionLosses())
     stage.initialize_codebook(pictures)

@@ -35,7 +35,7 @@ from semhitok.vision import scale_patches
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
-from unimllm.distributed import is_first_process
+from unimllm.distributed import is_first_process, print_once
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
@@ -164,6 +164,12 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         model, _ = load_tokenizer(folder, "cpu", "--init-from")
         for name in LOSS_WEIGHTS:
             setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
+        if stage == "pixel" and recipe.model.num_pixel_codes != model.config.num_pixel_codes:
+            print_once(
+                f"new sub-codebooks: {recipe.model.num_pixel_codes} codes instead of {model.config.num_pixel_codes}"
+            )
+            with sizes_told():
+                model.replace_pixel_codebook(recipe.model.num_pixel_codes)
         return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
@@ -173,8 +179,7 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
         raise UserError(f"--teacher: {error}") from error
     with sizes_told():
         model = tokenizer_over(teacher, recipe.model)
-    if is_first_process():
-        print("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]), flush=True)
+    print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
     return model
 
 
@@ -191,8 +196,7 @@ def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokMo
     sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
-        if is_first_process():
-            print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
+        print_once("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
         with sizes_told():
             model.replace_decoder(**changed)
     return model
@@ -250,15 +254,13 @@ def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> Reconstruction
 
 
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
-    """Rank 0 says what the perceptual loss is, and whether LPIPS's weights were named in vain."""
+    """Say what the perceptual loss is, and whether LPIPS's weights were named in vain."""
     distance = getattr(getattr(task, "losses", None), "distance", None)
-    if not is_first_process():
-        return
     if distance is not None:
         what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
-        print(f"perceptual loss: {what}, weight {recipe.perceptual_weight}", flush=True)
+        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
     elif recipe.lpips_weights:
-        print("no perceptual loss in this stage: lpips_weights are not used", flush=True)
+        print_once("no perceptual loss in this stage: lpips_weights are not used")
 
 
 if __name__ == "__main__":

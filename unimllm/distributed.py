@@ -14,3 +14,9 @@ def barrier() -> None:
     """Wait until every process has come here."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def print_once(text: str) -> None:
+    """Print at once, on the first process alone."""
+    if is_first_process():
+        print(text, flush=True)

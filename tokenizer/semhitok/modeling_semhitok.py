@@ -203,6 +203,18 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         self.pixel.decoder = build_pixel_decoder(self.config).to(self.device, self.dtype)
         self.pixel.decoder.apply(self._init_weights)
 
+    def replace_pixel_codebook(self, num_pixel_codes: int) -> None:
+        """New sub-codebooks of another size in the place of the old ones, to be trained in the pixel stage.
+
+        Encoder and decoder stay; until `PixelCodebook.initialize` is called their vectors pass through unquantised.
+
+        Args:
+            num_pixel_codes: m.
+        """
+        self.config.num_pixel_codes = num_pixel_codes
+        new = PixelCodebook(self.config.num_semantic_codes, num_pixel_codes, self.config.pixel_dim)
+        self.pixel.codebook = new.to(self.device, self.dtype)
+
     def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""
         return codes[..., 0] * self.config.num_pixel_codes + codes[..., 1]

@@ -1,7 +1,7 @@
-"""Examinations on the held-out compositions: what is drawn, which questions are asked, which prompts are set.
+"""Examinations on one split of the compositions: what is drawn, which questions are asked, which prompts are set.
 
-Every set is a function of (world, seed) alone, and a smaller set is the beginning of a larger one (prompts apart), so
-two models that are examined with one seed see the same pictures and the same words.
+Every set is a function of (world, split, seed) alone, and a smaller set is the beginning of a larger one (prompts
+apart), so two models that are examined with one seed see the same pictures and the same words.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from unimllm.scenes.program import Scene, World
 from unimllm.scenes.prompts import scene_for_prompt
 from unimllm.scenes.reader import read_accuracy
 
-SPLIT = "test"
 POPE_SPLITS = ("random", "popular", "adversarial")
 PICTURES, POPE_SCENES, POPE_QUESTIONS, QUESTIONS, PROMPTED = range(5)  # every set has its own random numbers
 
@@ -32,24 +31,32 @@ class QuestionSet:
     asked: list[tuple[int, Question]]
 
 
-def held_out_scenes(world: World, seed: int, count: int) -> list[Scene]:
-    """`count` scenes of the test split."""
-    return [world.sample(np.random.default_rng([seed, PICTURES, i]), SPLIT) for i in range(count)]
+def examined_scenes(world: World, seed: int, count: int, split: str = "test") -> list[Scene]:
+    """`count` scenes of a split of the world."""
+    return [world.sample(np.random.default_rng([seed, PICTURES, i]), split) for i in range(count)]
 
 
-def pope_set(world: World, seed: int, split: str, count: int) -> QuestionSet:
-    """`count` POPE questions of one split, half of them yes; all splits share the scenes and the yes-questions."""
+def pope_set(world: World, seed: int, negatives: str, count: int, split: str = "test") -> QuestionSet:
+    """`count` POPE questions, half of them yes; those with other `negatives` share the scenes and the yes-questions.
+
+    Args:
+        world: of the scenes.
+        seed: of scenes and questions.
+        negatives: one of POPE_SPLITS: how POPE chooses what is not there.
+        count: questions.
+        split: of the world.
+    """
     scenes: list[Scene] = []
     asked: list[tuple[int, Question]] = []
     while len(asked) < count:
         number = len(scenes)
-        scenes.append(world.sample(np.random.default_rng([seed, POPE_SCENES, number]), SPLIT))
-        rng = np.random.default_rng([seed, POPE_QUESTIONS, POPE_SPLITS.index(split), number])
-        asked += [(number, q) for q in pope_questions(scenes[-1], world, rng, split)]
+        scenes.append(world.sample(np.random.default_rng([seed, POPE_SCENES, number]), split))
+        rng = np.random.default_rng([seed, POPE_QUESTIONS, POPE_SPLITS.index(negatives), number])
+        asked += [(number, q) for q in pope_questions(scenes[-1], world, rng, negatives)]
     return QuestionSet(scenes, asked[:count])
 
 
-def kind_set(world: World, seed: int, count: int) -> QuestionSet:
+def kind_set(world: World, seed: int, count: int, split: str = "test") -> QuestionSet:
     """`count` questions, equally many of every kind (to within one), one kind after the other in turn."""
     scenes: list[Scene] = []
     by_kind: list[list[tuple[int, Question]]] = []
@@ -57,7 +64,7 @@ def kind_set(world: World, seed: int, count: int) -> QuestionSet:
         rng = np.random.default_rng([seed, QUESTIONS, index])
         asked: list[tuple[int, Question]] = []
         while len(asked) < -(-count // len(KINDS)):
-            scene = world.sample(rng, SPLIT)
+            scene = world.sample(rng, split)
             questions = ask(scene, world, rng, kind)
             if questions:
                 asked += [(len(scenes), q) for q in questions]

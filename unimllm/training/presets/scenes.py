@@ -28,7 +28,7 @@ def scenes_64_teacher() -> TeacherRecipe:
 def _scenes_64_semhitok() -> SemHiTokConfig:
     return SemHiTokConfig(
         scenes_64_teacher().model.vision_config,
-        num_semantic_codes=256, num_pixel_codes=128, semantic_dim=16, pixel_dim=16,
+        num_semantic_codes=256, num_pixel_codes=256, semantic_dim=16, pixel_dim=16,
         semantic_hidden_size=128, semantic_layers=2, semantic_heads=4,
         pixel_backbone="conv", decoder_hidden_size=160,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def scenes_64_semantic() -> TokenizerRecipe:
 
 
 def scenes_64_pixel() -> TokenizerRecipe:
-    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 128 pixel codes under each of them."""
+    """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 256 pixel codes under each of them."""
     return TokenizerRecipe(
         train=TrainConfig(max_steps=6000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
         model=_scenes_64_semhitok(),
