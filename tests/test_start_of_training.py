@@ -81,6 +81,10 @@ def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
 def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
     config = start("pixel", init_from=tokenizer_folder).config
     check_taken({"model.pixel_dim": 4, "model.conv_decoder_channels": (8, 8, 8), "train.max_steps": 3}, config)
+    asked = {"num_pixel_codes": 5}
+    check_taken({"model.num_pixel_codes": 5}, start("pixel", asked, init_from=tokenizer_folder).config)
+    with pytest.raises(UserError, match="^--model.num_pixel_codes 5 is not to be had"):
+        check_taken({"model.num_pixel_codes": 5}, start("decoder", asked, init_from=tokenizer_folder).config)
     with pytest.raises(UserError, match="^--model.pixel_dim 8 is not to be had: the model .* has 4, from"):
         check_taken({"model.pixel_dim": 8}, config)
     with pytest.raises(UserError, match="^--model.vision_config.hidden_size 32 .* has 16, from"):
@@ -184,9 +188,14 @@ def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
 
 
 def test_a_stage_starts_with_the_weights_of_the_one_before(tokenizer_folder):
-    expected = SemHiTokModel.from_pretrained(tokenizer_folder).state_dict()
-    model = start("pixel", init_from=tokenizer_folder)
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    drawn = []
+    with torch.random.fork_rng():
+        for load in (SemHiTokModel.from_pretrained, lambda folder: start("pixel", init_from=folder)):
+            torch.manual_seed(0)
+            model = load(tokenizer_folder)
+            drawn.append((torch.rand(3).tolist(), model.state_dict()))
+    assert drawn[0][0] == drawn[1][0]  # so what is drawn after loading, a new codebook for one, is as it always was
+    assert all(torch.equal(value, drawn[0][1][name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("stage", ["semantic", "pixel", "decoder"])
