@@ -49,7 +49,7 @@ from unimllm.metrics.networks import (
 )
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
 from unimllm.report import add_code_use, as_range, describe_machine, write_json
-from unimllm.scenes.examination import held_out_scenes
+from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
@@ -77,7 +77,7 @@ class HeldOutPictures:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
-        for i, scene in enumerate(held_out_scenes(self.world, SCENES_SEED, self.count)):
+        for i, scene in enumerate(examined_scenes(self.world, SCENES_SEED, self.count)):
             yield f"scene {i}", Image.fromarray(self.renderer.render(scene))
 
 
