@@ -7,7 +7,7 @@ python eval/gallery.py --model runs/scenes_64/sft --out gallery.png
 import argparse
 from pathlib import Path
 
-from unimllm.command_line import CommandLine, open_model, run
+from unimllm.command_line import CommandLine, open_model, out_of_memory_told, run
 from unimllm.grid import draw_grid
 from unimllm.images import check_writable, save_picture
 
@@ -31,8 +31,7 @@ COLUMNS = 4
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/gallery.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/gallery.py", __doc__)
     parser.add_model_options()
     default = Path(__file__).parents[1] / "docs" / "gallery.png"
     parser.add_argument("--out", type=Path, default=default, help="the picture to write (default: docs/gallery.png)")
@@ -45,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_model(args.model, args.device)
     from unimllm.inference import draw
 
-    pictures = draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))
+    with out_of_memory_told(len(PROMPTS), "draw with --device cpu"):
+        pictures = draw(model, processor, list(PROMPTS), list(range(len(PROMPTS))))
     save_picture(draw_grid([[picture] for picture in pictures], list(PROMPTS), COLUMNS), args.out)
     print(args.out)
 

@@ -31,7 +31,7 @@ from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from semhitok.teacher import load_teacher
-from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
@@ -48,8 +48,8 @@ from unimllm.metrics.networks import (
     tokenizer_net,
 )
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
-from unimllm.scenes.examination import held_out_scenes
-from unimllm.scenes.report import add_code_use, as_range, describe_machine, write_json
+from unimllm.report import add_code_use, as_range, describe_machine, write_json
+from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
@@ -77,7 +77,7 @@ class HeldOutPictures:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
-        for i, scene in enumerate(held_out_scenes(self.world, SCENES_SEED, self.count)):
+        for i, scene in enumerate(examined_scenes(self.world, SCENES_SEED, self.count)):
             yield f"scene {i}", Image.fromarray(self.renderer.render(scene))
 
 
@@ -99,8 +99,7 @@ class Measured:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/reconstruction.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/reconstruction.py", __doc__)
     parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
     parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
@@ -131,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
     nets, lpips = open_networks(args, tokenizer)
     source = open_data(args, tokenizer, folder)
     comparisons = [FrechetComparison() for _ in nets]
-    measured = measure(args, tokenizer, source, nets, comparisons, lpips)
+    with out_of_memory_told(args.batch_size):
+        measured = measure(args, tokenizer, source, nets, comparisons, lpips)
     results = summarize(measured, tokenizer) | compare_sets(nets, comparisons)
     results |= describe_run(args, tokenizer, source, lpips)
     if args.json:
@@ -152,7 +152,9 @@ def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[l
             teacher = load_teacher(args.features)
         except (ValueError, OSError) as error:
             raise UserError(f"--features: {error}") from error
-        nets.append(siglip_net(args.features, teacher.vision_model, tokenizer.device))
+        for note in teacher.notes:
+            print(f"note: {note}", file=sys.stderr)
+        nets.append(siglip_net(args.features, teacher, tokenizer.device))
     lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
     return nets or [tokenizer_net(tokenizer)], lpips
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
-from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.inference import (
@@ -48,6 +48,7 @@ from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.report import describe_machine, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
     POPE_SPLITS,
@@ -65,7 +66,7 @@ from unimllm.scenes.language import KINDS
 from unimllm.scenes.program import SPLITS
 from unimllm.scenes.prompts import sample_prompts
 from unimllm.scenes.reader import DEFAULT_READER, SceneReader
-from unimllm.scenes.report import describe_machine, make_table, write_json
+from unimllm.scenes.report import make_table
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
@@ -105,8 +106,7 @@ class Bench:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/scenes.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/scenes.py", __doc__)
     parser.add_model_options()
     parser.add_argument("--tokenizer-only", type=Path, help="examine an image tokenizer, or a model's, alone")
     parser.add_argument(
@@ -140,12 +140,13 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))
     bench = open_bench(args, tokenizer, folder)
     results: dict = {"intervals": {}}
-    examine_tokenizer(results, bench, tokenizer)
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
-    examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
-    if model is not None:
-        examine_understanding(results, bench, model, processor)
-        examine_drawing(results, bench, model, processor, prompts, args)
+    with out_of_memory_told(args.batch_size):
+        examine_tokenizer(results, bench, tokenizer)
+        examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
+        if model is not None:
+            examine_understanding(results, bench, model, processor)
+            examine_drawing(results, bench, model, processor, prompts, args)
     results |= describe_run(args)
     if args.json:
         write_json(args.json, results)

@@ -11,11 +11,8 @@ under `@measurement`.
 
 import argparse
 import multiprocessing
-import os
-import platform
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +32,7 @@ from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, norm
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable
-from unimllm.scenes.report import write_json
+from unimllm.report import describe_machine, write_json
 from unimllm.training.presets.semhitok import semhitok_256_pixel
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
@@ -68,13 +65,13 @@ class Row:
     Attributes:
         what: for people.
         value: the figure.
-        key: its name in the JSON; None: a peer's.
+        key: its name in the JSON.
         unit: of the value.
     """
 
     what: str
     value: float
-    key: str | None = None
+    key: str
     unit: str = "CPU-s"
 
 
@@ -199,8 +196,7 @@ def peak_memory() -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("", __doc__)
-    parser.prog, parser.formatter_class = "eval/speed.py", argparse.RawDescriptionHelpFormatter
+    parser = CommandLine("eval/speed.py", __doc__)
     parser.add_argument(
         "--only", help=f"some of {','.join(MEASUREMENTS)}, with commas (default: all but the slow ones)"
     )
@@ -230,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     start_process()
     config = tiny_config() if args.tiny else semhitok_256_pixel().model
     rows = {name: MEASUREMENTS[name].measure(config) for name in args.only}
-    where = describe_machine()
+    where = describe_machine(__file__)
     Console(width=max(100, Console().width)).print(make_table(rows, where))
     if args.json:
         figures = {row.key: row.value for group in rows.values() for row in group}
@@ -255,28 +251,6 @@ def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
         for peer, seconds in PEERS.get(name, {}).items():
             table.add_row(peer, f"{seconds:.3g}", "CPU-s", "elsewhere")
     return table
-
-
-def describe_machine() -> dict:
-    """What ran the measurements: enough to judge them."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {
-        "processor": processor(),
-        "torch": torch.__version__,
-        "load_average": round(os.getloadavg()[0], 1),
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def test_bad_pictures_are_replaced_and_listed(damaged):
     assert len(batch["pixel_values"]) == len(index) == 12
     assert set(colours(batch)) == set(range(5))
     kinds = Counter(kind for _, kind in bad_pictures().values())
-    found = Counter(fault.kind for fault in batch["skipped"])
+    found = Counter(fault.reason for fault in batch["skipped"])
     assert all(found[kind] >= kinds[kind] for kind in kinds)  # a replacement may be bad itself
     assert {Path(fault.key).name for fault in batch["skipped"]} == set(bad_pictures())
     again = PictureSource(index, 8, seed=1, num_threads=1)(range(12))
@@ -106,7 +106,7 @@ def test_a_file_that_vanished_and_a_row_without_bytes(tmp_path):
     index = open_pictures([tmp_path / "a", rows])
     (tmp_path / "a" / "class1" / "001.png").unlink()
     batch = PictureSource(index, 8, seed=0)(range(5))
-    assert {(f.kind, f.key) for f in batch["skipped"]} == {
+    assert {(f.reason, f.key) for f in batch["skipped"]} == {
         ("missing", str(tmp_path / "a" / "class1" / "001.png")), ("empty", f"{rows}:row 1"),
     }  # fmt: skip
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from semhitok.checkpoints import choose_device
+from semhitok.errors import first_line
 from unimllm import chat, generate
-from unimllm.command_line import CommandLine, nearest, run
+from unimllm.command_line import CommandLine, nearest, out_of_memory_told, run
 from unimllm.errors import UserError
 from unimllm.inference import load
 
@@ -246,7 +248,8 @@ def test_help_is_no_error(call):
 
 
 def test_options_are_not_guessed():
-    parser = CommandLine("x", "y")
+    parser = CommandLine("python x.py", "One line.\n\n    and another")
+    assert parser.format_help().startswith("usage: python x.py [-h]\n\nOne line.\n\n    and another\n")
     parser.add_argument("--prompt")
     with pytest.raises(UserError, match="unknown option --promp "):
         parser.parse_args(["--promp", "x"])
@@ -275,3 +278,26 @@ def test_a_real_process_ends_with_2(tmp_path):
     refused = command("unimllm.generate", "--prompt", APPLE, "--out", tmp_path / "none" / "a.xyz")
     assert refused.returncode == 2 and refused.stdout == "" and refused.stderr.count("\n") == 1
     assert not os.listdir(tmp_path)
+
+
+def test_the_first_line_of_an_error_that_says_nothing_is_its_name():
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(OSError("  \n")) == "OSError"
+    assert first_line(NotImplementedError()) == "NotImplementedError"
+
+
+def test_a_device_that_fails_without_a_word_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("torch.zeros", fail)
+    with pytest.raises(UserError, match="^device 'odd' cannot be used here: NotImplementedError$"):
+        choose_device("odd")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory."), MemoryError()])
+def test_a_full_memory_is_told_with_what_to_do(error):
+    with pytest.raises(UserError, match="^not enough memory for 7 pictures at once; draw fewer$"):
+        with out_of_memory_told(7, "draw fewer"):
+            raise error
+    with pytest.raises(RuntimeError, match="other"), out_of_memory_told(7):
+        raise RuntimeError("other")

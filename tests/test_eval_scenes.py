@@ -14,11 +14,11 @@ from PIL import Image
 from semhitok import SemHiTokModel
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import TAGS
+from unimllm.report import write_json
 from unimllm.scenes import CLASSES_24, GlyphAtlas
 from unimllm.scenes.glyphs import FONT_ENV
 from unimllm.scenes.language import KINDS
 from unimllm.scenes.reader import SceneReader, SceneReaderConfig
-from unimllm.scenes.report import write_json
 
 PROGRAM = Path(__file__).parents[1] / "eval" / "scenes.py"
 TIMINGS = ("seconds_per_picture", "seconds_per_picture_batched", "seconds_per_answer", "load_average")

@@ -12,6 +12,7 @@ FORBIDDEN = {
     "tokenizer/semhitok": {"unimllm", "train", "eval", "torchvision"},
     "unimllm/scenes": {"unimllm.discrete", "unimllm.inference", "torchvision", "train", "eval"},
     "unimllm/metrics": {"unimllm.discrete", "unimllm.scenes", "unimllm.training", "torchvision"},
+    "unimllm/data": {"unimllm.training", "unimllm.discrete", "torchvision", "train", "eval"},
     "unimllm": {"train", "eval", "torchvision", "tests"},
 }
 

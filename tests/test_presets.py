@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import SiglipVisionModel
 
-from semhitok import SemHiTokModel
+from semhitok import SemHiTokModel, lpips_weights
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.discriminator import AdversarialLoss
-from semhitok.losses import ReconstructionLosses
+from semhitok.losses import ReconstructionLosses, teacher_distance
+from semhitok.lpips_weights import LPIPS
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
@@ -138,10 +139,33 @@ def test_a_discriminator_is_in_the_plan():
     task = PixelStage(model, losses)
     # 3 x 8 x 16 + 8; 8 x 16 x 16 and a norm of 2 x 16; 16 x 16 + 1
     assert count_trained(parts_of(task)["discriminator"]) == 392 + 2048 + 32 + 257
-    extra = kept_for_backward(task, "pixel", False, False) - kept_for_backward(
-        pixel_stage(model), "pixel", False, False
-    )
+    extra = kept_for_backward(task, "pixel", False) - kept_for_backward(pixel_stage(model), "pixel", False)
     assert extra > 3 * 4 * 3 * 16 * 16  # three pictures at least
+
+
+class FakeNetwork(nn.Module):
+    """A distance as LPIPS's: frozen, (B, 3, S, S) twice -> (B, 1, 1, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1, bias=False).requires_grad_(False)
+
+    def forward(self, predicted, target):
+        return ((self.conv(predicted) - self.conv(target)) ** 2).mean((1, 2, 3), keepdim=True)
+
+
+def test_perceptual_losses_are_in_the_plan(monkeypatch):
+    monkeypatch.setattr(lpips_weights, "load_lpips", lambda weights: (FakeNetwork(), "vgg"))
+    model = build_on_meta(tiny_config())
+    with torch.device("meta"):
+        tasks = [PixelStage(model, ReconstructionLosses(perceptual=weight, distance=distance))
+                 for weight, distance in ((0.0, None), (0.5, teacher_distance(model)), (0.5, LPIPS(Path("vgg.pth"))))
+                 ]  # fmt: skip
+    none, teacher, lpips = (kept_for_backward(task, "pixel", False) for task in tasks)
+    picture = torch.empty(1, 3, 16, 16, device="meta", requires_grad=True)
+    assert teacher - none == saved_bytes(model.vision_model, picture)
+    assert lpips - none == 4 * (3 + 5) * 16 * 16  # the input of its convolution, and what is squared
+    assert count(parts_of(tasks[2])["LPIPS (vgg)"]) == 15 and "LPIPS (vgg)" not in parts_of(tasks[1])
 
 
 def test_checkpointing_spares_what_the_plan_says():
@@ -149,7 +173,7 @@ def test_checkpointing_spares_what_the_plan_says():
     task = pixel_stage(build_on_meta(config))
     block = task.model.pixel.decoder.transformer.blocks[0]
     x = torch.empty(1, config.num_positions, 16, device="meta", requires_grad=True)
-    spared = kept_for_backward(task, "pixel", False, False) - kept_for_backward(task, "pixel", False, True)
+    spared = kept_for_backward(task, "pixel", False) - kept_for_backward(task, "pixel", True)
     assert spared == 2 * (3 * saved_bytes(block, x) - 4 * x.nbytes)
 
 

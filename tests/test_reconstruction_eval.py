@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from released_siglips import FORMATS, PICTURES
 
 from semhitok import SemHiTokModel, lpips_weights
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
+from semhitok.teacher import Teacher, load_teacher
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
@@ -137,16 +139,23 @@ def test_features_of_the_own_and_of_a_saved_siglip_agree(tokenizer, tmp_path):
     assert features == pytest.approx(expected.numpy(), abs=1e-6)
 
     tokenizer.vision_model.save_pretrained(tmp_path)  # without preprocessor_config.json: scaled to -1..1
-    saved = siglip_net(str(tmp_path), tokenizer.vision_model, CPU)
+    saved = siglip_net(str(tmp_path), load_teacher(tmp_path), CPU)
     assert saved.extract(pictures) == pytest.approx(features, abs=1e-5)
     assert saved.frechet_name == f"FD({tmp_path})" and saved.kid_name == f"KD({tmp_path})"
 
 
-def test_the_preprocessing_of_a_siglip_is_its_own(tokenizer, tmp_path):
+@pytest.mark.parametrize("released", FORMATS)
+def test_a_released_siglip_of_any_format_sees_pictures_as_its_own_library_prepares_them(released, tmp_path):
+    torch.manual_seed(0)
+    expected = FORMATS[released](tmp_path).mean(1)
+    extracted = siglip_net("any", load_teacher(tmp_path), CPU).extract(PICTURES)
+    assert extracted == pytest.approx(expected.detach().numpy(), abs=1e-5)
+
+
+def test_pictures_are_resized_as_a_siglip_was_trained(tokenizer):
     pictures = np.asarray(noise(32, 32))[None]
-    processor = {"image_mean": [0.2] * 3, "image_std": [0.3] * 3, "size": {"height": 16, "width": 16}, "resample": 0}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    extracted = siglip_net(str(tmp_path), tokenizer.vision_model, CPU).extract(pictures)
+    teacher = Teacher(tokenizer.vision_model, (0.2,) * 3, (0.3,) * 3, Image.Resampling.NEAREST)
+    extracted = siglip_net("any", teacher, CPU).extract(pictures)
     nearest = np.array(noise(32, 32).resize((16, 16), Image.Resampling.NEAREST))
     pixel_values = (torch.from_numpy(nearest).permute(2, 0, 1)[None] / 255 - 0.2) / 0.3
     assert extracted == pytest.approx(
@@ -330,6 +339,17 @@ def test_one_picture_has_no_frechet_distance(program, tokenizer_folder, folder, 
     options = ("--model", tokenizer_folder, "--data", folder, "--limit", 1)
     ended = call(program, *options)
     assert ended.code == 0 and "no Frechet distance" in ended.out and "FD(" not in ended.out
+
+
+def test_a_full_memory_is_one_line(program, tokenizer_folder, folder, monkeypatch, call):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(program, "reconstruct", fail)
+    ended = call(program, "--model", tokenizer_folder, "--data", folder, "--batch-size", 3)
+    assert ended.code == 2 and ended.out == ""
+    last = ended.err.splitlines()[-1]
+    assert last == "error: not enough memory for 3 pictures at once; choose a smaller --batch-size"
 
 
 def test_mistakes_are_one_line(program, tokenizer_folder, folder, tmp_path, call):

@@ -1,13 +1,17 @@
 """The image tokenizer: ids, round trips, saving, and the promise that pixels never touch meaning."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
 
 from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.discriminator import AdversarialLoss
-from semhitok.image_processing_semhitok import for_size, to_pixel_values, to_uint8
+from semhitok.image_processing_semhitok import adm_center_crop, for_size, to_pixel_values, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
 
@@ -209,3 +213,26 @@ def test_the_semantic_branch_gives_the_codes_that_the_pixel_stage_confuses(model
     assert torch.equal(model.semantic_codes(pictures), model.encode(pictures)[..., 0])
     stage = PixelStage(model, ReconstructionLosses(), confused_share=0.5, foreign_share=0.5)
     assert torch.isfinite(stage(pictures)["loss"])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 24), (17, 90), (16, 33), (8, 12), (300, 33)])
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_the_image_processor_crops_as_training_does(size, resample):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    pixel_values = for_size(16, resample)(picture, return_tensors="pt")["pixel_values"]
+    expected = to_pixel_values(np.asarray(adm_center_crop(picture, 16, resample))[None])
+    torch.testing.assert_close(pixel_values, expected, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_the_right_size_reach_the_model_as_they_always_did():
+    """Codes of scenes must not change: bit for bit what transformers' own resize and crop give."""
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    processor = for_size(16)
+    images = [Image.fromarray(p) for p in pictures]
+    before = []
+    for picture in pictures.transpose(0, 3, 1, 2):
+        x = PilBackend.resize(processor, picture, SizeDict(shortest_edge=16), Image.Resampling.BICUBIC)
+        x = processor.rescale(processor.center_crop(x, SizeDict(height=16, width=16)), 1 / 255)
+        before.append(processor.normalize(x, [0.5] * 3, [0.5] * 3))
+    now = processor(images, return_tensors="np")["pixel_values"]
+    assert now.dtype == np.float32 and np.array_equal(now, np.stack(before))

@@ -1,5 +1,6 @@
 """`python -m semhitok`: pictures to shards and back, whatever lies in the folder."""
 
+import os
 import shutil
 
 import numpy as np
@@ -10,10 +11,11 @@ from PIL import Image
 from semhitok import SemHiTokModel, __main__, checkpoints
 from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import tiny_config
+from semhitok.errors import UserError
 from semhitok.fingerprint import fingerprint
 from semhitok.image_processing_semhitok import for_size
 from semhitok.images import open_picture
-from semhitok.picture_files import find_pictures
+from semhitok.picture_files import files_below, find_pictures
 from semhitok.psnr import psnr
 from semhitok.shards import CodeShards
 
@@ -197,13 +199,34 @@ def test_hidden_files_and_other_files_are_counted(photos):
     assert find_pictures([photos])[1] == 2
 
 
-def test_folders_behind_links_are_searched_and_circles_refused(call, photos, tmp_path):
+def test_folders_behind_links_are_searched_and_circles_once(photos, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "photos").symlink_to(photos)
     assert [file.key for file in find_pictures([tmp_path / "links"])[0]] == [f"photos/{key}" for key in KEYS]
     (photos / "sub" / "up").symlink_to(photos)
-    message = call(__main__, "encode", photos, "--out", tmp_path / "codes").refusal()
-    assert "sub/up links back to a folder that holds it" in message
+    assert [file.key for file in find_pictures([photos])[0]] == KEYS
+    (tmp_path / "links" / "b").mkdir()
+    (tmp_path / "links" / "b" / "back").symlink_to(tmp_path / "links")  # a circle over two links
+    (photos / "links").symlink_to(tmp_path / "links")
+    assert [key for key in files_below(photos) if "back" in key or "links/photos" in key] == []
+
+
+def test_hidden_folders_are_left_alone_and_twins_are_two(photos):
+    expected = files_below(photos)
+    (photos / ".thumbnails").mkdir()
+    (photos / ".thumbnails" / "a.jpg").write_bytes(b"")
+    assert files_below(photos) == expected
+    (photos / "twin").symlink_to(photos / "sub")
+    assert files_below(photos) == sorted(expected + [f"twin/{n[4:]}" for n in expected if n.startswith("sub/")])
+
+
+def test_a_folder_that_cannot_be_searched_is_told(photos, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="^cannot search .*: Permission denied$"):
+        files_below(photos)
 
 
 # ---- decode --------------------------------------------------------------------------------------------------------

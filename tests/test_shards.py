@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from semhitok.errors import UserError
 from semhitok.shard_writer import ShardWriter
-from semhitok.shards import MAGIC, PREFIX, CodeLayout, CodeShards, Shard, shard_paths
+from semhitok.shards import MAGIC, PREFIX, CodeLayout, CodeShard, CodeShards, shard_paths
 
 LAYOUT = CodeLayout("0123456789ab", num_semantic_codes=16384, num_pixel_codes=12, num_positions=4, image_size=16)
 CODES = np.array([[[i, i % 12], [16383, 0], [0, 11], [i * i, 5]] for i in range(7)])  # (7, 4, 2)
@@ -260,7 +260,7 @@ def test_no_shards_at_all(tmp_path):
             CodeShards(place)
     (tmp_path / "codes-000000.bin").mkdir()
     with pytest.raises(UserError, match="cannot read"):
-        Shard(tmp_path / "codes-000000.bin")
+        CodeShard(tmp_path / "codes-000000.bin")
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1, 1), (2**32 + 1, 1, 1, 1), (1, 65537, 1, 1), (1, 1, 0, 1), (1, 1.5, 1, 1)])

@@ -98,3 +98,10 @@ def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
     run_and_kill(place, stage, f"{stage}-killed", step=4)
     assert "resuming from step-00000" in run(place, stage, f"{stage}-killed")
     assert weights(place / stage) == weights(place / f"{stage}-killed")
+
+
+def test_a_run_is_not_resumed_with_other_losses(place):
+    words = command(place, "pixel", "pixel") + ["--adversarial_weight", "0"]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "cannot resume from" in result.stderr and "adversarial_weight was 0.5 and is 0.0" in result.stderr

@@ -5,17 +5,18 @@ deepspeed train/sft.py --preset scenes_64 --image-tokenizer runs/scenes_64/decod
 
 from pathlib import Path
 
-from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.code_cache import build_code_cache
 from unimllm.errors import UserError
+from unimllm.inference import load
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import prepare_output, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import SFT_PRESETS, SftRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
@@ -26,12 +27,13 @@ SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenize
 def main() -> None:
     args, recipe = parse_arguments(
         "Train the unified model on scenes.", "sft", SFT_PRESETS,
-        image_tokenizer={"type": Path, "help": "a SemHiTok checkpoint (default: runs/PRESET/decoder, else .../pixel)"},
+        image_tokenizer={"help": "a SemHiTok checkpoint (default: runs/PRESET/decoder, else .../pixel)"},
     )  # fmt: skip
     world, renderer = recipe.world.open()
     text_tokenizer = build_text_tokenizer(world)
     prepare_output(args.output_dir)
     model = build_model(args, recipe, text_tokenizer)
+    check_taken(args.overrides, model.config)
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
@@ -57,25 +59,30 @@ def main() -> None:
 
 def build_model(args, recipe: SftRecipe, text_tokenizer) -> UniMLLMForConditionalGeneration:
     """A new model over a trained image tokenizer, or the one of --init-from."""
+    if args.init_from and args.image_tokenizer:
+        raise UserError("--image-tokenizer and --init-from both name an image tokenizer; choose one")
     if args.init_from:
-        return UniMLLMForConditionalGeneration.from_pretrained(resolve(args.init_from))
-    candidates = [args.image_tokenizer] if args.image_tokenizer else [
-        default_folder(args.preset, "decoder"), default_folder(args.preset, "pixel")
-    ]  # fmt: skip
-    for folder in candidates:
-        try:
-            image_tokenizer = SemHiTokModel.from_pretrained(resolve(folder))
-            break
-        except UserError as error:
-            last = error
-    else:
-        raise UserError(f"{last}; train it with train/tokenizer.py or name its folder with --image-tokenizer")
+        return load(args.init_from, "cpu", "--init-from")[0]
+    image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
     seed_everything(recipe.train.seed)
     recipe.model.image_tokenizer_config = image_tokenizer.config
     recipe.model.text_config.vocab_size = len(text_tokenizer)
-    model = UniMLLMForConditionalGeneration(recipe.model)
+    with sizes_told():
+        model = UniMLLMForConditionalGeneration(recipe.model)
     model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
     return model
+
+
+def find_image_tokenizer(args) -> str:
+    """Folder or hub id of the image tokenizer; UserError where none was named and the preset's is not trained yet."""
+    if args.image_tokenizer:
+        return args.image_tokenizer
+    for stage in ("decoder", "pixel"):
+        try:
+            return str(resolve(default_folder(args.preset, stage)))
+        except UserError as error:
+            last = error
+    raise UserError(f"{last}; train it with train/tokenizer.py or name its folder with --image-tokenizer")
 
 
 if __name__ == "__main__":

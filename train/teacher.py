@@ -5,12 +5,17 @@ deepspeed train/teacher.py --preset scenes_64
 
 from pathlib import Path
 
+from safetensors.torch import load_file
+
+from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import for_size
+from semhitok.vision import load_strictly
+from unimllm.errors import UserError
 from unimllm.scenes.sources import CaptionedScenes
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.loop import train
-from unimllm.training.overrides import as_dict, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import TEACHER_PRESETS
 from unimllm.training.seeding import seed_everything
 from unimllm.training.teacher import TeacherTask
@@ -22,9 +27,11 @@ def main() -> None:
     tokenizer = build_text_tokenizer(world)
     seed_everything(recipe.train.seed)
     recipe.model.text_config.vocab_size = len(tokenizer)
-    task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
+    check_taken(args.overrides, recipe.model)
+    with sizes_told():
+        task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
     if args.init_from:
-        task.siglip = type(task.siglip).from_pretrained(resolve(args.init_from))
+        load_siglip(task, resolve(args.init_from))
 
     def export(folder: Path) -> None:
         task.siglip.save_pretrained(folder)
@@ -35,6 +42,18 @@ def main() -> None:
     patch_size = recipe.model.vision_config.patch_size
     source = CaptionedScenes(world, renderer, tokenizer, recipe.train.seed, patch_size, length)
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe))
+
+
+def load_siglip(task: TeacherTask, folder: Path) -> None:
+    """Start from a teacher that this program trained; transformers by itself would leave out the stem.
+
+    Raises:
+        UserError: the weights are damaged, or of another size than the preset's.
+    """
+    try:
+        load_strictly(task.siglip, load_file(folder / "model.safetensors"))
+    except Exception as error:  # a damaged file raises safetensors' own types
+        raise UserError(f"cannot start from {folder}: {first_line(error)}") from error
 
 
 if __name__ == "__main__":

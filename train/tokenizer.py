@@ -22,7 +22,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from semhitok import SemHiTokModel
+from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import DECODER_SIZES
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
@@ -34,18 +35,20 @@ from semhitok.vision import scale_patches
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
+from unimllm.distributed import is_first_process, print_once
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
+from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
 from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
 from unimllm.training.seeding import seed_everything
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
+LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
 BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel"}
 
 
@@ -60,6 +63,7 @@ def main() -> None:
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                  "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
+    check_start(args, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -68,10 +72,13 @@ def main() -> None:
     scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
     model = start_model(args, recipe, stage)
+    check_taken(args.overrides, model.config)
     if scenes:
         check_size(model, recipe)
-    task, before_step = make_stage(model, recipe, stage)
-    source = make_source(index, scenes, recipe, stage, model.config.image_size)
+    with sizes_told():
+        task, before_step = make_stage(model, recipe, stage)
+    announce_losses(task, recipe)
+    source = make_source(index, scenes, recipe, stage, model.config)
     about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
                       "fingerprint": index.fingerprint}} if index else {}  # fmt: skip
 
@@ -105,22 +112,22 @@ def open_index(args) -> PictureIndex:
 
 
 def make_source(
-    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, image_size: int
+    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: SemHiTokConfig
 ) -> SampleSource:
     """Pictures of --data, or else scenes; another order for each stage."""
     seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
     if index:
-        return PictureSource(index, image_size, seed, recipe.decode_threads)
+        return PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
     others = recipe.world.open_others() if recipe.other_share else None
     return ScenePictures(*scenes, seed, others, recipe.other_share)
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     """What the run would be, for --dry-run; nothing is written."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     index = open_pictures(args.data) if args.data else None
-    with torch.device("meta"):
+    with torch.device("meta"), sizes_told():
         task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
@@ -132,39 +139,56 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
 def chosen_stage() -> str:
     """--stage, read ahead of the other options because it decides the presets."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--stage")
+    parser.add_argument("--stage", nargs="?")
     stage = parser.parse_known_args()[0].stage
     if stage in STAGES or "-h" in sys.argv or "--help" in sys.argv:
         return stage or "semantic"
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
 
 
+def check_start(args, stage: str) -> None:
+    """UserError for a --teacher that nothing would read."""
+    if args.teacher and stage != "semantic":
+        raise UserError(
+            f"--teacher is for --stage semantic; the {stage} stage has the SigLIP of its --init-from: leave it out"
+        )
+    if args.teacher and args.init_from:
+        raise UserError("--teacher and --init-from both name a SigLIP to start from; choose one")
+
+
 def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     """The tokenizer as the stage before left it; the semantic stage starts from a SigLIP alone."""
     before = default_folder(args.preset, BEFORE[stage])
     if args.init_from or stage != "semantic":
-        folder = args.init_from or before
-        try:
-            model = SemHiTokModel.from_pretrained(resolve(folder))
-        except UserError as error:
-            raise UserError(
-                f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
-            ) from error
+        folder = str(args.init_from) if args.init_from else find_stage_before(before, stage)
+        model, _ = load_tokenizer(folder, "cpu", "--init-from")
+        for name in LOSS_WEIGHTS:
+            setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
         if stage == "pixel" and recipe.model.num_pixel_codes != model.config.num_pixel_codes:
             print_once(
                 f"new sub-codebooks: {recipe.model.num_pixel_codes} codes instead of {model.config.num_pixel_codes}"
             )
-            model.replace_pixel_codebook(recipe.model.num_pixel_codes)
+            with sizes_told():
+                model.replace_pixel_codebook(recipe.model.num_pixel_codes)
         return enhance_decoder(model, recipe) if stage == "decoder" else model
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
         if recipe.patch_size:
             teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
-        model = tokenizer_over(teacher, recipe.model)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
+    with sizes_told():
+        model = tokenizer_over(teacher, recipe.model)
     print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
     return model
+
+
+def find_stage_before(folder: Path, stage: str) -> str:
+    """The newest checkpoint of the stage before; UserError if there is none."""
+    try:
+        return str(resolve(folder))
+    except UserError as error:
+        raise UserError(f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from") from error
 
 
 def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokModel:
@@ -173,14 +197,9 @@ def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokMo
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
         print_once("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
-        model.replace_decoder(**changed)
+        with sizes_told():
+            model.replace_decoder(**changed)
     return model
-
-
-def print_once(text: str) -> None:
-    """Print on the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
 
 
 def find_teacher(name: str | None, before: Path) -> str | Path:
@@ -224,15 +243,24 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
 
 def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
     """The losses on pictures that a recipe weighs."""
-    weight = recipe.adversarial_weight
-    distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
+    distance = None
     if recipe.perceptual_weight:
-        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
-        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
+        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
+    weight = recipe.adversarial_weight
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
         AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
     )  # fmt: skip
+
+
+def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
+    """Say what the perceptual loss is, and whether LPIPS's weights were named in vain."""
+    distance = getattr(getattr(task, "losses", None), "distance", None)
+    if distance is not None:
+        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
+        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
+    elif recipe.lpips_weights:
+        print_once("no perceptual loss in this stage: lpips_weights are not used")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options; UserError where they are wrong."""
-    parser = CommandLine("chat", "Ask about a picture: one question, or a conversation in the terminal.")
+    parser = CommandLine(
+        "python -m unimllm.chat", "Ask about a picture: one question, or a conversation in the terminal."
+    )
     parser.add_argument("--image", help="the picture to talk about")
     parser.add_argument("--question", help="print the answer to this alone; without it: a conversation")
     parser.add_model_options()

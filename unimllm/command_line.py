@@ -1,4 +1,4 @@
-"""What unimllm's command lines share beyond `semhitok.command_line`: their names, --model and --device.
+"""What unimllm's command lines share beyond `semhitok.command_line`: --model and --device.
 
 Nothing here imports torch or transformers at the top, so a misspelt option is told at once.
 """
@@ -12,10 +12,7 @@ __all__ = [
 
 
 class CommandLine(command_line.CommandLine):
-    """The parser of `python -m unimllm.PROGRAM`."""
-
-    def __init__(self, program: str, description: str):
-        super().__init__(f"python -m unimllm.{program}", description)
+    """The parser of a program that runs a model."""
 
     def add_model_options(self) -> None:
         """--model and --device."""

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options; UserError where they are wrong or contradict each other."""
-    parser = CommandLine("generate", "Draw pictures from prompts.")
+    parser = CommandLine("python -m unimllm.generate", "Draw pictures from prompts.")
     parser.add_argument("--prompt", help="what to draw, for example 'a photo of a red apple'")
     parser.add_argument("--out", type=Path, help="picture to write; its ending is its format")
     parser.add_argument("--prompts-file", type=Path, help='one JSON object with "prompt", or one JSON string, a line')

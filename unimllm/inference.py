@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
+from semhitok.errors import first_line
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
@@ -22,13 +23,14 @@ NEEDED_FILES = (
 )  # fmt: skip
 
 
-def load(model: str | Path | None = None, device: str | None = None):
+def load(model: str | Path | None = None, device: str | None = None, option: str = "--model"):
     """Load a model and its processor.
 
     Args:
         model: folder or hub id of a checkpoint; an output folder of `train/sft.py` means its newest checkpoint;
             None: the small model that ships with the package.
         device: "cpu", "cuda", ...; None: a GPU if there is one. On a CPU the weights are float32.
+        option: of the command line that named it, for the messages.
 
     Returns:
         (model in evaluation mode, processor).
@@ -36,7 +38,7 @@ def load(model: str | Path | None = None, device: str | None = None):
     Raises:
         UserError: the folder lacks a file or a tensor, or holds something else.
     """
-    path = find_checkpoint(model)
+    path = find_checkpoint(model, option)
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -53,8 +55,7 @@ def load(model: str | Path | None = None, device: str | None = None):
         if hasattr(processor, "conversation"):
             processor.conversation.drawing_prompt("anything")  # a damaged chat template shows only when it is used
     except Exception as error:  # a damaged file raises nearly anything, safetensors' and tokenizers' own types included
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load a model from {path}: {reason}") from error
+        raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
@@ -63,12 +64,12 @@ def load(model: str | Path | None = None, device: str | None = None):
     return loaded.eval().to(device), processor
 
 
-def find_checkpoint(model: str | Path | None) -> str:
+def find_checkpoint(model: str | Path | None, option: str = "--model") -> str:
     """Path or hub id of what `load` was asked for; a local folder is checked for its files first."""
     path = Path(model) if model is not None else DEFAULT_MODEL
     if not path.is_dir():
         if model is not None and not may_be_hub_id(str(model)):
-            raise UserError(f"--model {model}: no such folder")
+            raise UserError(f"{option} {model}: no such folder")
         return str(model) if model is not None else str(path)
     if not (path / "config.json").is_file():
         path = resolve(path)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semhitok.errors import UserError
+from semhitok.errors import UserError, first_line
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
     from semhitok import SemHiTokImageProcessor, SemHiTokModel
@@ -57,7 +57,7 @@ def choose_device(device: str | None) -> str:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {device!r} cannot be used here: {first_line(error)}") from error
     return device
 
 
@@ -123,8 +123,7 @@ def load_tokenizer(
     except UserError:
         raise
     except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load a tokenizer from {path}: {reason}") from error
+        raise UserError(f"cannot load a tokenizer from {path}: {first_line(error)}") from error
     try:
         processor = SemHiTokImageProcessor.from_pretrained(path)
     except OSError:

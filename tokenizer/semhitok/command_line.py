@@ -28,7 +28,14 @@ class CommandLine(argparse.ArgumentParser):
     """
 
     def __init__(self, program: str, description: str):
-        super().__init__(prog=program, description=description, allow_abbrev=False)
+        """A parser.
+
+        Args:
+            program: as it is called, for --help.
+            description: kept line by line.
+        """
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=program, description=description, formatter_class=layout, allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """As argparse; UserError for an unknown option or a stray word."""
@@ -116,15 +123,15 @@ def silence_libraries() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_told(num_pictures: int) -> Iterator[None]:
+def out_of_memory_told(num_pictures: int, remedy: str = "choose a smaller --batch-size") -> Iterator[None]:
     """UserError if what happens inside, to so many pictures at once, does not fit into memory."""
     try:
         yield
-    except RuntimeError as error:  # torch has no type of its own for a full main memory
-        if not any(phrase in str(error) for phrase in ("out of memory", "allocate memory")):
+    except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a full main memory
+        phrases = ("out of memory", "allocate memory")
+        if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
             raise
-        message = f"not enough memory for {num_pictures} pictures at once; choose a smaller --batch-size"
-        raise UserError(message) from error
+        raise UserError(f"not enough memory for {num_pictures} pictures at once; {remedy}") from error
 
 
 def run(main: Callable[[], None]) -> NoReturn:

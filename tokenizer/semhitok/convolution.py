@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
+GROUPS = 8  # of channels, in the norms of SigLIP's stem
+
 
 class ResidualConv(nn.Module):
     """x + conv(gelu(conv(gelu(x)))), (B, D, H, W) -> the same; the second convolution starts at zero."""
@@ -32,20 +34,28 @@ def check_stages(name: str, stages: int, patch_size: int) -> None:
         )
 
 
+def check_blocks(name: str, num_blocks: list[int], expected: int) -> None:
+    """ValueError unless there are `expected` numbers of blocks."""
+    if len(num_blocks) != expected:
+        raise ValueError(f"{name} has {len(num_blocks)} entries; it needs {expected}, one for each resolution")
+
+
 def conv_stem(channels: list[int], patch_size: int, dim: int) -> nn.Sequential:
     """SigLIP's stem: pixels to patch resolution, (B, 3, S, S) -> (B, dim, grid, grid).
 
     Each entry of `channels` halves the resolution; all but the first then look around once more at that resolution.
 
     Raises:
-        ValueError: they do not shrink `patch_size` times.
+        ValueError: they do not shrink `patch_size` times, or cannot be normalised in groups.
     """
     check_stages("stem_channels", len(channels), patch_size)
+    if any(width % GROUPS for width in channels):
+        raise ValueError(f"stem_channels are {channels}; each must be a multiple of {GROUPS}")
     layers: list[nn.Module] = []
     previous = 3
     for stage, width in enumerate(channels):
         for stride in (2, 1) if stage else (2,):
-            layers += [nn.Conv2d(previous, width, 3, stride, padding=1), nn.GroupNorm(8, width), nn.GELU()]
+            layers += [nn.Conv2d(previous, width, 3, stride, padding=1), nn.GroupNorm(GROUPS, width), nn.GELU()]
             previous = width
     return nn.Sequential(*layers, nn.Conv2d(previous, dim, 1))
 
@@ -61,6 +71,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, patch_size: int, channels: list[int], num_blocks: list[int], dim_out: int):
         super().__init__()
         check_stages("conv_encoder_channels", len(channels), patch_size)
+        check_blocks("conv_encoder_blocks", num_blocks, len(channels))
         layers: list[nn.Module] = []
         previous = 3
         for width, count in zip(channels, num_blocks, strict=True):
@@ -87,6 +98,7 @@ class ConvDecoder(nn.Module):
     ):
         super().__init__()
         check_stages("conv_decoder_channels", len(channels), patch_size)
+        check_blocks("conv_decoder_blocks", num_blocks, 1 + len(channels))
         self.grid_size = grid_size
         layers: list[nn.Module] = [nn.Conv2d(dim_in, dim, 1), *(ResidualConv(dim) for _ in range(num_blocks[0]))]
         for width, count in zip(channels, num_blocks[1:], strict=True):

@@ -26,6 +26,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 64, num_halvings: int = 3):
         super().__init__()
+        if channels % GROUPS:
+            raise ValueError(f"the discriminator's channels ({channels}) must be a multiple of {GROUPS}")
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
         for halving in range(1, num_halvings + 1):

@@ -1,4 +1,7 @@
-"""What tells one image tokenizer from another: a digest of all that decides which codes a picture gets."""
+"""What tells one image tokenizer from another: a digest of all that decides which codes `pixel_values` get.
+
+How a file becomes pixel_values (crop, interpolation, the way up) is the image processor's and not part of it.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,7 @@ FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size", "
 
 
 def fingerprint(model: SemHiTokModel) -> str:
-    """Twelve hex digits that change with the encoders, the codebooks or one of FIELDS.
+    """Twelve hex digits that change with SigLIP, the encoders, the codebooks or one of FIELDS.
 
     The same on any device, and for weights of 16 bits also after they were loaded as float32.
     """

@@ -10,7 +10,7 @@ from semhitok.configuration_semhitok import SemHiTokConfig
 
 
 class SemHiTokImageProcessor(PilBackend):
-    """Resizes the shorter side to the tokenizer's size, crops the centre, and scales RGB to -1..1."""
+    """Crops the centre square at the tokenizer's size as training does (`adm_center_crop`), and scales RGB to -1..1."""
 
     resample = PILImageResampling.BICUBIC
     image_mean = [0.5, 0.5, 0.5]
@@ -23,6 +23,13 @@ class SemHiTokImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
+        """(3, H, W) uint8 with its shorter side at `size.shortest_edge`, see `adm_resize`; the rest as transformers."""
+        if image.dtype != np.uint8 or not size.shortest_edge:
+            return super().resize(image, size, resample, **kwargs)
+        resized = adm_resize(Image.fromarray(image.transpose(1, 2, 0)), size.shortest_edge, resample)
+        return np.asarray(resized).transpose(2, 0, 1)
 
     def post_process_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
         """(B, 3, S, S) in -1..1 -> B pictures (values outside are clamped)."""
@@ -44,21 +51,26 @@ def for_tokenizer(config: SemHiTokConfig) -> SemHiTokImageProcessor:
     return for_size(config.image_size, config.resample)
 
 
-def adm_center_crop(image: Image.Image, size: int) -> Image.Image:
+def adm_center_crop(image: Image.Image, size: int, resample: int = PILImageResampling.BICUBIC) -> Image.Image:
     """The centre square of a picture at `size` x `size`, as ADM crops ImageNet (arXiv 2105.05233, `center_crop_arr`).
 
-    Halved by box averages while the shorter side is at least twice `size`, then scaled to it (bicubic), then cropped.
-    rFID of other tokenizers is measured on pictures cropped so; training crops alike.
+    rFID of other tokenizers is measured on pictures cropped so (bicubic); training and the image processor crop alike.
 
     Args:
         image: RGB.
+        resample: interpolation of `adm_resize`, by Pillow's number.
     """
+    image = adm_resize(image, size, resample)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def adm_resize(image: Image.Image, size: int, resample: int) -> Image.Image:
+    """A picture with its shorter side at `size`: halved by box averages while that is twice as long, then scaled."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return image.resize((round(image.width * scale), round(image.height * scale)), resample)
 
 
 def to_pixel_values(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:

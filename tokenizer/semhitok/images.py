@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from semhitok.errors import UserError
+from semhitok.errors import UserError, first_line
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; more than any camera of today but a few
 MAX_RATIO = 100  # width : height; scaling a thinner strip by its short side would need gigabytes
@@ -101,7 +101,7 @@ def decode_picture(file: BinaryIO, name: str | Path) -> Image.Image:
         message = f"{name}: not enough memory to decode it; scale it down first"
         raise UnreadablePicture("not enough memory", message) from error
     except Exception as error:  # decoders raise nearly anything on broken files, SyntaxError and struct.error included
-        message = f"{name} does not decode, it is damaged or cut off: {_first_line(error)}"
+        message = f"{name} does not decode, it is damaged or cut off: {first_line(error)}"
         raise UnreadablePicture("damaged", message) from error
 
 
@@ -257,7 +257,3 @@ def _expand(path: str | Path) -> Path:
 
 def _cannot_write(path: str | Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror or error}; choose another place")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import cached_file
 
+from semhitok.errors import first_line
 from semhitok.vision import load_strictly
 
 CONFIG_FILE = "open_clip_config.json"
@@ -91,8 +92,7 @@ def read_visual(name: str) -> dict[str, torch.Tensor]:
             with safe_open(path, "pt") as file:  # leaves the text tower on the disk
                 return {key: file.get_tensor(key) for key in file.keys() if key.startswith(VISUAL)}  # noqa: SIM118
         except Exception as error:  # a damaged file raises nearly anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"cannot read {filename} of {name}: {reason}") from error
+            raise ValueError(f"cannot read {filename} of {name}: {first_line(error)}") from error
     raise OSError(f"{name} holds {CONFIG_FILE} but neither {' nor '.join(WEIGHT_FILES)}")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from PIL import Image
 
@@ -70,29 +70,76 @@ class Unreadable:
         return f"{len(self)} unreadable" + (f" ({reasons})" if reasons else "")
 
 
+def picture_suffixes() -> set[str]:
+    """Endings of the files that are taken for pictures: those of the formats that are read."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in READ_FORMATS}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden; macOS leaves ._x.jpg beside x.jpg."""
+    return os.path.basename(name).startswith(".")
+
+
+def is_picture(name: str, suffixes: set[str]) -> bool:
+    """Whether a file or member of this name is a picture; hidden ones are none."""
+    return not is_hidden(name) and os.path.splitext(name)[1].lower() in suffixes
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, sorted by their bytes: the same on every machine.
+
+    Links are followed, but for one back to a folder that holds it: what lies there is found already. Hidden folders are
+    left alone.
+
+    Raises:
+        UserError: a folder that cannot be searched.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise UserError(f"cannot search {error.filename}: {error.strerror}") from error
+
+    def identity(path: str) -> tuple[int, int]:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            fail(error)
+        return status.st_dev, status.st_ino
+
+    found: list[str] = []
+    holders = {os.fspath(folder): {identity(os.fspath(folder))}}  # folder to search -> itself and those that hold it
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        above = holders.pop(parent)
+        base = os.path.relpath(parent, folder)
+        found += [name if base == "." else os.path.join(base, name) for name in names]
+        ids = {name: identity(os.path.join(parent, name)) for name in folders if not is_hidden(name)}
+        folders[:] = [name for name, own in ids.items() if own not in above]
+        holders |= {os.path.join(parent, name): above | {ids[name]} for name in folders}
+    return sorted(found, key=os.fsencode)
+
+
 def find_pictures(inputs: Iterable[Path]) -> tuple[list[PictureFile], int]:
     """The pictures of some files and folders, whatever lies below them included.
 
-    A file that is named is a picture; below a folder it needs an ending of READ_FORMATS, and hidden files are none
-    (macOS leaves ._x.jpg behind).
+    A file that is named is a picture; below a folder it needs an ending of READ_FORMATS, and hidden files are none.
 
     Returns:
-        (pictures in the order of the inputs, below a folder sorted by key; how many other files lie in the folders).
+        (pictures in the order of the inputs, below a folder in that of `files_below`; how many other files lie in the
+        folders).
 
     Raises:
         UserError: an input that is not there, a folder that cannot be searched, no picture at all, or two pictures that
             would have the same key.
     """
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in READ_FORMATS}
+    suffixes = picture_suffixes()
     found: dict[str, PictureFile] = {}
     num_others = 0
     for given in inputs:
         if not given.exists():
             raise UserError(f"no such picture or folder: {given}")
-        below = sorted(_walk(given)) if given.is_dir() else None
-        for path in below if below is not None else [given]:
-            key = path.relative_to(given).as_posix() if below is not None else path.name
-            if below is not None and (path.name.startswith(".") or path.suffix.lower() not in endings):
+        is_folder = given.is_dir()
+        for name in files_below(given) if is_folder else [given.name]:
+            path, key = given / name if is_folder else given, Path(name).as_posix()
+            if is_folder and not is_picture(name, suffixes):
                 num_others += 1
             elif key in found and found[key].path == path:
                 raise UserError(f"{path} is given twice")
@@ -105,20 +152,6 @@ def find_pictures(inputs: Iterable[Path]) -> tuple[list[PictureFile], int]:
     if not found:
         raise UserError(f"no picture there: {num_others} files, none with an ending such as .png, .jpg or .webp")
     return list(found.values()), num_others
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through links too; UserError where it cannot be searched or a link leads back."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot search {error.filename}: {error.strerror}") from error
-
-    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(root)
-        for name in folders:
-            if f"{real}/".startswith(f"{os.path.realpath(os.path.join(root, name))}/"):
-                raise UserError(f"{os.path.join(root, name)} links back to a folder that holds it")
-        yield from (Path(root, name) for name in names)
 
 
 def read_batches(

@@ -102,7 +102,7 @@ class CodeLayout:
         )
 
 
-class Shard:
+class CodeShard:
     """One shard for reading; the rows stay on the disk until they are asked for.
 
     Raises:
@@ -185,7 +185,7 @@ class CodeShards:
 
     def __init__(self, folder: str | Path, layout: CodeLayout | None = None):
         self.folder = Path(folder)
-        self.shards = [Shard(path) for path in shard_paths(self.folder)]
+        self.shards = [CodeShard(path) for path in shard_paths(self.folder)]
         if not self.shards:
             raise UserError(f"no codes in {folder}: it holds no codes-000000.bin; make them with encode")
         self.layout = layout or self.shards[0].layout

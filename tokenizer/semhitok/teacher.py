@@ -20,6 +20,7 @@ from transformers import AutoConfig, Siglip2VisionConfig, SiglipVisionConfig, Si
 from transformers.utils import cached_file
 
 from semhitok.configuration_semhitok import SemHiTokConfig, square_size
+from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor
 from semhitok.modeling_semhitok import SemHiTokModel
 from semhitok.open_clip_weights import CONFIG_FILE as OPEN_CLIP_CONFIG
@@ -131,11 +132,6 @@ def read_json(name: str, filename: str) -> dict | None:
     if not isinstance(content, dict):
         raise ValueError(f"{filename} of {name} holds a {type(content).__name__}, not a configuration")
     return content
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_from_transformers(name: str, kind: str) -> Teacher:

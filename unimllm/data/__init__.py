@@ -1,1 +1,1 @@
-"""Training data: packing, and the cache of image codes."""
+"""Pictures and codes for training and evaluation: where they lie, in which order they come, and how rows are packed."""

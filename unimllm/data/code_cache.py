@@ -17,10 +17,10 @@ import torch
 from semhitok import SemHiTokModel
 from semhitok.fingerprint import fingerprint
 from semhitok.image_processing_semhitok import to_pixel_values
+from unimllm.distributed import barrier
 from unimllm.scenes.program import World
 from unimllm.scenes.render import Renderer
 from unimllm.scenes.sources import sample_rng
-from unimllm.training.checkpoint import barrier
 
 CHUNK = 256  # pictures encoded at a time
 SAVE_EVERY = 32  # chunks between two notes of progress

@@ -4,26 +4,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-NAMED = 3  # skipped pictures of each kind whose keys are told
+NAMED = 3  # skipped pictures of each reason whose keys are told
 
 
 @dataclass(frozen=True)
 class Fault:
     """One picture, or one file of pictures, that was skipped."""
 
-    kind: str
+    reason: str
     """A few words that recur: "empty", "damaged", ..."""
     key: str
     """Where it lies: a path, a tar and its member, a parquet file and its row."""
-    reason: str
+    message: str
     """What the decoder or the file system said."""
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.kind}: {self.reason}"
+        return f"{self.key}: {self.reason}: {self.message}"
 
 
 class FaultLog:
-    """Counts faults by kind, each time they are met; names the first few of each kind, then tells powers of ten.
+    """Counts faults by reason, each time they are met; names the first few of each, then tells powers of ten.
 
     Args:
         counts: of an earlier part of the run.
@@ -36,8 +36,8 @@ class FaultLog:
     def add(self, faults: Iterable[Fault]) -> None:
         """Count these, and tell what is due."""
         for fault in faults:
-            self.counts[fault.kind] += 1
-            named = self.named[fault.kind]
+            self.counts[fault.reason] += 1
+            named = self.named[fault.reason]
             if len(named) < NAMED and fault.key not in named:
                 named.add(fault.key)
                 print(f"skipped {fault}; another picture takes its place", flush=True)
@@ -45,8 +45,8 @@ class FaultLog:
                 print(self, flush=True)
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.most_common())
-        return f"skipped a picture {self.counts.total():,} times so far ({kinds})"
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.counts.most_common())
+        return f"skipped a picture {self.counts.total():,} times so far ({reasons})"
 
 
 def _is_power_of_ten(count: int) -> bool:

@@ -11,22 +11,22 @@ import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 
+from semhitok.errors import first_line
+from semhitok.picture_files import files_below, is_hidden, is_picture, picture_suffixes
 from unimllm.data.faults import Fault
 from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import (
     ROW_GROUP_MEMORY,
-    PictureFolder,
-    PictureParquet,
-    PictureTar,
-    is_picture,
-    picture_suffixes,
+    FolderShard,
+    ParquetShard,
+    TarShard,
     scan_tar,
 )
+from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
-from unimllm.training.checkpoint import barrier
 
-Shard = PictureFolder | PictureTar | PictureParquet
+PictureShard = FolderShard | TarShard | ParquetShard
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
@@ -38,7 +38,7 @@ class PictureIndex:
         faults: of files that could not be read to their end.
     """
 
-    def __init__(self, shards: list[Shard], faults: list[Fault]):
+    def __init__(self, shards: list[PictureShard], faults: list[Fault]):
         self.shards, self.faults = shards, faults
         counts = [int(shard.chunk_sizes.sum()) for shard in shards]
         self.ends = np.cumsum(counts)
@@ -57,7 +57,7 @@ class PictureIndex:
         shard, i = self._locate(number)
         return shard.key(i)
 
-    def _locate(self, number: int) -> tuple[Shard, int]:
+    def _locate(self, number: int) -> tuple[PictureShard, int]:
         shard = int(np.searchsorted(self.ends, number, side="right"))
         return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
 
@@ -100,10 +100,10 @@ def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, w
         for path in tars[rank::world_size]:
             indexed_tar(path, cache)
         barrier()
-    shards: list[Shard] = []
+    shards: list[PictureShard] = []
     faults: list[Fault] = []
     for place in found:
-        shard, fault = (place, None) if isinstance(place, PictureFolder) else open_shard(place, cache)
+        shard, fault = (place, None) if isinstance(place, FolderShard) else open_shard(place, cache)
         shards += [shard] if shard and shard.chunk_sizes.sum() else []
         faults += [fault] if fault else []
     if not shards:
@@ -114,7 +114,7 @@ def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, w
     return index
 
 
-def find_shards(path: Path) -> list[PictureFolder | Path]:
+def find_shards(path: Path) -> list[FolderShard | Path]:
     """What lies at a path: itself if it is a file, else the tars or the parquet files or the pictures below it.
 
     Raises:
@@ -131,14 +131,14 @@ def find_shards(path: Path) -> list[PictureFolder | Path]:
     raise UserError(f"{path} is no folder, .tar or .parquet file; {remedy}")
 
 
-def _find_below(folder: Path) -> list[PictureFolder | Path]:
+def _find_below(folder: Path) -> list[FolderShard | Path]:
     suffixes = picture_suffixes()
     names: list[str] = []
     shards: dict[str, list[Path]] = {".tar": [], ".parquet": []}
     others: Counter[str] = Counter()
     for name in files_below(folder):
         suffix = os.path.splitext(name)[1].lower()
-        if suffix in shards:
+        if suffix in shards and not is_hidden(name):
             shards[suffix].append(folder / name)
         elif is_picture(name, suffixes):
             names.append(name)
@@ -154,46 +154,25 @@ def _find_below(folder: Path) -> list[PictureFolder | Path]:
             f"{folder} holds neither pictures nor .tar nor .parquet files"
             + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
         )
-    return shards[".tar"] or shards[".parquet"] or [PictureFolder(folder, names, others)]
+    return shards[".tar"] or shards[".parquet"] or [FolderShard(folder, names, others)]
 
 
-def files_below(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it and sorted; follows links, leaves out what is hidden."""
-    found: list[str] = []
-    visited = set()
-
-    def complain(error: OSError) -> None:
-        raise UserError(f"cannot look into {error.filename}: {error.strerror}") from error
-
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=complain):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = os.path.relpath(parent, folder)
-        found += [name if base == "." else os.path.join(base, name) for name in names if not name.startswith(".")]
-    return sorted(found, key=os.fsencode)
-
-
-def open_shard(path: Path, cache: Path | None) -> tuple[Shard | None, Fault | None]:
+def open_shard(path: Path, cache: Path | None) -> tuple[PictureShard | None, Fault | None]:
     """A tar or a parquet file, and what is wrong with it; None in place of one that is damaged altogether."""
     try:
         path.open("rb").close()
         if path.suffix.lower() == ".tar":
             offsets, damage = indexed_tar(path, cache)
             fault = Fault("damaged tar", str(path), f"{damage}; its first {len(offsets):,} pictures are used")
-            return PictureTar(path, offsets), fault if damage else None
+            return TarShard(path, offsets), fault if damage else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return PictureParquet(path), None
+        return ParquetShard(path), None
     except UserError:
         raise
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        return None, Fault("damaged parquet", str(path), f"{reason}; none of its pictures is used")
+        return None, Fault("damaged parquet", str(path), f"{first_line(error)}; none of its pictures is used")
 
 
 def indexed_tar(path: Path, cache: Path | None) -> tuple[np.ndarray, str]:

@@ -17,24 +17,13 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from semhitok.picture_files import is_picture, picture_suffixes
 from unimllm.errors import UserError
-from unimllm.images import READ_FORMATS, UnreadablePicture
+from unimllm.images import UnreadablePicture
 
 TAR_CHUNK = 64  # neighbours in a tar that are read in one stretch
 ROW_GROUP_MEMORY = 1 << 30  # bytes of parquet row groups that a process keeps
-
-
-def picture_suffixes() -> set[str]:
-    """Endings of the files that are taken for pictures: those of the formats that are read."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in READ_FORMATS}
-
-
-def is_picture(name: str, suffixes: set[str]) -> bool:
-    """Whether a file or member of this name is a picture; hidden ones are none (macOS leaves ._x.jpg behind)."""
-    base = os.path.basename(name)
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in suffixes
 
 
 def equal_chunks(count: int, size: int) -> np.ndarray:
@@ -43,7 +32,7 @@ def equal_chunks(count: int, size: int) -> np.ndarray:
     return np.array([size] * whole + [rest] * bool(rest), np.int64)
 
 
-class PictureFolder:
+class FolderShard:
     """Picture files anywhere below a folder.
 
     Args:
@@ -73,7 +62,7 @@ class PictureFolder:
         return b"\0".join(self.names.to_pylist())
 
 
-class PictureTar:
+class TarShard:
     """Picture members of a tar, found by the offsets of their headers; a webdataset's other members are left alone.
 
     Args:
@@ -143,7 +132,7 @@ def scan_tar(path: Path) -> tuple[np.ndarray, str]:
     return np.array(offsets, np.int64), damage
 
 
-class PictureParquet:
+class ParquetShard:
     """Rows of a parquet file with a column of encoded pictures: bytes, or Hugging Face's {bytes, path}.
 
     Raises:

@@ -9,8 +9,7 @@ release Python's lock, and so a process holds each row group once.
 
 Streaming readers were tried first. Hugging Face's `datasets` (5.2, streaming, webdataset builder) loses what lies in
 its shuffle buffer when it resumes (7 of 20 samples in a small trial) and ends with an exception at a tar that is cut
-off. pyarrow and the standard library's tarfile,
-which it builds on, read the same files.
+off. pyarrow and the standard library's tarfile, which it builds on, read the same files.
 
 Shapes: B pictures, S pixels along a side.
 """
@@ -41,10 +40,15 @@ class PictureSource:
         index: the pictures.
         seed: decides order, flips, and which picture takes the place of an unreadable one.
         num_threads: that read and decode.
+        resample: interpolation by Pillow's number, the tokenizer's `config.resample`.
     """
 
-    def __init__(self, index: PictureIndex, image_size: int, seed: int, num_threads: int = 8):
+    def __init__(
+        self, index: PictureIndex, image_size: int, seed: int, num_threads: int = 8,
+        resample: int = Image.Resampling.BICUBIC,
+    ):  # fmt: skip
         self.index, self.image_size, self.seed, self.num_threads = index, image_size, seed, num_threads
+        self.resample = resample
         self.order = EpochOrder(index.chunk_sizes, seed, index.num_lanes)
         warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in metadata; what matters is raised
 
@@ -69,7 +73,7 @@ class PictureSource:
         faults: list[Fault] = []
         while len(faults) < MAX_ATTEMPTS:
             try:
-                pixels = np.asarray(read_square(self.index.read(number), self.image_size))
+                pixels = np.asarray(read_square(self.index.read(number), self.image_size, self.resample))
                 return pixels[:, ::-1] if flip else pixels, faults
             except UnreadablePicture as error:
                 faults.append(Fault(error.reason, self.index.key(number), str(error)))
@@ -77,6 +81,6 @@ class PictureSource:
         raise UserError(f"{MAX_ATTEMPTS:,} pictures in a row cannot be read, the last of them {faults[-1]}")
 
 
-def read_square(data: bytes, size: int) -> Image.Image:
+def read_square(data: bytes, size: int, resample: int = Image.Resampling.BICUBIC) -> Image.Image:
     """The centre square of an encoded picture at `size` x `size`, RGB; UnreadablePicture if it is none."""
-    return adm_center_crop(decode_picture(io.BytesIO(data), "it"), size)
+    return adm_center_crop(decode_picture(io.BytesIO(data), "it"), size, resample)

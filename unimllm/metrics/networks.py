@@ -19,13 +19,14 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
-from transformers import SiglipVisionModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import square_size
 from semhitok.image_processing_semhitok import to_pixel_values
 from semhitok.lpips_weights import checksum, load_lpips
+from semhitok.teacher import Teacher
 from unimllm.errors import UserError
 
 INCEPTION = "6726825d"  # sha256 of the TF-2015 Inception as torch-fidelity and pytorch-fid publish it begins so
@@ -121,25 +122,23 @@ def tokenizer_net(tokenizer: SemHiTokModel) -> FeatureNet:
     return FeatureNet("own SigLIP", library, extract)
 
 
-def siglip_net(name: str, vision_model: SiglipVisionModel, device: torch.device) -> FeatureNet:
-    """Any SigLIP: mean over positions of its last hidden state, pictures prepared as its own processor does.
+def siglip_net(name: str, teacher: Teacher, device: torch.device) -> FeatureNet:
+    """Any SigLIP: mean over positions of its last hidden state, pictures prepared as it was trained.
 
     Args:
-        name: folder or hub id of the checkpoint. Where it holds no preprocessor_config.json pictures are resized to the
-            model's size bicubically and scaled to -1..1.
-        vision_model: loaded from there.
+        name: of the network, for the report.
+        teacher: from `semhitok.teacher.load_teacher`; its size, interpolation, mean and standard deviation hold.
     """
-    side = vision_model.config.image_size
-    try:
-        processor = SiglipImageProcessorPil.from_pretrained(name)
-    except OSError:
-        processor = SiglipImageProcessorPil(size={"height": side, "width": side})
-    vision_model = vision_model.float().eval().to(device)
+    side = square_size(teacher.vision_model.config)
+    vision_model = teacher.vision_model.float().eval().to(device)
+    mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (teacher.image_mean, teacher.image_std))
 
     @torch.inference_mode()
     def extract(pictures: np.ndarray) -> np.ndarray:
-        inputs = processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt")
-        return vision_model(**inputs.to(device)).last_hidden_state.mean(1).cpu().numpy()  # (n, N, D) -> (n, D)
+        resized = [Image.fromarray(picture).resize((side, side), teacher.resample) for picture in pictures]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized]))  # (n, S, S, 3) uint8
+        pixel_values = (pixels.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, 3, S, S)
+        return vision_model(pixel_values).last_hidden_state.mean(1).cpu().numpy()  # (n, N, D) -> (n, D)
 
     library = f"transformers {_version('transformers')}, mean of patch features at {side} pixels"
     return FeatureNet(name, library, extract)

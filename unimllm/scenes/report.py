@@ -1,17 +1,10 @@
-"""The results of eval/scenes.py as a table for people and as JSON for programs."""
+"""The results of eval/scenes.py as a table."""
 
-import json
-import math
-import os
-import subprocess
-from pathlib import Path
-
-import torch
 from rich import box
 from rich.table import Table
 
-from unimllm.images import write_atomically
 from unimllm.metrics.geneval import TAGS
+from unimllm.report import add_code_use, as_range
 
 
 def make_table(results: dict) -> Table:
@@ -48,18 +41,6 @@ def _add_tokenizer(table: Table, results: dict) -> None:
     add_code_use(table, results)
 
 
-def add_code_use(table: Table, results: dict) -> None:
-    """Rows of what `metrics.codes.code_use` returns, and of `num_positions`, how many codes were counted."""
-    table.add_section()
-    table.add_row(f"Code use ({results['num_positions']} positions)", style="bold")
-    table.add_row("semantic codes", f"{results['semantic_code_use']:.3f}")
-    table.add_row("flat codes", f"{results['flat_code_use']:.3f}")
-    shares = (results[f"sub_codebook_use_{name}"] for name in ("min", "median", "mean"))
-    table.add_row("per sub-codebook: min/median/mean", "/".join(f"{share:.2f}" for share in shares))
-    perplexities = (results[f"{name}_perplexity"] for name in ("semantic", "pixel", "flat"))
-    table.add_row("perplexity: semantic/pixel/flat", "/".join(f"{p:.0f}" for p in perplexities))
-
-
 def _add_understanding(table: Table, results: dict) -> None:
     table.add_section()
     table.add_row(f"Understanding ({results['num_questions']} questions, POPE apart)", style="bold")
@@ -87,41 +68,3 @@ def _add_drawing(table: Table, results: dict) -> None:
                 f"{drawn[tag]:.3f}" if tag in drawn else "", as_range(intervals[tag]) if tag in intervals else "",
                 f"{results['reader_ceiling'][tag]:.3f}", f"{results['tokenizer_ceiling'][tag]:.3f}",
             )  # fmt: skip
-
-
-def as_range(interval: tuple[float, float], digits: int = 3) -> str:
-    """An interval for people."""
-    return f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
-
-
-def describe_machine(program: str) -> dict[str, str | int | float | None]:
-    """What to know of a run to judge its timings and to repeat it.
-
-    Args:
-        program: `__file__` of the program, whose commit is told (None outside a git checkout).
-    """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(command, cwd=Path(program).parent, capture_output=True, text=True)
-    return {
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def write_json(path: Path, results: dict) -> None:
-    """Write results as JSON, whole or not at all; numbers that it cannot hold (PSNR of equal pictures) become null.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    text = json.dumps(_finite(results), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

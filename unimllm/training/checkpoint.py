@@ -9,16 +9,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.distributed as dist
-
 from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
+from semhitok.errors import first_line
+from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 
 STATE_FOLDER = "deepspeed"
+LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
+NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 
-__all__ = [
-    "RUN_FILE", "barrier", "latest", "load", "prepare_output", "read_run", "resolve", "save", "step_folders",
-]  # fmt: skip
+__all__ = ["RUN_FILE", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
 
 
 def read_run(folder: Path) -> dict:
@@ -43,11 +43,6 @@ def prepare_output(output_dir: Path) -> None:
         ) from error
 
 
-def barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
-
-
 def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
     """Write one checkpoint (called by every rank) and delete the oldest beyond `keep`.
 
@@ -58,7 +53,7 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
     """
     final = output_dir / f"step-{run['step']:06d}"
     partial = output_dir / f".{final.name}.partial"
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = is_first_process()
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -75,9 +70,33 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
     return final
 
 
-def load(engine, folder: Path) -> dict:
-    """Restore the engine from a checkpoint and return its run.json."""
-    path, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
+def load(engine, folder: Path, recipe: dict) -> dict:
+    """Restore the engine from a checkpoint and return its run.json.
+
+    Args:
+        recipe: of this run.
+
+    Raises:
+        UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged.
+    """
+    try:
+        path, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
+    except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
+        changed = "; ".join(changes(read_run(folder)["recipe"], recipe)[:NAMED_CHANGES])
+        remedy = "take the options of that run, or another --output-dir"
+        raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
     if path is None:
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
     return read_run(folder)
+
+
+def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """`model.pixel_dim was 8 and is 16` for every field in which two recipes differ, but how long and on what data."""
+    told = []
+    for name in sorted(before.keys() | now.keys()):
+        key, old, new = f"{prefix}{name}", before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            told += changes(old, new, f"{key}.")
+        elif old != new and not (key.startswith(("train.", "data.")) and key not in LAYOUT):
+            told.append(f"{key} was {old} and is {new}")
+    return told

@@ -74,6 +74,12 @@ class TrainConfig:
         """Whether forward passes run under bf16 autocast."""
         return self.precision == "autocast" or (self.precision == "auto" and has_fast_bf16())
 
+    def describe_precision(self) -> str:
+        """The precision in words."""
+        if self.autocast():
+            return "fp32 weights, bf16 products"
+        return "bf16 weights, fp32 optimiser" if self.precision == "bf16" else "fp32"
+
     def per_device(self, world_size: int) -> tuple[int, int]:
         """(micro batch, accumulation steps) of one process.
 

@@ -97,13 +97,14 @@ def train(
         The task, on its device, trained.
     """
     config.validate()
+    recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
     engine, optimizer = _build_engine(task, config, world_size)
     step, cpu_before, skipped = 0, 0.0, FaultLog()
     found = checkpoint.latest(output_dir)
     if found:
-        run = checkpoint.load(engine, found)
+        run = checkpoint.load(engine, found, recipe)
         step, cpu_before = run["step"], run["cpu_seconds"]
         skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
@@ -125,8 +126,7 @@ def train(
                 _show(task, draw_pictures, log, step)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                       "commit": _git_commit(), "recipe": recipe or {"train": asdict(config)},
-                       "skipped": _over_ranks(skipped)}  # fmt: skip
+                       "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped)}  # fmt: skip
                 checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
     return task
@@ -156,7 +156,7 @@ def checkpoint_activations(task: nn.Module) -> None:
 
 
 def _over_ranks(skipped: FaultLog) -> dict[str, int]:
-    """Pictures that all ranks skipped, by kind; rank 0 tells."""
+    """Pictures that all ranks skipped, by reason; rank 0 tells."""
     if dist.get_world_size() > 1:
         everyone: list = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, skipped.counts)
@@ -221,10 +221,9 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int) -> None:
     """Say what is about to be trained and on what."""
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    precision = "bf16 autocast" if config.autocast() else config.precision
     print(
         f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
-        f"{torch.get_num_threads()} thread(s) each, {precision}",
+        f"{torch.get_num_threads()} thread(s) each, {config.describe_precision()}",
         flush=True,
     )
 

@@ -5,15 +5,18 @@ train/sft.py --preset scenes_64 --output-dir runs/sft --max-steps 100 --train.le
 
 import argparse
 import ast
+import contextlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from unimllm.command_line import nearest, run, silence_libraries
+from semhitok.errors import first_line
+from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
 
 
@@ -29,12 +32,13 @@ def parse_arguments(
         extra: further options, name -> keyword arguments of `add_argument`.
 
     Returns:
-        (namespace with preset, output_dir, init_from and the extra options; recipe with all overrides applied).
+        (namespace with preset, output_dir, init_from, the extra options, and `overrides`: the dotted fields that were
+        set and their values; recipe with all overrides applied).
 
     Raises:
         UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
     """
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = CommandLine(Path(sys.argv[0]).name, description)
     parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}")
     parser.add_argument(
         "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{program})"
@@ -50,10 +54,11 @@ def parse_arguments(
     recipe = presets[args.preset]()
     args.output_dir = args.output_dir or default_folder(args.preset, program)
     known = [a.option_strings[0] for a in parser._actions] + [f"--{name}" for name in field_names(recipe)]
+    args.overrides = {}
     for key, value in pair_options(rest):
         if "." not in key and key not in field_names(recipe):
             raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
-        set_field(recipe, key, value)
+        args.overrides[key] = set_field(recipe, key, value)
     if args.max_steps is not None:
         recipe.train.max_steps = args.max_steps
     try:
@@ -91,8 +96,12 @@ def field_names(config: Any) -> list[str]:
     return [f.name for f in fields(config)] if is_dataclass(config) else []
 
 
-def set_field(recipe: Any, key: str, text: str) -> None:
-    """Set one dotted field from its text; UserError if there is no such field or the type does not fit."""
+def set_field(recipe: Any, key: str, text: str) -> Any:
+    """Set one dotted field from its text and return its value.
+
+    Raises:
+        UserError: there is no such field, or the type does not fit.
+    """
     target = recipe
     *parents, last = key.split(".")
     for depth, name in enumerate([*parents, last]):
@@ -102,8 +111,9 @@ def set_field(recipe: Any, key: str, text: str) -> None:
             raise UserError(f"unknown field {key!r}: {where} has no {name!r}{nearest(name, names)}")
         if depth < len(parents):
             target = getattr(target, name)
-    old = getattr(target, last)
-    setattr(target, last, parse_value(key, text, old))
+    value = parse_value(key, text, getattr(target, last))
+    setattr(target, last, value)
+    return value
 
 
 def parse_value(key: str, text: str, old: Any) -> Any:
@@ -123,6 +133,44 @@ def parse_value(key: str, text: str, old: Any) -> Any:
     if not fits:
         raise UserError(f"{key} is a {type(old).__name__} (now {old!r}); {text!r} is none")
     return value
+
+
+def check_taken(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
+    """See that no `--model.*` is ignored because the model comes from a teacher, a checkpoint or the data.
+
+    Args:
+        overrides: of `parse_arguments`.
+        config: of the model that will be trained.
+
+    Raises:
+        UserError: the model has another value than the one that was set.
+    """
+    for key, value in overrides.items():
+        scope, _, field = key.partition(".")
+        if scope != "model":
+            continue
+        has = config
+        for name in field.split("."):
+            has = getattr(has, name, None)
+        if has != (list(value) if isinstance(value, tuple) and isinstance(has, list) else value):
+            raise UserError(
+                f"--{key} {value} is not to be had: the model that is to be trained has {has}, from its teacher, its "
+                f"checkpoint or its data; leave the option out"
+            )
+
+
+@contextlib.contextmanager
+def sizes_told() -> Iterator[None]:
+    """UserError if what is built inside cannot have the sizes that were asked for.
+
+    Networks complain of a size where they use it, with ValueError; torch of a negative one with RuntimeError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"the model cannot be built: {first_line(error)}") from error
 
 
 def as_dict(recipe: Any) -> dict:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.lpips_weights import LPIPS
 from semhitok.transformer import Block
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets import TokenizerRecipe
@@ -27,19 +28,21 @@ def build_on_meta(config: SemHiTokConfig) -> SemHiTokModel:
 
 
 def parts_of(task: nn.Module) -> dict[str, nn.Module]:
-    """The networks of a tokenizer stage by name, PatchGAN's discriminator included where there is one."""
+    """The networks of a tokenizer stage by name, LPIPS and PatchGAN's discriminator included where there is one."""
     model = task.model
     parts = {"SigLIP": model.vision_model}
     for branch in ("semantic", "pixel"):
         parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
-    adversarial = discriminator_of(task)
-    return parts | ({"discriminator": adversarial} if adversarial else {})
+    distance, discriminator = loss_networks(task)
+    parts |= {f"LPIPS ({distance.backbone})": distance} if isinstance(distance, LPIPS) else {}
+    return parts | ({"discriminator": discriminator} if discriminator else {})
 
 
-def discriminator_of(task: nn.Module) -> nn.Module | None:
-    """PatchGAN's discriminator, None where a stage trains without."""
-    adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
-    return adversarial and adversarial.discriminator
+def loss_networks(task: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The perceptual distance and PatchGAN's discriminator, None where a stage trains without."""
+    losses = getattr(task, "losses", None)
+    adversarial = getattr(losses, "adversarial", None)
+    return getattr(losses, "distance", None), adversarial and adversarial.discriminator
 
 
 def count(module: nn.Module) -> int:
@@ -83,7 +86,7 @@ def tokenizer_plan(
         state = "trained" if trained else "frozen" if list(part.parameters()) else "no gradients"
         lines.append(row(f"  {part_name}", f"{count(part) / 1e6:9.2f} M  {state}"))
     lines.append(row("  all", f"{count(task) / 1e6:9.2f} M, {count_trained(task) / 1e6:.2f} M trained"))
-    lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {precision_of(train)})")
+    lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {train.describe_precision()})")
     memory = memory_by_part(task, recipe, stage, num_processes)
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
@@ -95,19 +98,12 @@ def row(what: str, value: str) -> str:
     return f"{what:<28}{value}"
 
 
-def precision_of(train: TrainConfig) -> str:
-    """The precision in words."""
-    if train.autocast():
-        return "fp32 weights, bf16 products"
-    return "bf16 weights, fp32 optimiser" if train.precision == "bf16" else "fp32"
-
-
 def memory_by_part(task: nn.Module, recipe: TokenizerRecipe, stage: str, num_processes: int) -> dict[str, float]:
     """Bytes on each GPU, by what they are for."""
     train = recipe.train
     micro, _ = train.per_device(num_processes)
     memory = state_bytes(count(task), count_trained(task), train, num_processes)
-    activations = kept_for_backward(task, stage, recipe.perceptual_weight > 0, train.gradient_checkpointing)
+    activations = kept_for_backward(task, stage, train.gradient_checkpointing)
     share = BF16_SHARE if train.autocast() or train.precision == "bf16" else 1.0
     return memory | {f"activations, {micro} pictures": micro * share * activations}
 
@@ -127,7 +123,7 @@ def state_bytes(num_all: int, num_trained: int, train: TrainConfig, num_processe
     }
 
 
-def kept_for_backward(task: nn.Module, stage: str, perceptual: bool, checkpointing: bool) -> int:
+def kept_for_backward(task: nn.Module, stage: str, checkpointing: bool) -> int:
     """Bytes in float32 that the trained networks of a stage keep for one picture until the backward pass."""
     model, config = task.model, task.model.config
     picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
@@ -139,10 +135,14 @@ def kept_for_backward(task: nn.Module, stage: str, perceptual: bool, checkpointi
         "decoder": [(model.pixel.decoder, vectors)],
     }[stage]
     total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
-    if perceptual and stage != "semantic":
-        total += saved_bytes(model.vision_model, picture.requires_grad_())
-    if discriminator := discriminator_of(task):  # it sees the true picture once and the drawn one twice
-        total += 3 * saved_bytes(discriminator, picture.requires_grad_())
+    distance, discriminator = loss_networks(task)
+    drawn = torch.empty_like(picture, requires_grad=True)
+    if isinstance(distance, LPIPS):
+        total += saved_bytes(distance.network, drawn, picture)
+    elif distance is not None:
+        total += saved_bytes(model.vision_model, drawn)
+    if discriminator:  # it sees the true picture once and the drawn one twice
+        total += 3 * saved_bytes(discriminator, drawn)
     return total
 
 
@@ -155,8 +155,8 @@ def spared_bytes(net: nn.Module, num_positions: int) -> int:
     return (len(blocks) - 1) * saved_bytes(blocks[0], x) - len(blocks) * x.nbytes
 
 
-def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of the tensors, weights aside, that autograd keeps of `net(x)`."""
+def saved_bytes(net: nn.Module, *inputs: torch.Tensor) -> int:
+    """Bytes of the tensors, weights aside, that autograd keeps of `net(*inputs)`."""
     weights = set(map(storage, net.parameters()))
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -166,7 +166,7 @@ def saved_bytes(net: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), FlashAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = net(x)  # noqa: F841  alive while its graph is counted
+        output = net(*inputs)  # noqa: F841  alive while its graph is counted
     return sum(part.nbytes() for part in kept.values())
 
 

@@ -1,0 +1,258 @@
+"""What the training programs start from: checkpoints that do not fit or are damaged are told in one line."""
+
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from transformers import SiglipConfig, SiglipVisionModel
+
+from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config
+from semhitok.convolution import conv_stem
+from unimllm.errors import UserError
+from unimllm.training import checkpoint
+from unimllm.training.config import TrainConfig
+from unimllm.training.overrides import check_taken
+from unimllm.training.presets import TokenizerRecipe
+from unimllm.training.teacher import TeacherTask
+
+PROGRAMS = Path(__file__).parents[1] / "train"
+
+pytestmark = pytest.mark.skipif(
+    not PROGRAMS.is_dir(), reason="train/ is not beside the tests (they run on an installed package)"
+)
+
+
+def program(name: str) -> ModuleType:
+    """A program of train/, imported under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"train_{name}", PROGRAMS / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SemHiTokModel(tiny_config())
+    folder = tmp_path_factory.mktemp("tokenizer")
+    model.save_pretrained(folder)
+    return folder
+
+
+def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:
+    """The model that train/tokenizer.py starts a stage with."""
+    args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
+    recipe = TokenizerRecipe(TrainConfig(), tiny_config(**sizes or {}), world=None)
+    return program("tokenizer").start_model(args, recipe, stage)
+
+
+def cut_off(folder: Path, copy: Path) -> Path:
+    """A copy of a checkpoint whose weights end in the middle."""
+    copy.mkdir()
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        (copy / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
+    return copy
+
+
+# ---- options that something else decides ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("pixel", {"teacher": "a"}, "--teacher is for --stage semantic; the pixel stage has the SigLIP of"),
+        ("decoder", {"teacher": "a"}, "--teacher is for --stage semantic"),
+        ("semantic", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
+    ],
+)
+def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
+    with pytest.raises(UserError, match=message):
+        program("tokenizer").check_start(Namespace(**{"teacher": None, "init_from": None} | options), stage)
+
+
+def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
+    config = start("pixel", init_from=tokenizer_folder).config
+    check_taken({"model.pixel_dim": 4, "model.conv_decoder_channels": (8, 8, 8), "train.max_steps": 3}, config)
+    asked = {"num_pixel_codes": 5}
+    check_taken({"model.num_pixel_codes": 5}, start("pixel", asked, init_from=tokenizer_folder).config)
+    with pytest.raises(UserError, match="^--model.num_pixel_codes 5 is not to be had"):
+        check_taken({"model.num_pixel_codes": 5}, start("decoder", asked, init_from=tokenizer_folder).config)
+    with pytest.raises(UserError, match="^--model.pixel_dim 8 is not to be had: the model .* has 4, from"):
+        check_taken({"model.pixel_dim": 8}, config)
+    with pytest.raises(UserError, match="^--model.vision_config.hidden_size 32 .* has 16, from"):
+        check_taken({"model.vision_config.hidden_size": 32}, config)
+
+
+def test_weights_of_losses_may_change_between_stages(tokenizer_folder):
+    asked = {"model.pixel_commitment_weight": 0.5}
+    config = start("pixel", init_from=tokenizer_folder, overrides=asked).config
+    check_taken(asked, config)
+    assert (config.pixel_commitment_weight, config.commitment_weight) == (0.5, tiny_config().commitment_weight)
+
+
+# ---- sizes that cannot be -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "field", "value", "message"),
+    [
+        ("semhitok_256", "model.pixel_heads", "5", "hidden size (768) must be divisible by the number of heads (5)"),
+        ("semhitok_256", "model.decoder_heads", "0", "cannot be built"),
+        ("semhitok_256", "discriminator_channels", "12", "channels (12) must be a multiple of 8"),
+        ("semhitok_256", "model.pixel_dim", "-3", "negative dimension -3"),
+        ("photos_128", "model.conv_encoder_blocks", "[1, 1]", "conv_encoder_blocks has 2 entries; it needs 3, one for"),
+        ("photos_128", "model.conv_decoder_blocks", "[1]", "conv_decoder_blocks has 1 entries; it needs 4"),
+        ("photos_128", "model.conv_decoder_channels", "[8]", "conv_decoder_channels has 1 entries"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_line(preset, field, value, message, monkeypatch, call):
+    options = ["--preset", preset, "--stage", "pixel", "--dry-run", "1", f"--{field}={value}"]
+    monkeypatch.setattr(sys, "argv", ["train/tokenizer.py", *options])
+    assert message in call(SimpleNamespace(main=lambda _: program("tokenizer").main())).refusal()
+
+
+def test_sizes_of_a_semantic_stage_are_not_the_teachers_fault(tokenizer_folder, tmp_path):
+    SiglipVisionModel(tiny_config().vision_config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="^the model cannot be built: hidden size"):
+        start("semantic", teacher=str(tmp_path), sizes={"semantic_heads": 3})
+
+
+def test_a_stem_that_cannot_be_normalised_is_told():
+    with pytest.raises(ValueError, match=r"stem_channels are \[8, 12, 16\]; each must be a multiple of 8"):
+        conv_stem([8, 12, 16], 8, 16)
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_lpips_is_loaded_only_where_it_weighs(monkeypatch, capsys):
+    tokenizer, loaded = program("tokenizer"), []
+
+    class FakeLpips(torch.nn.Module):
+        backbone = "vgg"
+
+        def __init__(self, weights: Path):
+            super().__init__()
+            loaded.append(weights)
+
+    monkeypatch.setattr(tokenizer, "LPIPS", FakeLpips)
+    model = SemHiTokModel(tiny_config())
+
+    def said(**weights) -> str:
+        recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None, **weights)
+        task, _ = tokenizer.make_stage(model, recipe, "pixel")
+        assert capsys.readouterr().out == ""  # --dry-run makes one too
+        tokenizer.announce_losses(task, recipe)
+        return capsys.readouterr().out
+
+    assert said() == ""
+    assert "lpips_weights are not used" in said(lpips_weights="vgg.pth") and not loaded
+    assert said(perceptual_weight=0.5) == "perceptual loss: the teacher's features (no lpips_weights), weight 0.5\n"
+    assert "LPIPS (vgg), weight 0.5" in said(perceptual_weight=0.5, lpips_weights="vgg.pth")
+    assert loaded == [Path("vgg.pth")]
+
+
+# ---- going on with a run --------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """DeepSpeed's, where the parts do not fit."""
+
+    def load_checkpoint(self, folder: str, tag: str):
+        raise RuntimeError("Error(s) in loading state_dict for Task:\n\tMissing key(s): discriminator.0.weight")
+
+
+def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
+    before = {"adversarial_weight": 0.0, "model": {"pixel_dim": 8}, "train": {"max_steps": 5, "precision": "fp32"}}
+    (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before}))
+    now = {"adversarial_weight": 0.5, "model": {"pixel_dim": 4}, "train": {"max_steps": 9, "precision": "bf16"}}
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(Engine(), tmp_path, now)
+    assert str(caught.value) == (
+        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; model.pixel_dim was 8 and is 4; "
+        "train.precision was fp32 and is bf16; take the options of that run, or another --output-dir"
+    )
+    with pytest.raises(UserError, match=r"Error\(s\) in loading state_dict for Task:; take the options"):
+        checkpoint.load(Engine(), tmp_path, before)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_starts_with_the_weights_of_the_one_before(tokenizer_folder):
+    drawn = []
+    with torch.random.fork_rng():
+        for load in (SemHiTokModel.from_pretrained, lambda folder: start("pixel", init_from=folder)):
+            torch.manual_seed(0)
+            model = load(tokenizer_folder)
+            drawn.append((torch.rand(3).tolist(), model.state_dict()))
+    assert drawn[0][0] == drawn[1][0]  # so what is drawn after loading, a new codebook for one, is as it always was
+    assert all(torch.equal(value, drawn[0][1][name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stage", ["semantic", "pixel", "decoder"])
+def test_a_damaged_or_foreign_folder_to_start_from_is_one_line(stage, tokenizer_folder, tmp_path):
+    with pytest.raises(UserError, match=r"^cannot load a tokenizer from [^\n]*cut[^\n]*$"):
+        start(stage, init_from=cut_off(tokenizer_folder, tmp_path / "cut"))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="bert holds no SemHiTok tokenizer; its model_type is 'bert'"):
+        start(stage, init_from=tmp_path / "bert")
+    with pytest.raises(UserError, match="^--init-from .*/no/such: no such folder"):
+        start(stage, init_from=tmp_path / "no" / "such")
+
+
+def test_a_stage_without_the_one_before_says_which(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint in runs/tiny/semantic: .*; train --stage semantic first or"):
+        start("pixel")
+
+
+def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sft = program("sft")
+
+    def build(**options):
+        args = Namespace(preset="tiny", **{"init_from": None, "image_tokenizer": None} | options)
+        return sft.build_model(args, sft.SFT_PRESETS["scenes_64"](), range(300))
+
+    with pytest.raises(UserError, match="train it with train/tokenizer.py or name its folder"):
+        build()
+    with pytest.raises(UserError, match="^--image-tokenizer no/such/folder: no such folder"):
+        build(image_tokenizer="no/such/folder")
+    with pytest.raises(UserError, match="^--init-from no/such/folder: no such folder"):
+        build(init_from=Path("no/such/folder"))
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/pixel").symlink_to(tokenizer_folder)
+    assert build().image_tokenizer.config.num_positions == 4
+    cut_off(tokenizer_folder, Path("runs/tiny/decoder"))  # newer than pixel, so pixel is no way out
+    with pytest.raises(UserError, match=r"^cannot load a tokenizer from runs/tiny/decoder[^\n]*$"):
+        build()
+
+
+def test_a_teacher_goes_on_with_its_stem_of_convolutions(tmp_path):
+    teacher = program("teacher")
+    width = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    vision = width | {"image_size": 16, "patch_size": 8, "stem_channels": [8, 8, 8]}
+    text = width | {"vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16}
+    text |= {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    config = SiglipConfig(text_config=text, vision_config=vision)
+    trained, task = TeacherTask(config, 3, 0.25), TeacherTask(config, 3, 0.25)
+    trained.siglip.save_pretrained(tmp_path / "whole")
+    teacher.load_siglip(task, tmp_path / "whole")
+    expected = trained.siglip.state_dict()
+    assert any("patch_embedding.layers" in name for name in expected)
+    assert all(torch.equal(value, expected[name]) for name, value in task.siglip.state_dict().items())
+    with pytest.raises(UserError, match=r"^cannot start from [^\n]*cut[^\n]*$"):
+        teacher.load_siglip(task, cut_off(tmp_path / "whole", tmp_path / "cut"))
+    wider = TeacherTask(SiglipConfig(text_config=text, vision_config=vision | {"stem_channels": [8, 8, 16]}), 3, 0.25)
+    with pytest.raises(UserError, match="cannot start from .* is .*, not "):
+        teacher.load_siglip(wider, tmp_path / "whole")

@@ -1,0 +1,22 @@
+"""What the processes of a run ask about each other; right in a single process too."""
+
+import os
+
+import torch.distributed as dist
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0; before the processes have met, by what their launcher put into the environment."""
+    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def print_once(text: str) -> None:
+    """Print at once, on the first process alone."""
+    if is_first_process():
+        print(text, flush=True)
