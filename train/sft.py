@@ -5,7 +5,7 @@ deepspeed train/sft.py --preset scenes_64 --image-tokenizer runs/scenes_64/decod
 
 from pathlib import Path
 
-from semhitok import SemHiTokModel
+from semhitok.auto import read_tokenizer
 from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
 from unimllm.conversation import ConversationTokenizer
@@ -64,7 +64,7 @@ def build_model(args, recipe: SftRecipe, text_tokenizer) -> UniMLLMForConditiona
     ]  # fmt: skip
     for folder in candidates:
         try:
-            image_tokenizer = SemHiTokModel.from_pretrained(resolve(folder))
+            image_tokenizer = read_tokenizer(resolve(folder))
             break
         except UserError as error:
             last = error

@@ -4,6 +4,10 @@ deepspeed train/tokenizer.py --preset scenes_64 --stage semantic --teacher runs/
 deepspeed train/tokenizer.py --preset scenes_64 --stage pixel --init-from runs/scenes_64/semantic
 deepspeed train/tokenizer.py --preset scenes_64 --stage decoder --init-from runs/scenes_64/pixel
 
+--stage joint trains both branches at once, to compare (unimllm/training/presets/ablation.py):
+
+deepspeed train/tokenizer.py --preset ablation --stage joint --teacher runs/scenes_64/teacher
+
 With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
 
@@ -23,12 +27,13 @@ from einops import rearrange
 from torch import nn
 
 from semhitok import SemHiTokModel
+from semhitok.auto import read_tokenizer
 from semhitok.configuration_semhitok import DECODER_SIZES
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.lpips_weights import LPIPS
-from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
 from semhitok.vision import scale_patches
 from unimllm.command_line import number
@@ -36,17 +41,23 @@ from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
-from unimllm.training.batches import SampleSource
+from unimllm.training.batches import LaterSamples, SampleSource
 from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, default_folder, parse_arguments, run_program
 from unimllm.training.plan import build_on_meta, tokenizer_plan
-from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
+from unimllm.training.presets import (
+    DECODER_PRESETS,
+    JOINT_PRESETS,
+    PIXEL_PRESETS,
+    SEMANTIC_PRESETS,
+    TokenizerRecipe,
+)
 from unimllm.training.seeding import seed_everything
 
-STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
+STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS}
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
-BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel"}
+BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel", "joint": "teacher"}
 
 
 def main() -> None:
@@ -107,12 +118,15 @@ def open_index(args) -> PictureIndex:
 def make_source(
     index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, image_size: int
 ) -> SampleSource:
-    """Pictures of --data, or else scenes; another order for each stage."""
-    seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
+    """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
+    is_common = recipe.first_step is not None
+    seed = recipe.train.seed + 1000 * (1 + (len(STAGES) if is_common else list(STAGES).index(stage)))
     if index:
-        return PictureSource(index, image_size, seed, recipe.decode_threads)
-    others = recipe.world.open_others() if recipe.other_share else None
-    return ScenePictures(*scenes, seed, others, recipe.other_share)
+        source = PictureSource(index, image_size, seed, recipe.decode_threads)
+    else:
+        others = recipe.world.open_others() if recipe.other_share else None
+        source = ScenePictures(*scenes, seed, others, recipe.other_share)
+    return LaterSamples(source, recipe.first_step * recipe.train.batch_size) if is_common else source
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
@@ -140,17 +154,19 @@ def chosen_stage() -> str:
 
 
 def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
-    """The tokenizer as the stage before left it; the semantic stage starts from a SigLIP alone."""
-    before = default_folder(args.preset, BEFORE[stage])
-    if args.init_from or stage != "semantic":
+    """The tokenizer as the stage before left it; without meaning to learn first, one over a SigLIP alone."""
+    is_flat = stage == "pixel" and recipe.model.num_semantic_codes == 1  # pixels alone: no semantic stage comes before
+    needed = "teacher" if is_flat else BEFORE[stage]
+    before = default_folder(args.preset, needed)
+    if args.init_from or needed != "teacher":
         folder = args.init_from or before
         try:
-            model = SemHiTokModel.from_pretrained(resolve(folder))
+            model = read_tokenizer(resolve(folder))
         except UserError as error:
-            raise UserError(
-                f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from"
-            ) from error
-        return enhance_decoder(model, recipe) if stage == "decoder" else model
+            raise UserError(f"{error}; train --stage {needed} first or name its folder with --init-from") from error
+        if stage != "joint" and hasattr(model, "codebook"):
+            raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
+        return change_parts(model, recipe, stage)
     try:
         teacher = load_teacher(find_teacher(args.teacher, before))
         if recipe.patch_size:
@@ -163,14 +179,20 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
     return model
 
 
-def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokModel:
-    """A new decoder where the recipe's is of another size than the trained one (Enhance Decoder): same codes."""
-    sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
+def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
+    """Untrained parts where the recipe's are of another size than the stage before left them.
+
+    The pixel stage may choose m anew; the decoder stage a decoder for the same codes (Enhance Decoder).
+    """
+    names = {"pixel": ("num_pixel_codes",), "decoder": DECODER_SIZES}.get(stage, ())
+    sizes = {name: getattr(recipe.model, name) for name in names}
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
         if os.environ.get("RANK", "0") == "0":
-            print("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
-        model.replace_decoder(**changed)
+            what = {"pixel": "new sub-codebooks", "decoder": "a new decoder"}[stage]
+            print(f"{what}: " + ", ".join(f"{name} {size}" for name, size in changed.items()), flush=True)
+        replace = {"pixel": model.replace_pixel_codebook, "decoder": model.replace_decoder}[stage]
+        replace(**changed)
     return model
 
 
@@ -201,6 +223,8 @@ def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tup
         task = SemanticStage(model)
     elif stage == "pixel":
         task = PixelStage(model, make_losses(model, recipe), recipe.confused_share, recipe.foreign_share)
+    elif stage == "joint":
+        task = JointStage(model, make_losses(model, recipe))
     else:
         task = DecoderStage(model, make_losses(model, recipe), recipe.confused_share)
 

@@ -107,16 +107,13 @@ def load_tokenizer(
     path = find_tokenizer(model, option)
     device = choose_device(device)
     import torch
-    from transformers import PreTrainedConfig
 
-    from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
+    from semhitok import SemHiTokImageProcessor
+    from semhitok.auto import read_tokenizer
     from semhitok.image_processing_semhitok import for_tokenizer
 
     try:
-        stored, _ = PreTrainedConfig.get_config_dict(path)
-        if stored.get("model_type") != SemHiTokConfig.model_type and SemHiTokConfig.base_config_key not in stored:
-            raise UserError(f"{path} holds no SemHiTok tokenizer; its model_type is {stored.get('model_type')!r}")
-        loaded, report = SemHiTokModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded, report = read_tokenizer(path, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = sorted(report["missing_keys"])
             raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.auto import build_tokenizer
 from semhitok.transformer import Block
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets import TokenizerRecipe
@@ -23,7 +24,7 @@ BF16_SHARE = 0.6  # of the float32 activations that remain under bf16 autocast
 def build_on_meta(config: SemHiTokConfig) -> SemHiTokModel:
     """The model without its numbers, in seconds at any size."""
     with torch.device("meta"):
-        return SemHiTokModel(config)
+        return build_tokenizer(config)
 
 
 def parts_of(task: nn.Module) -> dict[str, nn.Module]:
@@ -32,6 +33,8 @@ def parts_of(task: nn.Module) -> dict[str, nn.Module]:
     parts = {"SigLIP": model.vision_model}
     for branch in ("semantic", "pixel"):
         parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
+    if hasattr(model, "codebook"):
+        parts["shared codebook"] = model.codebook
     adversarial = discriminator_of(task)
     return parts | ({"discriminator": adversarial} if adversarial else {})
 
@@ -133,11 +136,10 @@ def kept_for_backward(task: nn.Module, stage: str, perceptual: bool, checkpointi
     picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     vectors = torch.empty(1, config.num_positions, config.semantic_dim + config.pixel_dim, device="meta")
     features = torch.empty(1, config.num_positions, config.vision_config.hidden_size, device="meta")
-    calls = {
-        "semantic": [(model.semantic.encoder, features), (model.semantic.decoder, vectors[..., : config.semantic_dim])],
-        "pixel": [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)],
-        "decoder": [(model.pixel.decoder, vectors)],
-    }[stage]
+    for_features = vectors[..., : model.semantic.decoder.proj_in.in_features]
+    semantic = [(model.semantic.encoder, features), (model.semantic.decoder, for_features)]
+    pixel = [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)]
+    calls = {"semantic": semantic, "pixel": pixel, "decoder": pixel[1:], "joint": semantic + pixel}[stage]
     total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
     if perceptual and stage != "semantic":
         total += saved_bytes(model.vision_model, picture.requires_grad_())
