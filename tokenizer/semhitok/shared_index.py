@@ -62,6 +62,7 @@ class SingleCodeModel(SemHiTokModel):
     """What both share: one EMA codebook over unit vectors [semantic part | pixel part]. Its codes are (index, 0)."""
 
     def __init__(self, config: SemHiTokConfig):
+        check_single(config.num_pixel_codes)  # a command line may have set it since
         super().__init__(config)
         del self.semantic.codebook, self.pixel.codebook
         self.codebook = EMACodebook(config.num_semantic_codes, config.semantic_dim + config.pixel_dim, config.ema_decay)
