@@ -1,4 +1,4 @@
-"""eval/compare.py on made-up results, and what scripts/ablate_tokenizer.sh refuses before it starts anything."""
+"""eval/compare.py on made-up results, and scripts/ablate_tokenizer.sh with nothing behind it that trains."""
 
 import importlib.util
 import json
@@ -7,6 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from unimllm.training.presets import (
+    DECODER_PRESETS,
+    JOINT_PRESETS,
+    PIXEL_PRESETS,
+    SEMANTIC_PRESETS,
+    SFT_PRESETS,
+    TEACHER_PRESETS,
+)
 
 ROOT = Path(__file__).parents[1]
 PROGRAM, SCRIPT = ROOT / "eval" / "compare.py", ROOT / "scripts" / "ablate_tokenizer.sh"
@@ -102,3 +111,65 @@ def test_the_script_refuses_in_one_line(options, message):
     ended = subprocess.run(["bash", str(SCRIPT), *options], capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr.startswith(message) and ended.stderr.count("\n") == 1
+
+
+STUB = """
+ROOT="$PWD" VENV_PYTHON=measuring
+die() { echo "error: $*" >&2; exit 2; }
+begin() { :; }
+took() { :; }
+install_package() { :; }
+launch() { echo "launch $*"; mkdir -p "$3"; [ ! -e stop ]; }
+measuring() { echo "python $*"; [ "$2" != --json ] || echo '{}' > "$3"; }
+"""
+PRESETS = {
+    "semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
+    "train/teacher.py": TEACHER_PRESETS, "train/sft.py": SFT_PRESETS,
+}  # fmt: skip
+
+
+def plan(place: Path, *options: str, fails: bool = False) -> list[list[str]]:
+    """The commands that the script would have run in a folder."""
+    (place / "scripts").mkdir(exist_ok=True)
+    (place / "scripts" / "install.sh").write_text(STUB)
+    (place / "scripts" / SCRIPT.name).write_bytes(SCRIPT.read_bytes())
+    words = ["bash", str(place / "scripts" / SCRIPT.name), *options]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=place)
+    assert (ended.returncode != 0) == fails and not ended.stderr, ended.stderr
+    return [line.split() for line in ended.stdout.splitlines()]
+
+
+def after(command: list[str], option: str) -> str | None:
+    """The value of an option, None without it."""
+    return command[command.index(option) + 1] if option in command else None
+
+
+def test_everything_is_trained_once_in_order_and_measured(program, tmp_path):
+    commands = plan(tmp_path)
+    outputs = [after(command, "--output-dir") for command in commands if command[0] == "launch"]
+    # a teacher; seed 0: 12 tokenizers, 3 semantic stages before them, 12 models; seeds 1 and 2: 2, 1 and 2 each
+    assert len(outputs) == len(set(outputs)) == 1 + (12 + 3 + 12) + 2 * (2 + 1 + 2)
+    for command in commands[:-1]:
+        if command[0] == "launch":
+            assert after(command, "--preset") in PRESETS[after(command, "--stage") or command[1]]
+        made = outputs[: outputs.index(after(command, "--output-dir"))] if command[0] == "launch" else outputs
+        for option in ("--teacher", "--init-from", "--image-tokenizer", "--model"):
+            assert after(command, option) in (None, *made)
+    measured = {tuple(Path(after(command, "--json")).parts[-3:]) for command in commands[:-1] if "--json" in command}
+    wanted = {(name, file) for group in program.GROUPS.values() for name, (_, files) in group.items() for file in files}
+    assert {(name, file) for name, seed, file in measured if seed == "seed-0"} == wanted
+    rest = {(name, seed) for name, seed, _ in measured if seed != "seed-0"}
+    assert rest == {(name, seed) for name in ("phased", "joint") for seed in ("seed-1", "seed-2")}
+    assert commands[-1][:3] == ["python", "eval/compare.py", "runs/ablation/results"]
+    assert plan(tmp_path) == commands[-1:]  # run again, it finds all finished
+
+
+def test_a_broken_run_goes_on_where_it_was(tmp_path):
+    (tmp_path / "stop").touch()
+    options = ("--only", "m4", "--seeds", "5", "--teacher", "T", "--tokenizers-only", "--out", "here")
+    (first,) = plan(tmp_path, *options, fails=True)
+    assert after(first, "--output-dir") == "here/seed-5/semantic" and after(first, "--train.seed") == "5"
+    (tmp_path / "stop").unlink()
+    commands = plan(tmp_path, *options)
+    assert commands[0] == first and after(commands[1], "--model.num_pixel_codes") == "4"
+    assert [command[1] for command in commands[2:]] == ["eval/reconstruction.py", "eval/compare.py"]

@@ -105,7 +105,7 @@ def ablation_sft() -> SftRecipe:
     recipe = scenes_64_sft()
     recipe.model.image_head = "flat"
     recipe.model.text_config.num_hidden_layers = 4
-    recipe.train.max_steps = 800
+    recipe.train.max_steps = 1000
     recipe.train.warmup_steps = 100
     recipe.num_scenes = 30_000
     recipe.drawing_share = recipe.sequential_share = 0.0
