@@ -33,6 +33,7 @@ from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.lpips_weights import LPIPS
+from semhitok.shared_index import SingleCodeModel
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
 from semhitok.vision import scale_patches
@@ -164,7 +165,7 @@ def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
             model = read_tokenizer(resolve(folder))
         except UserError as error:
             raise UserError(f"{error}; train --stage {needed} first or name its folder with --init-from") from error
-        if stage != "joint" and hasattr(model, "codebook"):
+        if stage != "joint" and isinstance(model, SingleCodeModel):
             raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
         return change_parts(model, recipe, stage)
     try:
