@@ -15,6 +15,7 @@ from semhitok.discriminator import AdversarialLoss
 from semhitok.losses import ReconstructionLosses
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.errors import UserError
 from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
@@ -29,7 +30,7 @@ from unimllm.training.plan import (
     state_bytes,
     tokenizer_plan,
 )
-from unimllm.training.presets import DECODER_PRESETS, JOINT_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS
+from unimllm.training.presets import DECODER_PRESETS, JOINT_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, SFT_PRESETS
 
 
 def pixel_stage(model: SemHiTokModel) -> PixelStage:
@@ -247,3 +248,9 @@ def test_the_joint_stage_has_a_plan():
 def test_later_samples_are_those_that_follow():
     later = LaterSamples(lambda indices: {"x": torch.tensor(list(indices))}, 6)
     assert later(range(0, 2))["x"].tolist() == [6, 7] and later(range(4, 6))["x"].tolist() == [10, 11]
+
+
+def test_every_language_model_preset_comes_back_from_its_file():
+    for name, preset in SFT_PRESETS.items():
+        config = preset().model
+        assert UniMLLMConfig.from_dict(config.to_dict()).to_dict() == config.to_dict(), name

@@ -104,7 +104,8 @@ def ablation_sft() -> SftRecipe:
     """
     recipe = scenes_64_sft()
     recipe.model.image_head = "flat"
-    recipe.model.text_config.num_hidden_layers = 4
+    text = recipe.model.text_config
+    text.num_hidden_layers, text.layer_types = 4, text.layer_types[:4]
     recipe.train.max_steps = 1000
     recipe.train.warmup_steps = 100
     recipe.num_scenes = 30_000
