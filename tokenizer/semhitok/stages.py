@@ -113,13 +113,13 @@ def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> tor
 
     Args:
         semantic: (B, N) int64 in 0..K-1.
-        codebook: (K, D) l2-normalised.
+        codebook: (K, D) l2-normalised; a single code has none to be exchanged for.
         share: of the pictures, 0..1.
 
     Returns:
         (B, N) int64.
     """
-    if not share:
+    if not share or len(codebook) == 1:
         return semantic
     near = (codebook @ codebook.T).topk(min(1 + NUM_NEAR, len(codebook)), -1).indices  # (K, 1 + NUM_NEAR), itself first
     rank = torch.randint(1, near.shape[1], semantic.shape[:1], device=semantic.device)  # (B,)
