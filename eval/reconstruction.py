@@ -7,7 +7,8 @@
 Pictures are cropped as ADM does (halved, scaled bicubically, cut to the centre), encoded, decoded, clamped and rounded
 to 8 bits; everything is measured between those and the cropped originals. "FID" stands only over the TF-2015 Inception
 (--inception-weights); other networks give FD(network): the tokenizer's own SigLIP, or --features, which is the one to
-compare tokenizers by. `--data scenes`: the held-out compositions of eval/scenes.py, a thousand unless --limit says so.
+compare tokenizers by. `--data scenes`: the held-out compositions of eval/scenes.py (--split), a thousand unless
+--limit says so.
 Intervals: 95 %, bootstrap over pictures.
 """
 
@@ -50,6 +51,7 @@ from unimllm.metrics.networks import (
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
 from unimllm.report import add_code_use, as_range, describe_machine, write_json
 from unimllm.scenes.examination import examined_scenes
+from unimllm.scenes.program import SPLITS
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
@@ -65,11 +67,11 @@ SCORES = {  # per picture: name in the table, digits
 
 
 class HeldOutPictures:
-    """Renders of the test split, the same ones that eval/scenes.py reconstructs; see `FolderPictures`."""
+    """Renders of a split, the same ones that eval/scenes.py reconstructs; see `FolderPictures`."""
 
-    def __init__(self, config: WorldConfig, count: int):
+    def __init__(self, config: WorldConfig, count: int, split: str):
         self.world, self.renderer = config.open()
-        self.count = count
+        self.count, self.split = count, split
         self.skipped: dict[str, str] = {}
         self.num_other_files = 0
 
@@ -77,7 +79,7 @@ class HeldOutPictures:
         return self.count
 
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
-        for i, scene in enumerate(examined_scenes(self.world, SCENES_SEED, self.count)):
+        for i, scene in enumerate(examined_scenes(self.world, SCENES_SEED, self.count, self.split)):
             yield f"scene {i}", Image.fromarray(self.renderer.render(scene))
 
 
@@ -102,6 +104,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/reconstruction.py", __doc__)
     parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
     parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
+    parser.add_argument("--split", choices=SPLITS, default="test", help=f"of --data {SCENES}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
@@ -165,7 +168,7 @@ def open_data(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) 
         return FolderPictures(Path(args.data))
     trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
     classes = {"classes": tuple(trained["classes"])} if trained else {}
-    return HeldOutPictures(WorldConfig(tokenizer.config.image_size, **classes), args.limit or NUM_SCENES)
+    return HeldOutPictures(WorldConfig(tokenizer.config.image_size, **classes), args.limit or NUM_SCENES, args.split)
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -274,6 +277,7 @@ def describe_run(
     facts = describe_machine(__file__) | {
         "model": str(args.model),
         "data": args.data,
+        "split": args.split if args.data == SCENES else None,
         "limit": args.limit,
         "resolution": tokenizer.config.image_size,
         "crop": "none, drawn at this size" if args.data == SCENES else "ADM centre crop (box halving, bicubic)",

@@ -118,6 +118,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
     parser.add_argument("--seed", type=number(int, 0), default=0)
     parser.add_argument("--batch-size", type=number(int, 1), default=64)
+    parser.add_argument("--no-drawing", action="store_true", help="examine reading alone")
     parser.add_argument("--images-per-prompt", type=number(int, 1), default=1)
     parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
     parser.add_argument("--temperature", type=number(float, 0), default=TEMPERATURE)
@@ -146,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
         if model is not None:
             examine_understanding(results, bench, model, processor)
+        if model is not None and not args.no_drawing:
             examine_drawing(results, bench, model, processor, prompts, args)
     results |= describe_run(args)
     if args.json:

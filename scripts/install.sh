@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes or reuses .venv in the repository root and installs this package into it.
+# Sourced by the other scripts: makes or reuses .venv in the repository root and installs this package into it.
 #
 #   install_package ""        the package
 #   install_package "[test]"  with the test extra
@@ -117,4 +117,15 @@ install_package() {
         die "the installation failed, see above"
     printf '%s\n' "$state" >"$stamp"
     took
+}
+
+# launch PROGRAM OPTIONS...: under DeepSpeed's launcher, on GPUs one process each, else one per core (PROCESSES=N to
+# choose). MASTER_PORT=N where several runs share a machine.
+launch() {
+    if nvidia-smi -L >/dev/null 2>&1; then
+        "$VENV/bin/deepspeed" --master_port "${MASTER_PORT:-29500}" "$@"
+    else
+        DS_ACCELERATOR=cpu "$VENV/bin/deepspeed" --master_port "${MASTER_PORT:-29500}" \
+            --num_accelerators "${PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "$@"
+    fi
 }

@@ -15,14 +15,6 @@ install_package ""
 cd "$ROOT"
 PATH="$VENV/bin:$PATH"
 
-launch() { # PROGRAM OPTIONS...: under DeepSpeed's launcher
-    if nvidia-smi -L >/dev/null 2>&1; then
-        deepspeed "$@"
-    else
-        DS_ACCELERATOR=cpu deepspeed --num_accelerators "${PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "$@"
-    fi
-}
-
 stage() { # NAME PROGRAM OPTIONS...
     begin "$1"
     launch "${@:2}" --preset "$PRESET"

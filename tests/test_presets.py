@@ -14,9 +14,11 @@ from semhitok.configuration_semhitok import tiny_config
 from semhitok.discriminator import AdversarialLoss
 from semhitok.losses import ReconstructionLosses, teacher_distance
 from semhitok.lpips_weights import LPIPS
-from semhitok.stages import DecoderStage, PixelStage, SemanticStage
+from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.errors import UserError
+from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.plan import (
@@ -29,7 +31,7 @@ from unimllm.training.plan import (
     state_bytes,
     tokenizer_plan,
 )
-from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS
+from unimllm.training.presets import DECODER_PRESETS, JOINT_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, SFT_PRESETS
 
 
 def pixel_stage(model: SemHiTokModel) -> PixelStage:
@@ -224,3 +226,55 @@ def test_the_program_plans_and_refuses_in_one_line(tmp_path):
         "error: --preset semhitok_256 trains on pictures: name a folder, .tar or .parquet files with --data\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+ABLATION = {  # of each tokenizer, the recipes of its stages in their order
+    "pixel only": [PIXEL_PRESETS["ablation_pixel_only"]],
+    "semantic only": [SEMANTIC_PRESETS["ablation_semantic_only"], DECODER_PRESETS["ablation_semantic_only"]],
+    "shared vector": [JOINT_PRESETS["ablation_shared_vector"]],
+    "shared index": [JOINT_PRESETS["ablation_shared_index"]],
+    "joint": [JOINT_PRESETS["ablation"]],
+    "phased": [SEMANTIC_PRESETS["ablation"], PIXEL_PRESETS["ablation"]],
+}
+
+
+def test_the_tokenizers_of_the_ablation_are_trained_alike():
+    for name, presets in ABLATION.items():
+        recipes = [preset() for preset in presets]
+        for before, after in zip([None, *recipes[:-1]], recipes, strict=True):
+            start = before.first_step + before.train.max_steps if before else 0
+            assert after.first_step == start, name  # the pictures that follow
+        assert recipes[-1].first_step + recipes[-1].train.max_steps == 3000, name
+        for recipe in recipes:
+            shared = JOINT_PRESETS["ablation"]()
+            assert recipe.model.num_codes == 4096 and recipe.model.num_positions == 64, name
+            for field in ("conv_decoder_channels", "decoder_hidden_size", "semantic_dim", "pixel_dim", "ema_decay"):
+                assert getattr(recipe.model, field) == getattr(shared.model, field), (name, field)
+            shared.train.max_steps = recipe.train.max_steps
+            shared.model, shared.first_step, shared.quantize_after = (
+                recipe.model, recipe.first_step, recipe.quantize_after,
+            )  # fmt: skip
+            assert recipe == shared, name  # all else is equal
+
+
+def test_the_joint_stage_has_a_plan():
+    for name, preset in JOINT_PRESETS.items():
+        recipe = preset()
+        task = JointStage(build_on_meta(recipe.model), ReconstructionLosses())
+        plan = tokenizer_plan(name, "joint", task, recipe, num_processes=1, num_pictures=None)
+        assert "SigLIP" in plan and ("shared codebook" in plan) == ("shared" in name)
+        trained = {part for part, module in parts_of(task).items() if count_trained(module)}
+        assert trained - {"pixel codebook"} == {
+            f"{b} {n}" for b in ("semantic", "pixel") for n in ("encoder", "decoder")
+        }
+
+
+def test_later_samples_are_those_that_follow():
+    later = LaterSamples(lambda indices: {"x": torch.tensor(list(indices))}, 6)
+    assert later(range(0, 2))["x"].tolist() == [6, 7] and later(range(4, 6))["x"].tolist() == [10, 11]
+
+
+def test_every_language_model_preset_comes_back_from_its_file():
+    for name, preset in SFT_PRESETS.items():
+        config = preset().model
+        assert UniMLLMConfig.from_dict(config.to_dict()).to_dict() == config.to_dict(), name

@@ -200,6 +200,7 @@ def test_confusion_exchanges_whole_pictures_for_near_codes():
     codebook = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
     semantic = torch.randint(20, (50, 6), generator=torch.Generator().manual_seed(1))
     assert torch.equal(confuse(semantic, codebook, 0.0), semantic)
+    assert torch.equal(confuse(semantic * 0, codebook[:1], 0.5), semantic * 0)  # no other code to exchange it for
     torch.manual_seed(0)
     exchanged = confuse(semantic, codebook, 0.5)
     moved = (exchanged != semantic).any(-1)

@@ -15,7 +15,7 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
-from unimllm.training import checkpoint
+from unimllm.training import checkpoint, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import TokenizerRecipe
@@ -50,7 +50,7 @@ def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:
     """The model that train/tokenizer.py starts a stage with."""
     args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
     recipe = TokenizerRecipe(TrainConfig(), tiny_config(**sizes or {}), world=None)
-    return program("tokenizer").start_model(args, recipe, stage)
+    return tokenizer.start_model(args, recipe, stage)
 
 
 def cut_off(folder: Path, copy: Path) -> Path:
@@ -68,14 +68,24 @@ def cut_off(folder: Path, copy: Path) -> Path:
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [
-        ("pixel", {"teacher": "a"}, "--teacher is for --stage semantic; the pixel stage has the SigLIP of"),
+        ("pixel", {"teacher": "a"}, "--teacher is for --stage semantic and joint; the pixel stage has the SigLIP of"),
         ("decoder", {"teacher": "a"}, "--teacher is for --stage semantic"),
         ("semantic", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
+        ("joint", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
     ],
 )
 def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
+    recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None)
+    args = Namespace(**{"teacher": None, "init_from": None} | options)
     with pytest.raises(UserError, match=message):
-        program("tokenizer").check_start(Namespace(**{"teacher": None, "init_from": None} | options), stage)
+        tokenizer.check_start(args, recipe, stage)
+
+
+def test_where_there_is_no_meaning_to_learn_a_teacher_is_enough():
+    flat = TokenizerRecipe(TrainConfig(), tiny_config(num_semantic_codes=1), world=None)
+    args = Namespace(teacher="a", init_from=None)
+    for stage, recipe in (("joint", TokenizerRecipe(TrainConfig(), tiny_config(), world=None)), ("pixel", flat)):
+        tokenizer.check_start(args, recipe, stage)
 
 
 def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
@@ -134,7 +144,7 @@ def test_a_stem_that_cannot_be_normalised_is_told():
 
 
 def test_lpips_is_loaded_only_where_it_weighs(monkeypatch, capsys):
-    tokenizer, loaded = program("tokenizer"), []
+    loaded = []
 
     class FakeLpips(torch.nn.Module):
         backbone = "vgg"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from semhitok.checkpoints import load_tokenizer
 from unimllm.training import checkpoint
 
 PROGRAM = Path(__file__).parent.parent / "train" / "tokenizer.py"
@@ -29,7 +30,9 @@ STAGES = {
               "--discriminator_channels", "8", "--confused_share", "0.5", "--foreign_share", "0.2"],
     "decoder": ["--adversarial_weight", "0.5", "--adversarial_start", "1", "--discriminator_channels", "8",
                 "--model.decoder_hidden_size", "32"],
+    "joint": ["--quantize_after", "2", "--model.num_pixel_codes", "1", "--first_step", "1"],
 }  # fmt: skip
+PRESETS = {"joint": "ablation_shared_index"}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +54,13 @@ def place(tmp_path_factory) -> Path:
 
 def command(place: Path, stage: str, output: str) -> list[str]:
     options = [f"--model.{name}={value}" for name, value in SIZES.items()]
-    if stage == "decoder":
-        options.remove("--model.decoder_hidden_size=16")
+    options = [option for option in options if option.partition("=")[0] not in STAGES[stage]]
     options += [f"--train.{name}={value}" for name, value in RUN.items()]
     before = {"pixel": "semantic", "decoder": "pixel"}.get(stage)
     options += ["--init-from", str(place / before)] if before else ["--teacher", str(place / "teacher")]
     return [
-        sys.executable, "-u", str(PROGRAM), "--preset", "photos_128", "--stage", stage, "--patch_size", "0",
+        sys.executable, "-u", str(PROGRAM), "--preset", PRESETS.get(stage, "photos_128"), "--stage", stage,
+        "--patch_size", "0",
         "--data", str(place / "pictures"), "--output-dir", str(place / output), *options, *STAGES[stage],
     ]  # fmt: skip
 
@@ -93,7 +96,7 @@ def weights(folder: Path) -> bytes:
 def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
     text = run(place, stage, stage)
     assert "skipped" in text and "broken.png" in text
-    assert ("discriminator" in text) == (stage != "semantic")
+    assert ("discriminator" in text) == (stage in ("pixel", "decoder"))
     assert ("a new decoder: decoder_hidden_size 32" in text) == (stage == "decoder")
     run_and_kill(place, stage, f"{stage}-killed", step=4)
     assert "resuming from step-00000" in run(place, stage, f"{stage}-killed")
@@ -105,3 +108,30 @@ def test_a_run_is_not_resumed_with_other_losses(place):
     result = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "cannot resume from" in result.stderr and "adversarial_weight was 0.5 and is 0.0" in result.stderr
+
+
+def test_other_sub_codebooks_over_the_same_semantic_stage(place):
+    """The pixel stage may choose m anew; and with one semantic code it needs no semantic stage, only a SigLIP."""
+    several = command(place, "pixel", "five") + ["--model.num_pixel_codes", "5", "--max-steps", "3"]
+    flat = command(place, "pixel", "flat") + ["--model.num_semantic_codes", "1", "--max-steps", "3"]
+    at = flat.index("--init-from")
+    flat[at : at + 2] = ["--teacher", str(place / "teacher")]
+    for words, said, codes in ((several, "new sub-codebooks: num_pixel_codes 5", (8, 5)), (flat, "teacher:", (1, 3))):
+        result = subprocess.run(words, capture_output=True, text=True, env=environment())
+        assert result.returncode == 0 and said in result.stdout, result.stderr[-3000:]
+        folder = checkpoint.latest(Path(words[words.index("--output-dir") + 1]))
+        config = load_tokenizer(str(folder), "cpu")[0].config
+        assert (config.num_semantic_codes, config.num_pixel_codes) == codes
+    before = load_tokenizer(str(place / "semantic"), "cpu")[0].semantic.state_dict()
+    after = load_tokenizer(str(place / "five"), "cpu")[0].semantic.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_tokenizer_with_one_index_has_no_phases(place):
+    """Refused in one line: the pixel stage would train what it does not have."""
+    words = command(place, "pixel", "never")
+    words[words.index("--init-from") + 1] = str(place / "joint")
+    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    assert result.returncode == 2 and result.stderr.splitlines()[-1] == (
+        f"error: {place / 'joint'} holds a semhitok_shared_index, which only --stage joint trains"
+    )

@@ -4,6 +4,10 @@ deepspeed train/tokenizer.py --preset scenes_64 --stage semantic --teacher runs/
 deepspeed train/tokenizer.py --preset scenes_64 --stage pixel --init-from runs/scenes_64/semantic
 deepspeed train/tokenizer.py --preset scenes_64 --stage decoder --init-from runs/scenes_64/pixel
 
+--stage joint trains both branches at once, to compare (unimllm/training/presets/ablation.py):
+
+deepspeed train/tokenizer.py --preset ablation --stage joint --teacher runs/scenes_64/teacher
+
 With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
 
@@ -20,36 +24,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from torch import nn
 
 from semhitok import SemHiTokConfig, SemHiTokModel
-from semhitok.checkpoints import load_tokenizer
-from semhitok.configuration_semhitok import DECODER_SIZES
-from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
-from semhitok.losses import ReconstructionLosses, teacher_distance
-from semhitok.lpips_weights import LPIPS
-from semhitok.stages import DecoderStage, PixelStage, SemanticStage
-from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
-from semhitok.vision import scale_patches
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
-from unimllm.distributed import is_first_process, print_once
+from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
-from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import latest, read_run, resolve
+from unimllm.training.batches import LaterSamples, SampleSource
+from unimllm.training.checkpoint import latest, read_run
 from unimllm.training.loop import start_processes, train
-from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
+from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.plan import build_on_meta, tokenizer_plan
-from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, TokenizerRecipe
+from unimllm.training.presets import (
+    DECODER_PRESETS,
+    JOINT_PRESETS,
+    PIXEL_PRESETS,
+    SEMANTIC_PRESETS,
+    TokenizerRecipe,
+)
 from unimllm.training.seeding import seed_everything
+from unimllm.training.tokenizer import announce_losses, check_start, make_stage, start_model
 
-STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS}
+STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS}
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
-LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
-BEFORE = {"semantic": "teacher", "pixel": "semantic", "decoder": "pixel"}
 
 
 def main() -> None:
@@ -57,13 +57,13 @@ def main() -> None:
     args, recipe = parse_arguments(
         "Train one stage of SemHiTok.", stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
-        teacher={"help": "semantic stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
+        teacher={"help": "semantic and joint stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                  "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
-    check_start(args, stage)
+    check_start(args, recipe, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -114,12 +114,15 @@ def open_index(args) -> PictureIndex:
 def make_source(
     index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: SemHiTokConfig
 ) -> SampleSource:
-    """Pictures of --data, or else scenes; another order for each stage."""
-    seed = recipe.train.seed + 1000 * (1 + list(STAGES).index(stage))
+    """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
+    is_common = recipe.first_step is not None
+    seed = recipe.train.seed + 1000 * (1 + (len(STAGES) if is_common else list(STAGES).index(stage)))
     if index:
-        return PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
-    others = recipe.world.open_others() if recipe.other_share else None
-    return ScenePictures(*scenes, seed, others, recipe.other_share)
+        source = PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
+    else:
+        others = recipe.world.open_others() if recipe.other_share else None
+        source = ScenePictures(*scenes, seed, others, recipe.other_share)
+    return LaterSamples(source, recipe.first_step * recipe.train.batch_size) if is_common else source
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
@@ -146,73 +149,6 @@ def chosen_stage() -> str:
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
 
 
-def check_start(args, stage: str) -> None:
-    """UserError for a --teacher that nothing would read."""
-    if args.teacher and stage != "semantic":
-        raise UserError(
-            f"--teacher is for --stage semantic; the {stage} stage has the SigLIP of its --init-from: leave it out"
-        )
-    if args.teacher and args.init_from:
-        raise UserError("--teacher and --init-from both name a SigLIP to start from; choose one")
-
-
-def start_model(args, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
-    """The tokenizer as the stage before left it; the semantic stage starts from a SigLIP alone."""
-    before = default_folder(args.preset, BEFORE[stage])
-    if args.init_from or stage != "semantic":
-        folder = str(args.init_from) if args.init_from else find_stage_before(before, stage)
-        model, _ = load_tokenizer(folder, "cpu", "--init-from")
-        for name in LOSS_WEIGHTS:
-            setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
-        if stage == "pixel" and recipe.model.num_pixel_codes != model.config.num_pixel_codes:
-            print_once(
-                f"new sub-codebooks: {recipe.model.num_pixel_codes} codes instead of {model.config.num_pixel_codes}"
-            )
-            with sizes_told():
-                model.replace_pixel_codebook(recipe.model.num_pixel_codes)
-        return enhance_decoder(model, recipe) if stage == "decoder" else model
-    try:
-        teacher = load_teacher(find_teacher(args.teacher, before))
-        if recipe.patch_size:
-            teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--teacher: {error}") from error
-    with sizes_told():
-        model = tokenizer_over(teacher, recipe.model)
-    print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
-    return model
-
-
-def find_stage_before(folder: Path, stage: str) -> str:
-    """The newest checkpoint of the stage before; UserError if there is none."""
-    try:
-        return str(resolve(folder))
-    except UserError as error:
-        raise UserError(f"{error}; train --stage {BEFORE[stage]} first or name its folder with --init-from") from error
-
-
-def enhance_decoder(model: SemHiTokModel, recipe: TokenizerRecipe) -> SemHiTokModel:
-    """A new decoder where the recipe's is of another size than the trained one (Enhance Decoder): same codes."""
-    sizes = {name: getattr(recipe.model, name) for name in DECODER_SIZES}
-    changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
-    if changed:
-        print_once("a new decoder: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
-        with sizes_told():
-            model.replace_decoder(**changed)
-    return model
-
-
-def find_teacher(name: str | None, before: Path) -> str | Path:
-    """Folder or hub id of the teacher; a run's folder means its newest checkpoint."""
-    if name is None:
-        try:
-            return resolve(before)
-        except UserError as error:
-            raise UserError(f"{error}; run train/teacher.py first or name a SigLIP") from error
-    is_run = Path(name).is_dir() and not any((Path(name) / file).exists() for file in CONFIG_FILES)
-    return resolve(Path(name)) if is_run else name
-
-
 def check_size(model: SemHiTokModel, recipe: TokenizerRecipe) -> None:
     """UserError unless the preset's pictures are as large as the tokenizer reads them."""
     size, read = recipe.world.image_size, model.config.image_size
@@ -221,46 +157,6 @@ def check_size(model: SemHiTokModel, recipe: TokenizerRecipe) -> None:
             f"the preset draws pictures of {size} x {size} pixels and the tokenizer reads {read} x {read}: add "
             f"--world.image_size {read}"
         )
-
-
-def make_stage(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> tuple[nn.Module, object]:
-    """The training module of a stage, and what it does before a step."""
-    if stage == "semantic":
-        task = SemanticStage(model)
-    elif stage == "pixel":
-        task = PixelStage(model, make_losses(model, recipe), recipe.confused_share, recipe.foreign_share)
-    else:
-        task = DecoderStage(model, make_losses(model, recipe), recipe.confused_share)
-
-    def before_step(step: int, batch: dict) -> None:
-        if step == recipe.quantize_after and stage != "decoder":
-            task.initialize_codebook(batch["pixel_values"])
-        if stage != "semantic" and task.losses.adversarial:
-            task.losses.adversarial.active = step >= recipe.adversarial_start
-
-    return task, before_step
-
-
-def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
-    """The losses on pictures that a recipe weighs."""
-    distance = None
-    if recipe.perceptual_weight:
-        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
-    weight = recipe.adversarial_weight
-    return ReconstructionLosses(
-        recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
-        AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
-    )  # fmt: skip
-
-
-def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
-    """Say what the perceptual loss is, and whether LPIPS's weights were named in vain."""
-    distance = getattr(getattr(task, "losses", None), "distance", None)
-    if distance is not None:
-        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
-        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
-    elif recipe.lpips_weights:
-        print_once("no perceptual loss in this stage: lpips_weights are not used")
 
 
 if __name__ == "__main__":

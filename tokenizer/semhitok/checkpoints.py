@@ -89,10 +89,10 @@ def find_tokenizer(model: str | None, option: str = "--model") -> str:
 def load_tokenizer(
     model: str | None = None, device: str | None = None, option: str = "--model"
 ) -> tuple[SemHiTokModel, SemHiTokImageProcessor]:
-    """Load an image tokenizer and its image processor.
+    """Load an image tokenizer, of any kind that `semhitok.auto` knows, and its image processor.
 
     Args:
-        model: folder or hub id of a SemHiTok checkpoint, or of a language model that holds one; an output folder of
+        model: folder or hub id of a tokenizer's checkpoint, or of a language model that holds one; an output folder of
             `train/tokenizer.py` means its newest checkpoint; None: the small model that ships.
         device: "cpu", "cuda", ...; None: a GPU if there is one. The weights are float32 anywhere, so that the codes
             depend on the checkpoint alone.
@@ -107,16 +107,13 @@ def load_tokenizer(
     path = find_tokenizer(model, option)
     device = choose_device(device)
     import torch
-    from transformers import PreTrainedConfig
 
-    from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
+    from semhitok import SemHiTokImageProcessor
+    from semhitok.auto import tokenizer_class
     from semhitok.image_processing_semhitok import for_tokenizer
 
     try:
-        stored, _ = PreTrainedConfig.get_config_dict(path)
-        if stored.get("model_type") != SemHiTokConfig.model_type and SemHiTokConfig.base_config_key not in stored:
-            raise UserError(f"{path} holds no SemHiTok tokenizer; its model_type is {stored.get('model_type')!r}")
-        loaded, report = SemHiTokModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded, report = tokenizer_class(path).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = sorted(report["missing_keys"])
             raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")

@@ -15,14 +15,17 @@ from semhitok.shards import CodeLayout
 DECODERS = ("semantic.decoder.", "pixel.decoder.")
 # Of the config; weights tell the rest.
 FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size", "image_mean", "image_std")
+SOME_HAVE = ("semantic_weight",)
 
 
 def fingerprint(model: SemHiTokModel) -> str:
-    """Twelve hex digits that change with SigLIP, the encoders, the codebooks or one of FIELDS.
+    """Twelve hex digits that change with SigLIP, the encoders, the codebooks, one of FIELDS or of SOME_HAVE.
 
     The same on any device, and for weights of 16 bits also after they were loaded as float32.
     """
-    digest = hashlib.sha256(json.dumps([getattr(model.config, name) for name in FIELDS]).encode())
+    config = model.config
+    values = [getattr(config, name) for name in (*FIELDS, *(name for name in SOME_HAVE if hasattr(config, name)))]
+    digest = hashlib.sha256(json.dumps(values).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(DECODERS):
             digest.update(name.encode())

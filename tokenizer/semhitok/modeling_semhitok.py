@@ -8,6 +8,7 @@ Shapes: B pictures, N positions, S pixels along a side. `pixel_values` are RGB i
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +35,23 @@ class SemHiTokOutput(ModelOutput):
     codes: torch.Tensor | None = None
 
 
+class Quantized(NamedTuple):
+    """What joint training needs of a batch, with straight-through gradients.
+
+    Attributes:
+        for_features: (B, N, D) what the semantic decoder reads.
+        semantic, pixel: (B, N, semantic_dim) and (B, N, pixel_dim), for `decode_vectors`.
+        codes: (B, N, 2) int64.
+        loss: scalar, the codebook and commitment losses as the config weighs them.
+    """
+
+    for_features: torch.Tensor
+    semantic: torch.Tensor
+    pixel: torch.Tensor
+    codes: torch.Tensor
+    loss: torch.Tensor
+
+
 class SemanticBranch(nn.Module):
     """Quantises SigLIP features: encoder -> EMA codebook, and a decoder back to the features for its training."""
 
@@ -56,17 +74,22 @@ class PixelBranch(nn.Module):
     def __init__(self, config: SemHiTokConfig):
         super().__init__()
         self.encoder = build_pixel_encoder(config)
-        self.codebook = PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
+        self.codebook = build_pixel_codebook(config)
         self.decoder = build_pixel_decoder(config)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> unit vectors (B, N, pixel_dim) float32."""
-        return normalize(self.encoder(pixel_values.to(self.codebook.base.dtype)))
+        return normalize(self.encoder(pixel_values.to(self.decoder.last_weight.dtype)))
 
     def decode(self, semantic_vectors: torch.Tensor, pixel_vectors: torch.Tensor) -> torch.Tensor:
         """(B, N, semantic_dim) and (B, N, pixel_dim) -> (B, 3, S, S), RGB in about -1..1."""
         vectors = torch.cat([semantic_vectors, pixel_vectors], -1)  # (B, N, semantic_dim + pixel_dim)
-        return self.decoder(vectors.to(self.codebook.base.dtype))
+        return self.decoder(vectors.to(self.decoder.last_weight.dtype))
+
+
+def build_pixel_codebook(config: SemHiTokConfig) -> PixelCodebook:
+    """K sub-codebooks of m codes."""
+    return PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
 
 
 def build_pixel_encoder(config: SemHiTokConfig) -> ViTEncoder | ConvEncoder:
@@ -182,6 +205,14 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         semantic, pixel = codes.unbind(-1)
         return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.lookup(semantic, pixel)
 
+    def code_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All code vectors: semantic (K, semantic_dim) and pixel (K, m, pixel_dim)."""
+        return self.semantic.codebook.codes, self.pixel.codebook.codes().detach()
+
+    def decode_vectors(self, semantic: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
+        """Code vectors (B, N, semantic_dim) and (B, N, pixel_dim) to pictures (B, 3, S, S), not clamped."""
+        return self.pixel.decode(semantic, pixel)
+
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, N, 2) to pictures (B, 3, S, S), RGB clamped to -1..1."""
@@ -189,7 +220,26 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
             raise ValueError(
                 f"codes are {tuple(codes.shape)}; a picture of this tokenizer is (B, {self.config.num_positions}, 2)"
             )
-        return self.pixel.decode(*self.code_vectors(codes)).float().clamp(-1, 1)
+        return self.decode_vectors(*self.code_vectors(codes)).float().clamp(-1, 1)
+
+    def quantize(self, features: torch.Tensor, pixel_values: torch.Tensor) -> Quantized:
+        """Both codes of a batch, differentiable; in training mode the semantic codebook moves.
+
+        Args:
+            features: (B, N, D) of SigLIP.
+            pixel_values: (B, 3, S, S), the same pictures.
+        """
+        semantic, index, commit = self.semantic.codebook(self.semantic.encode(features))
+        pixel, under, codebook_loss, pixel_commit = self.pixel.codebook(self.pixel.encode(pixel_values), index)
+        loss = self.config.commitment_weight * commit
+        loss = loss + codebook_loss + self.config.pixel_commitment_weight * pixel_commit
+        return Quantized(semantic, semantic, pixel, torch.stack([index, under], -1), loss)
+
+    @torch.no_grad()
+    def initialize_codebooks(self, features: torch.Tensor, pixel_values: torch.Tensor) -> None:
+        """Start both codebooks at the k-means of these pictures' vectors, and quantise from now on."""
+        self.semantic.codebook.initialize(self.semantic.encode(features).flatten(0, 1))
+        self.pixel.codebook.initialize(self.pixel.encode(pixel_values).flatten(0, 1))
 
     def replace_decoder(self, **sizes) -> None:
         """An untrained pixel decoder of other sizes in the place of the old one: same codes (Enhance Decoder).
@@ -212,8 +262,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
             num_pixel_codes: m.
         """
         self.config.num_pixel_codes = num_pixel_codes
-        new = PixelCodebook(self.config.num_semantic_codes, num_pixel_codes, self.config.pixel_dim)
-        self.pixel.codebook = new.to(self.device, self.dtype)
+        self.pixel.codebook = build_pixel_codebook(self.config).to(self.device, self.dtype)
 
     def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""

@@ -216,6 +216,8 @@ class PixelCodebook(nn.Module):
     @staticmethod
     def _nearest(vectors: torch.Tensor, codes: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Which of the m codes of its row is nearest to each of (..., D): (...) int64."""
+        if len(codes) == 1:  # the same m for all: no copy for every vector
+            return nearest_code(vectors, codes[0])
         return (codes[rows] @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
 
     def forward(

@@ -3,6 +3,7 @@
 SemanticStage   SigLIP features through the semantic codebook and back; then frozen for good
 PixelStage      pixel encoder, sub-codebooks and decoder under the frozen semantic branch
 DecoderStage    the pixel decoder alone, every code frozen: same ids, better pictures
+JointStage      in the place of the first two, for comparison: both branches at once
 """
 
 import torch
@@ -112,13 +113,13 @@ def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> tor
 
     Args:
         semantic: (B, N) int64 in 0..K-1.
-        codebook: (K, D) l2-normalised.
+        codebook: (K, D) l2-normalised; a single code has none to be exchanged for.
         share: of the pictures, 0..1.
 
     Returns:
         (B, N) int64.
     """
-    if not share:
+    if not share or len(codebook) == 1:
         return semantic
     near = (codebook @ codebook.T).topk(min(1 + NUM_NEAR, len(codebook)), -1).indices  # (K, 1 + NUM_NEAR), itself first
     rank = torch.randint(1, near.shape[1], semantic.shape[:1], device=semantic.device)  # (B,)
@@ -153,3 +154,44 @@ class DecoderStage(nn.Module):
             pixel = model.pixel.codebook.search(model.pixel.encode(pixel_values), semantic)
             vectors = model.code_vectors(torch.stack([semantic, pixel], -1))
         return self.losses(model.pixel.decode(*vectors), pixel_values, model.pixel.decoder.last_weight)
+
+
+class JointStage(nn.Module):
+    """Both branches at once, for comparison with the paper's phases, and the one way to train a `SingleCodeModel`.
+
+    The sum of what `SemanticStage` and `PixelStage` minimise. The gradient of the pictures reaches the semantic branch
+    through its codes (straight-through); SigLIP stays frozen.
+
+    Args:
+        model: untrained but for its SigLIP.
+        losses: between the decoder's pictures and the true ones.
+    """
+
+    def __init__(self, model: SemHiTokModel, losses: ReconstructionLosses):
+        super().__init__()
+        self.model = model
+        model.requires_grad_(True)
+        freeze(model.vision_model)
+        self.losses = losses
+
+    def train(self, mode: bool = True) -> "JointStage":
+        self.model.train(mode)
+        self.model.vision_model.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        model = self.model
+        with torch.no_grad():
+            features = model.vision_features(pixel_values)
+        quantized = model.quantize(features, pixel_values)
+        cosine, feature_l1 = feature_distillation(model.semantic.decoder(quantized.for_features), features)
+        predicted = model.decode_vectors(quantized.semantic, quantized.pixel)
+        losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
+        losses["loss"] = losses["loss"] + cosine + feature_l1 + quantized.loss
+        used = torch.bincount(model.codes_to_ids(quantized.codes).flatten()).gt(0).sum()
+        return losses | {"cosine": cosine, "feature_l1": feature_l1, "commit": quantized.loss, "codes_used": used}
+
+    @torch.no_grad()
+    def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
+        """Start the codebooks at the k-means of these pictures' vectors, and quantise from now on."""
+        self.model.initialize_codebooks(self.model.vision_features(pixel_values), pixel_values)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, Siglip2VisionConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import cached_file
 
+from semhitok.auto import build_tokenizer
 from semhitok.configuration_semhitok import SemHiTokConfig, square_size
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor
@@ -82,7 +83,7 @@ def tokenizer_over(teacher: Teacher, config: SemHiTokConfig) -> SemHiTokModel:
     config.vision_config = teacher.vision_model.config
     config.image_mean, config.image_std = list(teacher.image_mean), list(teacher.image_std)
     config.resample = teacher.resample
-    model = SemHiTokModel(config)
+    model = build_tokenizer(config)
     model.vision_model = teacher.vision_model
     return model
 

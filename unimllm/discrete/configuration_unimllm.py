@@ -13,7 +13,8 @@ class UniMLLMConfig(PreTrainedConfig):
     Args:
         text_config: any config that AutoModelForCausalLM builds (or its dict with "model_type"); its vocab_size is the
             number of text ids, special tokens included; image ids follow.
-        image_tokenizer_config: a SemHiTokConfig or its dict.
+        image_tokenizer_config: a SemHiTokConfig, or one of semhitok/shared_index.py, or the dict of either (without
+            "model_type": of the first).
         image_head: "flat": K * m rows appended to the vocabulary, as the paper does; "factorised": p(semantic), then
             p(pixel | semantic) at the same position (our departure; same ids).
         head_dim: factorised head: channels in which pixel candidates are scored.
@@ -22,7 +23,7 @@ class UniMLLMConfig(PreTrainedConfig):
     """
 
     model_type = "unimllm"
-    sub_configs = {"text_config": AutoConfig, "image_tokenizer_config": SemHiTokConfig}
+    sub_configs = {"text_config": AutoConfig, "image_tokenizer_config": AutoConfig}
 
     def __init__(
         self,
@@ -41,7 +42,8 @@ class UniMLLMConfig(PreTrainedConfig):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         if not isinstance(image_tokenizer_config, SemHiTokConfig):
-            image_tokenizer_config = SemHiTokConfig(**(image_tokenizer_config or {}))
+            values = {"model_type": SemHiTokConfig.model_type} | (image_tokenizer_config or {})
+            image_tokenizer_config = AutoConfig.for_model(**values)
         if image_head not in IMAGE_HEADS:
             raise ValueError(f"image_head is {image_head!r}; choose one of {', '.join(IMAGE_HEADS)}")
         self.text_config = text_config

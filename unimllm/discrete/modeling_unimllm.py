@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
-from semhitok import SemHiTokModel
+from semhitok.auto import build_tokenizer
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
@@ -88,7 +88,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
     def __init__(self, config: UniMLLMConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.image_tokenizer = SemHiTokModel(config.image_tokenizer_config)
+        self.image_tokenizer = build_tokenizer(config.image_tokenizer_config)
         self.image_tokenizer.requires_grad_(False)
         image = config.image_tokenizer_config
         self.adapter = CodeAdapter(image.semantic_dim, image.pixel_dim, config.text_config.hidden_size)
@@ -127,7 +127,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     def code_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All code vectors: semantic (K, semantic_dim) and pixel (K, m, pixel_dim)."""
-        return self.image_tokenizer.semantic.codebook.codes, self.image_tokenizer.pixel.codebook.codes().detach()
+        return self.image_tokenizer.code_tables()
 
     def place_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """Replace the placeholders in `input_ids` by the ids of `pixel_values`, in reading order.

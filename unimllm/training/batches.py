@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,6 +20,17 @@ class SampleSource(Protocol):
     """
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]: ...
+
+
+@dataclass
+class LaterSamples:
+    """Another source from its sample `first` on."""
+
+    source: SampleSource
+    first: int
+
+    def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]:
+        return self.source(range(self.first + indices.start, self.first + indices.stop))
 
 
 class MicroBatches(IterableDataset):

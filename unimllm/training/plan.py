@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from semhitok import SemHiTokConfig, SemHiTokModel
+from semhitok.auto import build_tokenizer
 from semhitok.lpips_weights import LPIPS
 from semhitok.transformer import Block
 from unimllm.training.config import TrainConfig
@@ -24,7 +25,7 @@ BF16_SHARE = 0.6  # of the float32 activations that remain under bf16 autocast
 def build_on_meta(config: SemHiTokConfig) -> SemHiTokModel:
     """The model without its numbers, in seconds at any size."""
     with torch.device("meta"):
-        return SemHiTokModel(config)
+        return build_tokenizer(config)
 
 
 def parts_of(task: nn.Module) -> dict[str, nn.Module]:
@@ -33,6 +34,8 @@ def parts_of(task: nn.Module) -> dict[str, nn.Module]:
     parts = {"SigLIP": model.vision_model}
     for branch in ("semantic", "pixel"):
         parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
+    if hasattr(model, "codebook"):
+        parts["shared codebook"] = model.codebook
     distance, discriminator = loss_networks(task)
     parts |= {f"LPIPS ({distance.backbone})": distance} if isinstance(distance, LPIPS) else {}
     return parts | ({"discriminator": discriminator} if discriminator else {})
@@ -129,11 +132,10 @@ def kept_for_backward(task: nn.Module, stage: str, checkpointing: bool) -> int:
     picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     vectors = torch.empty(1, config.num_positions, config.semantic_dim + config.pixel_dim, device="meta")
     features = torch.empty(1, config.num_positions, config.vision_config.hidden_size, device="meta")
-    calls = {
-        "semantic": [(model.semantic.encoder, features), (model.semantic.decoder, vectors[..., : config.semantic_dim])],
-        "pixel": [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)],
-        "decoder": [(model.pixel.decoder, vectors)],
-    }[stage]
+    for_features = vectors[..., : model.semantic.decoder.proj_in.in_features]
+    semantic = [(model.semantic.encoder, features), (model.semantic.decoder, for_features)]
+    pixel = [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)]
+    calls = {"semantic": semantic, "pixel": pixel, "decoder": pixel[1:], "joint": semantic + pixel}[stage]
     total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
     distance, discriminator = loss_networks(task)
     drawn = torch.empty_like(picture, requires_grad=True)

@@ -1,5 +1,18 @@
 """Presets: functions that return the complete recipe of one training program. Others copy and change one of them."""
 
+from unimllm.training.presets.ablation import (
+    ablation_decoder,
+    ablation_enhanced,
+    ablation_joint,
+    ablation_pixel,
+    ablation_pixel_only,
+    ablation_semantic,
+    ablation_semantic_only_decoder,
+    ablation_semantic_only_semantic,
+    ablation_sft,
+    ablation_shared_index,
+    ablation_shared_vector,
+)
 from unimllm.training.presets.photos import photos_128_decoder, photos_128_pixel, photos_128_semantic
 from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
 from unimllm.training.presets.scenes import (
@@ -24,23 +37,36 @@ SEMANTIC_PRESETS = {
     "photos_128": photos_128_semantic,
     "semhitok_256": semhitok_256_semantic,
     "semhitok_384": semhitok_384_semantic,
+    "ablation": ablation_semantic,
+    "ablation_semantic_only": ablation_semantic_only_semantic,
 }
 PIXEL_PRESETS = {
     "scenes_64": scenes_64_pixel,
     "photos_128": photos_128_pixel,
     "semhitok_256": semhitok_256_pixel,
     "semhitok_384": semhitok_384_pixel,
+    "ablation": ablation_pixel,
+    "ablation_pixel_only": ablation_pixel_only,
 }
 DECODER_PRESETS = {
     "scenes_64": scenes_64_decoder,
     "photos_128": photos_128_decoder,
     "semhitok_256": semhitok_256_decoder,
     "semhitok_384": semhitok_384_decoder,
+    "ablation": ablation_decoder,
+    "ablation_enhanced": ablation_enhanced,
+    "ablation_semantic_only": ablation_semantic_only_decoder,
 }
-SFT_PRESETS = {"scenes_64": scenes_64_sft}
+JOINT_PRESETS = {
+    "ablation": ablation_joint,
+    "ablation_shared_index": ablation_shared_index,
+    "ablation_shared_vector": ablation_shared_vector,
+}
+SFT_PRESETS = {"scenes_64": scenes_64_sft, "ablation": ablation_sft}
 
 __all__ = [
     "DECODER_PRESETS",
+    "JOINT_PRESETS",
     "PIXEL_PRESETS",
     "SEMANTIC_PRESETS",
     "SFT_PRESETS",

@@ -29,6 +29,9 @@ class TokenizerRecipe:
     model: SemHiTokConfig
     world: WorldConfig | None = field(default_factory=WorldConfig)
     """None: pictures that `--data` names."""
+    first_step: int | None = None
+    """Steps of `train.batch_size` samples passed over in the one order that all stages with such a number read, so that
+    tokenizers can be trained on the same samples in the same order; None: an order of the stage's own."""
     other_share: float = 0.0
     """Share of the scenes that show objects outside `world.classes`: in tints that those are never trained in."""
     decode_threads: int = 8

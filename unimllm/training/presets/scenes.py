@@ -25,7 +25,8 @@ def scenes_64_teacher() -> TeacherRecipe:
     )
 
 
-def _scenes_64_semhitok() -> SemHiTokConfig:
+def scenes_64_semhitok() -> SemHiTokConfig:
+    """Sizes of the tokenizer over that teacher."""
     return SemHiTokConfig(
         scenes_64_teacher().model.vision_config,
         num_semantic_codes=256, num_pixel_codes=256, semantic_dim=16, pixel_dim=16,
@@ -38,7 +39,7 @@ def scenes_64_semantic() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage semantic`: 256 semantic codes over the teacher."""
     return TokenizerRecipe(
         train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30),
-        model=_scenes_64_semhitok(),
+        model=scenes_64_semhitok(),
         quantize_after=80,
     )
 
@@ -47,7 +48,7 @@ def scenes_64_pixel() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 256 pixel codes under each of them."""
     return TokenizerRecipe(
         train=TrainConfig(max_steps=8000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
-        model=_scenes_64_semhitok(),
+        model=scenes_64_semhitok(),
         quantize_after=3000,
         other_share=0.3,
         confused_share=0.2,
@@ -72,5 +73,5 @@ def scenes_64_sft() -> SftRecipe:
     )  # fmt: skip
     return SftRecipe(
         train=TrainConfig(max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
-        model=UniMLLMConfig(text, _scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
+        model=UniMLLMConfig(text, scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )

@@ -1,0 +1,175 @@
+"""eval/compare.py on made-up results, and scripts/ablate_tokenizer.sh with nothing behind it that trains."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unimllm.training.presets import (
+    DECODER_PRESETS,
+    JOINT_PRESETS,
+    PIXEL_PRESETS,
+    SEMANTIC_PRESETS,
+    SFT_PRESETS,
+    TEACHER_PRESETS,
+)
+
+ROOT = Path(__file__).parents[1]
+PROGRAM, SCRIPT = ROOT / "eval" / "compare.py", ROOT / "scripts" / "ablate_tokenizer.sh"
+
+pytestmark = pytest.mark.skipif(
+    not PROGRAM.is_file(), reason="eval/compare.py is not beside the tests (they run on an installed package)"
+)
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("eval_compare", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_compare"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["eval_compare"]
+
+
+def write(folder: Path, variant: str, seed: int, psnr: float | None = None, right: float | None = None, **more) -> None:
+    """Results of one run; a number that is None leaves its file out."""
+    place = folder / variant / f"seed-{seed}"
+    place.mkdir(parents=True)
+    if psnr is not None:
+        tokenizer = {"data": "scenes", "split": "validation", "limit": None, "num_pictures": 1000, "resolution": 64,
+                     "psnr": psnr, "ssim": 0.9, "semantic_code_use": 1.0, "flat_code_use": 0.5,
+                     "frechet": {"FD(own SigLIP)": {"distance": 3.14159}}}  # fmt: skip
+        (place / "tokenizer.json").write_text(json.dumps(tokenizer | more))
+    if right is not None:
+        understanding = {"split": "validation", "seed": 0, "limit": None, "num_questions": 2000, "reader": "r",
+                         "num_pope_questions": 600, "question_accuracy": right, "pope_f1": 0.8}  # fmt: skip
+        (place / "understanding.json").write_text(json.dumps(understanding | more))
+
+
+def test_mean_spread_and_missing_runs(program, tmp_path, capsys):
+    for seed, (psnr, right) in enumerate([(27.0, 0.60), (28.0, 0.62), (30.0, None)]):
+        write(tmp_path, "phased", seed, psnr, right)
+    write(tmp_path, "joint", 0, 26.5, 0.5)
+    write(tmp_path, "joint", 1)
+    write(tmp_path, "flat", 0, right=0.55, geneval={"overall": 0.25})
+    program.main([str(tmp_path), "--json", str(tmp_path / "table.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "| Tokenizers of 4,096 ids | PSNR, dB | SSIM | FD(own SigLIP) | semantic codes used | all codes used | "
+        "questions right | POPE F1 |"
+    )
+    assert lines[1] == "| --- |" + " ---: |" * 7
+    # 27, 28, 30: mean 28.33, squared deviations 1.78 + 0.11 + 2.78 = 4.67, / 2, root 1.53
+    phased = next(line for line in lines if line.startswith("| SemHiTok, trained in phases"))
+    assert phased.startswith(
+        "| SemHiTok, trained in phases | 28.33 +- 1.53 (3) | 0.900 +- 0.000 (3) | 3.14 +- 0.00 (3) |"
+    )
+    assert phased.endswith("| 0.610 +- 0.014 (2) | 0.800 +- 0.000 (2) |")
+    assert "| SemHiTok, trained jointly | 26.50 | 0.900 | 3.14 | 1.000 | 0.500 | 0.500 | 0.800 |" in lines
+    assert "| pixel-only VQ |  |  |  |  |  |  |  |" in lines
+    assert any(line.startswith("| m = 16 | 28.33 +- 1.53 (3)") for line in lines)
+    heads = lines.index("| Image head (SemHiTok in phases; models that draw, too) | questions right | POPE F1 | "
+                        "GenEval-style drawing |")  # fmt: skip
+    assert lines[heads + 2 : heads + 4] == ["| flat | 0.550 | 0.800 | 0.250 |", "| factorised |  |  |  |"]
+    missing = lines[-1]
+    assert missing.startswith("Missing: ") and missing.endswith("factorised: not started.")
+    for what in (
+        "phased, seed 2: understanding.json;", "joint, seed 1: tokenizer.json;", "joint, seed 1: understanding.json;",
+        "pixel_only: not started;", "m8: not started;", "enhanced: not started;",
+    ):  # fmt: skip
+        assert what in missing
+    assert "phased, seed 0" not in missing and "flat" not in missing
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["variants"]["phased"]["PSNR, dB"]["values"] == [27.0, 28.0, 30.0]
+    assert table["variants"]["joint"]["PSNR, dB"] == {"mean": 26.5, "spread": None, "values": [26.5]}
+
+
+def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
+    assert "no results in" in call(program, tmp_path).refusal()
+    write(tmp_path, "phased", 0, 27.0)
+    write(tmp_path, "joint", 0, 27.0, split="test")
+    refusal = call(program, tmp_path).refusal()
+    assert "phased/seed-0/tokenizer.json has split 'validation' and joint/seed-0/tokenizer.json 'test'" in refusal
+    (tmp_path / "joint" / "seed-0" / "tokenizer.json").write_text("{")
+    assert "joint/seed-0/tokenizer.json cannot be read" in call(program, tmp_path).refusal()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "phased,vila"], "error: unknown variant vila; choose of: phased joint"),
+        (["--seeds", "0,one"], "error: seed one is no whole number"),
+        (["--seed", "0"], "error: unknown option --seed; "),
+        (["--out"], "error: --out needs a value"),
+    ],
+)
+def test_the_script_refuses_in_one_line(options, message):
+    ended = subprocess.run(["bash", str(SCRIPT), *options], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.startswith(message) and ended.stderr.count("\n") == 1
+
+
+STUB = """
+ROOT="$PWD" VENV_PYTHON=measuring
+die() { echo "error: $*" >&2; exit 2; }
+begin() { :; }
+took() { :; }
+install_package() { :; }
+launch() { echo "launch $*"; mkdir -p "$3"; [ ! -e stop ]; }
+measuring() { echo "python $*"; [ "$2" != --json ] || echo '{}' > "$3"; }
+"""
+PRESETS = {
+    "semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
+    "train/teacher.py": TEACHER_PRESETS, "train/sft.py": SFT_PRESETS,
+}  # fmt: skip
+
+
+def plan(place: Path, *options: str, fails: bool = False) -> list[list[str]]:
+    """The commands that the script would have run in a folder."""
+    (place / "scripts").mkdir(exist_ok=True)
+    (place / "scripts" / "install.sh").write_text(STUB)
+    (place / "scripts" / SCRIPT.name).write_bytes(SCRIPT.read_bytes())
+    words = ["bash", str(place / "scripts" / SCRIPT.name), *options]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=place)
+    assert (ended.returncode != 0) == fails and not ended.stderr, ended.stderr
+    return [line.split() for line in ended.stdout.splitlines()]
+
+
+def after(command: list[str], option: str) -> str | None:
+    """The value of an option, None without it."""
+    return command[command.index(option) + 1] if option in command else None
+
+
+def test_everything_is_trained_once_in_order_and_measured(program, tmp_path):
+    commands = plan(tmp_path)
+    outputs = [after(command, "--output-dir") for command in commands if command[0] == "launch"]
+    # a teacher; seed 0: 12 tokenizers, 3 semantic stages before them, 12 models; seeds 1 and 2: 2, 1 and 2 each
+    assert len(outputs) == len(set(outputs)) == 1 + (12 + 3 + 12) + 2 * (2 + 1 + 2)
+    for command in commands[:-1]:
+        if command[0] == "launch":
+            assert after(command, "--preset") in PRESETS[after(command, "--stage") or command[1]]
+        made = outputs[: outputs.index(after(command, "--output-dir"))] if command[0] == "launch" else outputs
+        for option in ("--teacher", "--init-from", "--image-tokenizer", "--model"):
+            assert after(command, option) in (None, *made)
+    measured = {tuple(Path(after(command, "--json")).parts[-3:]) for command in commands[:-1] if "--json" in command}
+    wanted = {(name, file) for group in program.GROUPS.values() for name, (_, files) in group.items() for file in files}
+    assert {(name, file) for name, seed, file in measured if seed == "seed-0"} == wanted
+    rest = {(name, seed) for name, seed, _ in measured if seed != "seed-0"}
+    assert rest == {(name, seed) for name in ("phased", "joint") for seed in ("seed-1", "seed-2")}
+    assert commands[-1][:3] == ["python", "eval/compare.py", "runs/ablation/results"]
+    assert plan(tmp_path) == commands[-1:]  # run again, it finds all finished
+
+
+def test_a_broken_run_goes_on_where_it_was(tmp_path):
+    (tmp_path / "stop").touch()
+    options = ("--only", "m4", "--seeds", "5", "--teacher", "T", "--tokenizers-only", "--out", "here")
+    (first,) = plan(tmp_path, *options, fails=True)
+    assert after(first, "--output-dir") == "here/seed-5/semantic" and after(first, "--train.seed") == "5"
+    (tmp_path / "stop").unlink()
+    commands = plan(tmp_path, *options)
+    assert commands[0] == first and after(commands[1], "--model.num_pixel_codes") == "4"
+    assert [command[1] for command in commands[2:]] == ["eval/reconstruction.py", "eval/compare.py"]

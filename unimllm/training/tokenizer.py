@@ -1,0 +1,172 @@
+"""A stage of `train/tokenizer.py`: the tokenizer that it starts from, and the module that trains it."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
+from semhitok.configuration_semhitok import DECODER_SIZES
+from semhitok.discriminator import AdversarialLoss
+from semhitok.losses import ReconstructionLosses, teacher_distance
+from semhitok.lpips_weights import LPIPS
+from semhitok.shared_index import SingleCodeModel
+from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
+from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
+from semhitok.vision import scale_patches
+from unimllm.distributed import print_once
+from unimllm.errors import UserError
+from unimllm.training.checkpoint import resolve
+from unimllm.training.overrides import default_folder, sizes_told
+from unimllm.training.presets import TokenizerRecipe
+
+TEACHER = "teacher"
+BEFORE = {"semantic": TEACHER, "pixel": "semantic", "decoder": "pixel", "joint": TEACHER}
+LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
+
+
+# ---- what a stage starts from --------------------------------------------------------------------------------------
+
+
+def stage_before(recipe: TokenizerRecipe, stage: str) -> str:
+    """The stage whose checkpoint a stage starts from, or TEACHER where a SigLIP is enough."""
+    is_flat = stage == "pixel" and recipe.model.num_semantic_codes == 1  # pixels alone: there is no meaning to learn
+    return TEACHER if is_flat else BEFORE[stage]
+
+
+def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
+    """UserError for a --teacher that nothing would read."""
+    if args.teacher and stage_before(recipe, stage) != TEACHER:
+        raise UserError(
+            f"--teacher is for --stage semantic and joint; the {stage} stage has the SigLIP of its --init-from: leave "
+            "it out"
+        )
+    if args.teacher and args.init_from:
+        raise UserError("--teacher and --init-from both name a SigLIP to start from; choose one")
+
+
+def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
+    """The tokenizer as the stage before left it; where none comes before, an untrained one over a SigLIP.
+
+    Args:
+        args: of `parse_arguments`, with `teacher`.
+        recipe: its model takes over the sizes of the teacher.
+        stage: one of BEFORE.
+
+    Raises:
+        UserError: there is no such checkpoint or SigLIP, it is damaged, or it cannot be trained in this stage.
+    """
+    before = stage_before(recipe, stage)
+    folder = default_folder(args.preset, before)
+    if not args.init_from and before == TEACHER:
+        return start_over_teacher(args.teacher, folder, recipe)
+    folder = str(args.init_from) if args.init_from else find_stage_before(folder, before)
+    model, _ = load_tokenizer(folder, "cpu", "--init-from")
+    if stage != "joint" and isinstance(model, SingleCodeModel):
+        raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
+    for name in LOSS_WEIGHTS:
+        setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
+    change_parts(model, recipe, stage)
+    return model
+
+
+def find_stage_before(folder: Path, stage: str) -> str:
+    """The newest checkpoint of the stage before; UserError if there is none."""
+    try:
+        return str(resolve(folder))
+    except UserError as error:
+        raise UserError(f"{error}; train --stage {stage} first or name its folder with --init-from") from error
+
+
+def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> None:
+    """Untrained parts where the recipe's are of another size than the stage before left them.
+
+    The pixel stage may choose m anew; the decoder stage a decoder for the same codes (Enhance Decoder).
+    """
+    parts = {
+        "pixel": ("new sub-codebooks", ("num_pixel_codes",), model.replace_pixel_codebook),
+        "decoder": ("a new decoder", DECODER_SIZES, model.replace_decoder),
+    }
+    if stage not in parts:
+        return
+    what, names, replace = parts[stage]
+    sizes = {name: getattr(recipe.model, name) for name in names}
+    changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
+    if changed:
+        print_once(f"{what}: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
+        with sizes_told():
+            replace(**changed)
+
+
+def find_teacher(name: str | None, before: Path) -> str | Path:
+    """Folder or hub id of the teacher; a run's folder means its newest checkpoint."""
+    if name is None:
+        try:
+            return resolve(before)
+        except UserError as error:
+            raise UserError(f"{error}; run train/teacher.py first or name a SigLIP") from error
+    is_run = Path(name).is_dir() and not any((Path(name) / file).exists() for file in CONFIG_FILES)
+    return resolve(Path(name)) if is_run else name
+
+
+def start_over_teacher(name: str | None, before: Path, recipe: TokenizerRecipe) -> SemHiTokModel:
+    """An untrained tokenizer over a SigLIP; the arguments are those of `find_teacher`, and the recipe."""
+    try:
+        teacher = load_teacher(find_teacher(name, before))
+        if recipe.patch_size:
+            teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--teacher: {error}") from error
+    with sizes_told():
+        model = tokenizer_over(teacher, recipe.model)
+    print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
+    return model
+
+
+# ---- what trains it ------------------------------------------------------------------------------------------------
+
+
+def make_stage(
+    model: SemHiTokModel, recipe: TokenizerRecipe, stage: str
+) -> tuple[nn.Module, Callable[[int, dict], None]]:
+    """The training module of a stage, and what it does before a step."""
+    if stage == "semantic":
+        task = SemanticStage(model)
+    elif stage == "pixel":
+        task = PixelStage(model, make_losses(model, recipe), recipe.confused_share, recipe.foreign_share)
+    elif stage == "joint":
+        task = JointStage(model, make_losses(model, recipe))
+    else:
+        task = DecoderStage(model, make_losses(model, recipe), recipe.confused_share)
+
+    def before_step(step: int, batch: dict) -> None:
+        if step == recipe.quantize_after and stage != "decoder":
+            task.initialize_codebook(batch["pixel_values"])
+        if stage != "semantic" and task.losses.adversarial:
+            task.losses.adversarial.active = step >= recipe.adversarial_start
+
+    return task, before_step
+
+
+def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
+    """The losses on pictures that a recipe weighs."""
+    distance = None
+    if recipe.perceptual_weight:
+        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
+    weight = recipe.adversarial_weight
+    return ReconstructionLosses(
+        recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
+        AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
+    )  # fmt: skip
+
+
+def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
+    """Say what the perceptual loss is, and whether LPIPS's weights were named in vain."""
+    distance = getattr(getattr(task, "losses", None), "distance", None)
+    if distance is not None:
+        what = f"LPIPS ({distance.backbone})" if recipe.lpips_weights else "the teacher's features (no lpips_weights)"
+        print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
+    elif recipe.lpips_weights:
+        print_once("no perceptual loss in this stage: lpips_weights are not used")
