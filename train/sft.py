@@ -19,10 +19,11 @@ from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm import UniMLLMForConditionalGeneration, UniMLLMProcessor
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.code_cache import build_code_cache
+from unimllm.data.mixture import parse_ratios
 from unimllm.data.open_data import DataOptions, open_data
 from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
-from unimllm.data.sample_index import FORMATS
+from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL
@@ -78,7 +79,11 @@ def main() -> None:
 
 
 def check_options(args) -> None:
-    """UserError for options that say something of --data where there is none."""
+    """UserError for data that is not there, before a model is built, and for options about --data without it."""
+    for word in args.data:
+        find_files(parse_data(word).place, args.format)
+    if args.ratios:
+        parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer"):
         if getattr(args, name) and not args.data:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")

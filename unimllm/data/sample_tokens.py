@@ -52,10 +52,12 @@ class SampleTokenizer:
             raise BadSample("a system turn", "the text tokenizer's chat template has no place for it")
 
     def _renders_system(self) -> bool:
-        """Whether the chat template knows a system turn: it refuses one, or takes it for an answer, if not."""
-        words = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-        render = self.conversation.tokenizer.apply_chat_template
+        """Whether the chat template knows a system turn: it renders one, and otherwise than a role that nobody has."""
+        return self._render("system") not in (None, self._render("nobody"))
+
+    def _render(self, role: str) -> str | None:
+        messages = [{"role": role, "content": "a"}, {"role": "user", "content": "b"}]
         try:
-            return render(words, tokenize=False) != render([words[0] | {"role": "assistant"}, words[1]], tokenize=False)
+            return self.conversation.tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception:  # jinja's own, raised by templates that want user and assistant in turn
-            return False
+            return None
