@@ -101,7 +101,7 @@ def test_row_groups_are_kept_within_bounds(tmp_path):
     cache = RowGroupCache(max_bytes=7000)
     for group in (0, 1, 0, 2, 3):
         assert cache.get(path, group, "image", "image.bytes")[0].as_py() == {"bytes": bytes(1000)}
-    assert [group for _, group in cache.groups] == [2, 3]
+    assert [group for _, group, _ in cache.groups] == [2, 3]
 
 
 def test_other_files_in_a_folder_are_named(tmp_path):

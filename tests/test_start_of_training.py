@@ -231,7 +231,7 @@ def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_
     sft = program("sft")
 
     def build(**options):
-        args = Namespace(preset="tiny", **{"init_from": None, "image_tokenizer": None} | options)
+        args = Namespace(preset="tiny", **{"init_from": None, "image_tokenizer": None, "data": []} | options)
         return sft.build_model(args, sft.SFT_PRESETS["scenes_64"](), range(300))
 
     with pytest.raises(UserError, match="train it with train/tokenizer.py or name its folder"):

@@ -1,1 +1,1 @@
-"""Pictures and codes for training and evaluation: where they lie, in which order they come, and how rows are packed."""
+"""Pictures, codes and conversations for training and evaluation: where they lie, their order, how rows are packed."""

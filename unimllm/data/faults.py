@@ -17,6 +17,8 @@ class Fault:
     """Where it lies: a path, a tar and its member, a parquet file and its row."""
     message: str
     """What the decoder or the file system said."""
+    instead: str = "another picture takes its place"
+    """What the run does without it."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}: {self.message}"
@@ -40,7 +42,7 @@ class FaultLog:
             named = self.named[fault.reason]
             if len(named) < NAMED and fault.key not in named:
                 named.add(fault.key)
-                print(f"skipped {fault}; another picture takes its place", flush=True)
+                print(f"skipped {fault}; {fault.instead}", flush=True)
             if _is_power_of_ten(self.counts.total()):
                 print(self, flush=True)
 

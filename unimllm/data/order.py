@@ -48,6 +48,17 @@ class EpochOrder:
         inside = place - (int(ends[number]) - size)
         return int(self.first[chunk] + _shuffled_inside(self.seed, epoch, chunk, size)[inside])
 
+    def epoch(self, epoch: int) -> np.ndarray:
+        """(P,) the pictures of all samples of an epoch, in order: what `picture` gives for each of them."""
+        chunks, _ = self._shuffled_chunks(epoch)
+        sizes = self.chunk_sizes[chunks].tolist()
+        parts = [
+            self.first[chunk] + _shuffled_inside(self.seed, epoch, chunk, size)
+            for chunk, size in zip(chunks.tolist(), sizes, strict=True)
+        ]
+        places = np.arange(self.num_pictures)
+        return np.concatenate(parts)[lane_places(places, self.num_pictures, self.num_lanes)]
+
     def _shuffled_chunks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Of an epoch: (C,) its chunks in order, and (C,) the places at which they end."""
         if epoch not in self._epochs:
@@ -68,10 +79,14 @@ def across_lanes(position: int, total: int, num_lanes: int, run: int = RUN) -> i
 
     With 3 lanes of two runs each, [a b | c d | e f] is read a c e b d f. Pictures that fill no run are read last.
     """
+    return int(lane_places(np.array([position]), total, num_lanes, run)[0])
+
+
+def lane_places(positions: np.ndarray, total: int, num_lanes: int, run: int = RUN) -> np.ndarray:
+    """`across_lanes` of many positions, (n,) int64."""
     num_runs = total // run
-    number, inside = divmod(position, run)
-    if number >= num_runs:
-        return position
-    offset, lane = divmod(number, num_lanes)
+    number, inside = np.divmod(positions, run)
+    offset, lane = np.divmod(number, num_lanes)
     length, longer = divmod(num_runs, num_lanes)  # the first `longer` lanes hold one run more
-    return (lane * length + min(lane, longer) + offset) * run + inside
+    places = (lane * length + np.minimum(lane, longer) + offset) * run + inside
+    return np.where(number >= num_runs, positions, places)

@@ -190,8 +190,12 @@ def indexed_tar(path: Path, cache: Path | None) -> tuple[np.ndarray, str]:
     return offsets, damage
 
 
-def check_same_everywhere(index: PictureIndex) -> None:
-    """See that every process of the run has the same pictures; called by all of them.
+def check_same_everywhere(index, what: str = "pictures") -> None:
+    """See that every process of the run has the same data; called by all of them.
+
+    Args:
+        index: has a length and a fingerprint.
+        what: its length counts.
 
     Raises:
         UserError: they differ; on every rank.
@@ -200,14 +204,14 @@ def check_same_everywhere(index: PictureIndex) -> None:
         return
     seen: list = [None] * dist.get_world_size()
     dist.all_gather_object(seen, (socket.gethostname(), len(index), index.fingerprint))
-    compare_indices(seen)
+    compare_indices(seen, what)
 
 
-def compare_indices(seen: list[tuple[str, int, str]]) -> None:
-    """UserError unless all (host, number of pictures, fingerprint), one for each rank, agree in the last."""
+def compare_indices(seen: list[tuple[str, int, str]], what: str = "pictures") -> None:
+    """UserError unless all (host, how many, fingerprint), one for each rank, agree in the last."""
     for rank, (host, count, fingerprint) in enumerate(seen):
         if fingerprint != seen[0][2]:
             raise UserError(
-                f"the processes see different pictures: {seen[0][1]:,} ({seen[0][2]}) for rank 0 on {seen[0][0]}, "
+                f"the processes see different {what}: {seen[0][1]:,} ({seen[0][2]}) for rank 0 on {seen[0][0]}, "
                 f"{count:,} ({fingerprint}) for rank {rank} on {host}; give every machine the same files"
             )

@@ -10,6 +10,7 @@ Each is looked through once; after that any of its pictures is read by its numbe
 
 import os
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
@@ -110,7 +111,22 @@ def scan_tar(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         OSError: it cannot be read at all.
     """
-    suffixes, offsets, damage = picture_suffixes(), [], ""
+    suffixes, offsets = picture_suffixes(), []
+
+    def take(member: tarfile.TarInfo) -> None:
+        if is_picture(member.name, suffixes):
+            offsets.append(member.offset)
+
+    damage = scan_members(path, take)
+    return np.array(offsets, np.int64), damage
+
+
+def scan_members(path: Path, take: Callable[[tarfile.TarInfo], None]) -> str:
+    """Show each file that a tar holds whole to `take`; returns what is wrong with the tar ("" if nothing).
+
+    Raises:
+        OSError: it cannot be read at all.
+    """
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -118,18 +134,17 @@ def scan_tar(path: Path) -> tuple[np.ndarray, str]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while member := tar.next():
                     tar.members.clear()  # it would keep them all
-                    whole = member.offset_data + member.size <= end
-                    if member.isreg() and whole and is_picture(member.name, suffixes):
-                        offsets.append(member.offset)
+                    if member.isreg() and member.offset_data + member.size <= end:
+                        take(member)
                 file.seek(tar.offset)
                 tail = file.read(1 << 20)
             if not tail.startswith(bytes(tarfile.BLOCKSIZE)):
-                damage = f"no end mark after byte {tar.offset:,} of {end:,}"
-            elif tail.strip(b"\0"):
-                damage = f"more follows after its end mark at byte {tar.offset:,}; two archives in one file?"
+                return f"no end mark after byte {tar.offset:,} of {end:,}"
+            if tail.strip(b"\0"):
+                return f"more follows after its end mark at byte {tar.offset:,}; two archives in one file?"
         except (tarfile.TarError, ValueError, OverflowError) as error:
-            damage = str(error)
-    return np.array(offsets, np.int64), damage
+            return str(error)
+    return ""
 
 
 class ParquetShard:
@@ -193,18 +208,18 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 class RowGroupCache:
-    """The picture columns of the row groups read lately: at most `max_bytes`, the newest at any rate."""
+    """The columns of the row groups read lately: at most `max_bytes`, the newest at any rate."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.lock = Lock()
-        self.groups: dict[tuple[Path, int], Future] = {}  # the longest unused first
+        self.groups: dict[tuple[Path, int, str], Future] = {}  # the longest unused first
 
     def get(self, path: Path, group: int, column: str, leaf: str) -> pa.ChunkedArray:
         """The column of one row group; several threads that want the same one read it once."""
         with self.lock:
-            waiting = self.groups.pop((path, group), None)
-            future = self.groups[path, group] = waiting or Future()
+            waiting = self.groups.pop((path, group, leaf), None)
+            future = self.groups[path, group, leaf] = waiting or Future()
         if waiting is None:
             try:
                 with pq.ParquetFile(path) as file:

@@ -3,8 +3,11 @@
 import torch
 from torch import nn
 
+from semhitok import SemHiTokModel
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.vocabulary import IGNORE
+
+ENCODED_AT_ONCE = 64  # pictures; their activations come and go before the language model's
 
 
 class SftTask(nn.Module):
@@ -13,10 +16,18 @@ class SftTask(nn.Module):
     Args:
         model: the model.
         loss_weights: weight of each part: "text", and "image" or "semantic" and "pixel".
+        encoder: encodes pictures instead of the model's own image tokenizer: a copy of it in full precision, where the
+            engine turns the model's weights to bf16. It is no part of the task, so the engine leaves it alone.
     """
 
-    def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float]):
+    def __init__(
+        self,
+        model: UniMLLMForConditionalGeneration,
+        loss_weights: dict[str, float],
+        encoder: SemHiTokModel | None = None,
+    ):
         super().__init__()
+        self._encoder = [encoder] if encoder else []
         self.model = model
         self.loss_weights = loss_weights
 
@@ -30,6 +41,31 @@ class SftTask(nn.Module):
         """Targets of a micro-batch."""
         return int((batch["labels"][:, 1:] != IGNORE).sum())
 
-    def forward(self, num_items: torch.Tensor, **batch) -> dict[str, torch.Tensor]:
+    @torch.no_grad()
+    def place_images(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, **others
+    ) -> dict[str, torch.Tensor]:
+        """The batch with the ids of the pictures (P, 3, S, S), in reading order, in place of their placeholders.
+
+        Encoded in full precision whatever the step runs in, so the ids are those that shards of codes hold.
+        """
+        encoder = self._encoder[0].to(pixel_values.device) if self._encoder else self.model.image_tokenizer
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            codes = torch.cat([encoder.encode(part) for part in pixel_values.split(ENCODED_AT_ONCE)])
+        ids = self.model.codes_to_ids(codes)  # (P, N)
+        places = input_ids == self.model.config.image_token_id
+        if int(places.sum()) != ids.numel():
+            raise ValueError(
+                f"{int(places.sum())} image placeholders for {len(ids)} pictures of {ids.shape[1]} positions"
+            )
+        labels = labels.masked_scatter(places, torch.where(labels[places] == IGNORE, IGNORE, ids.flatten()))
+        return {"input_ids": input_ids.masked_scatter(places, ids), "labels": labels, **others}
+
+    def forward(
+        self, num_items: torch.Tensor, pixel_values: torch.Tensor | None = None, **batch
+    ) -> dict[str, torch.Tensor]:
+        """See the model's; `pixel_values` are encoded here and put where input ids and labels have placeholders."""
+        if pixel_values is not None:
+            batch = self.place_images(pixel_values, **batch)
         outputs = self.model(**batch, loss_weights=self.loss_weights, num_items=num_items, use_cache=False)
         return {"loss": outputs.loss, **outputs.losses}

@@ -1,0 +1,300 @@
+"""Rows of conversations: targets, losses as if alone, the same from pixels and codes, faults told and survived."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from llava_files import NUM_SAMPLES, llava_rows, write_llava
+from transformers import AutoProcessor
+
+import unimllm.auto  # noqa: F401
+from semhitok import encode
+from semhitok.fingerprint import code_layout
+from unimllm import UniMLLMForConditionalGeneration
+from unimllm.data.open_data import DataOptions, open_data
+from unimllm.data.packed_samples import PackedSamples
+from unimllm.data.picture_ids import OnlinePixels, StoredCodes
+from unimllm.data.sample_index import open_samples
+from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.data.samples import BadSample
+from unimllm.data.survey import report, survey_samples
+from unimllm.errors import UserError
+from unimllm.training.batches import open_batches
+from unimllm.training.config import TrainConfig
+from unimllm.training.sft import SftTask
+from unimllm.vocabulary import IGNORE
+
+LENGTH = 80
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return AutoProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def task(tiny_checkpoint) -> SftTask:
+    return SftTask(UniMLLMForConditionalGeneration.from_pretrained(tiny_checkpoint), {"text": 2.0}).eval()
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    return write_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def codes(llava, tiny_checkpoint, task) -> StoredCodes:
+    folder = llava.parent / "codes"
+    encode.main(
+        [str(llava.parent / "images"), "--out", str(folder), "--model", str(tiny_checkpoint), "--device", "cpu"]
+    )
+    return StoredCodes(folder, code_layout(task.model.image_tokenizer), task.model.config.image_offset)
+
+
+def tokenizer(processor, max_length: int = LENGTH) -> SampleTokenizer:
+    return SampleTokenizer(processor.conversation, max_length)
+
+
+def source(llava: Path, processor, pictures=None, text_drop=0.1, cache=None, **options) -> PackedSamples:
+    options = DataOptions([str(llava)], image_root=llava.parent / "images", **options)
+    pictures = pictures or OnlinePixels(processor.image_processor)
+    cache = cache or llava.parent / "index"
+    return open_data(options, tokenizer(processor), pictures, LENGTH, text_drop, 0, 8, cache)[0]
+
+
+def place(task: SftTask, batch: dict) -> dict[str, torch.Tensor]:
+    """A batch with ids in place of placeholders."""
+    return task.place_images(**{name: value for name, value in batch.items() if name != "skipped"})
+
+
+# ---- what is in the rows --------------------------------------------------------------------------------------------
+
+
+def test_targets_are_what_the_assistant_says(llava, processor, task):
+    made = source(llava, processor, text_drop=0.0)
+    batch = place(task, made(range(7)))
+    decode, offset = processor.tokenizer.decode, task.model.config.image_offset
+    said = []
+    for ids, labels, positions in zip(
+        *(batch[n].tolist() for n in ("input_ids", "labels", "position_ids")), strict=True
+    ):
+        starts = [i for i, position in enumerate(positions) if position == 0] + [len(ids)]
+        for start, end in itertools.pairwise(starts):
+            text = decode([i if i < offset else processor.conversation.ids["image"] for i in ids[start:end]])
+            targets = [i for i in labels[start:end] if i != IGNORE]
+            said.append((text, decode([i if i < offset else processor.conversation.ids["image"] for i in targets])))
+    picture = "<|image_start|><image><image><image><image><|image_end|>"
+    said = [pair for pair in said if "<|pad|>" not in pair[0]]
+    assert len(said) >= NUM_SAMPLES
+    for text, target in said:
+        answers = text.split("<|assistant|>")[1:]
+        assert target == "".join(answer.split("<|user|>")[0] for answer in answers)
+    assert (f"<|user|>{picture}What is in the picture?<|assistant|>a red apple<|end|>", "a red apple<|end|>") in said
+    assert (f"<|user|>a photo of 6 dogs<|assistant|>{picture}<|end|>", f"{picture}<|end|>") in said
+    assert any(text.startswith(f"<|user|>{picture}Is there") and target == "yes<|end|>green and blue<|end|>"
+               for text, target in said)  # fmt: skip
+
+
+def test_prompts_are_dropped_now_and_then(llava, processor):
+    made = source(llava, processor, text_drop=1.0)
+    assert len(made.words(0, 2, 0)[0]) < len(source(llava, processor, text_drop=0.0).words(0, 2, 0)[0])
+    assert made.words(0, 1, 0)[0] == source(llava, processor, text_drop=0.0).words(0, 1, 0)[0]  # not a drawing
+
+
+def test_one_of_several_captions_is_drawn(tmp_path, llava, processor):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(
+        json.dumps({"image": str(llava.parent / "images/a/0.png"), "captions": ["a dog", "a photo of a dog"]})
+    )
+    made = source(path, processor, text_drop=0.0, cache=tmp_path / "index")
+    lengths = {len(made.words(0, 0, epoch)[0]) for epoch in range(20)}
+    assert len(lengths) == 2 and made.plan.mixture.surveys[0].lengths.tolist() == [max(lengths)]
+
+
+def test_packed_samples_have_the_loss_that_each_has_alone(llava, processor, task):
+    made = source(llava, processor)
+    model = SftTask(task.model.double(), task.loss_weights).eval()
+    try:
+        packed = place(task, made(range(6)))
+        with torch.no_grad():
+            together = model(num_items=torch.tensor(1.0), **packed)["loss"]
+            alone, count = torch.zeros(()), 0
+            for number in range(6):
+                for member in made.plan.row(number):
+                    tokenized, pictures = made.words(*member)
+                    ids = torch.tensor([tokenized.input_ids])
+                    labels = torch.where(torch.tensor([tokenized.is_target]), ids, IGNORE)
+                    pixels = (
+                        {"pixel_values": torch.stack([made.pictures.load(p) for p in pictures])} if pictures else {}
+                    )
+                    sample = model(num_items=torch.tensor(1.0), input_ids=ids, labels=labels, **pixels)
+                    alone, count = alone + sample["loss"], count + 1
+        assert count > 12
+        torch.testing.assert_close(together, alone.to(together), rtol=1e-6, atol=1e-5)
+    finally:
+        task.model.float()
+
+
+def test_pixels_and_codes_give_identical_batches(llava, processor, task, codes):
+    online, stored = source(llava, processor), source(llava, processor, codes)
+    for start in range(0, 24, 4):
+        from_pixels, from_codes = online(range(start, start + 4)), stored(range(start, start + 4))
+        assert "pixel_values" not in from_codes and from_pixels.pop("skipped") == from_codes.pop("skipped") == []
+        placed = place(task, from_pixels)
+        assert placed.keys() == from_codes.keys()
+        assert all(torch.equal(placed[name], from_codes[name]) for name in placed)
+        assert (from_codes["labels"] >= task.model.config.image_offset).any()
+    with torch.autocast("cpu", torch.bfloat16):  # the step's precision does not reach the codes
+        again = place(task, online(range(20, 24)))
+    assert torch.equal(again["input_ids"], from_codes["input_ids"])
+
+
+def test_codes_without_a_key_are_told(llava, processor, codes):
+    with pytest.raises(
+        UserError, match=r"no sample of .* can be used; the first: .*data.json:2: no codes: images/a/0.png"
+    ):
+        rows = [row | {"image": f"images/{row['image']}"} for row in llava_rows() if "image" in row]
+        other = llava.parent / "other" / "data.json"
+        other.parent.mkdir()
+        other.write_text(json.dumps(rows, indent=0))
+        source(other, processor, codes)
+
+
+# ---- who asks does not matter ---------------------------------------------------------------------------------------
+
+
+def test_ranks_and_workers_share_the_rows_without_overlap_or_loss(llava, processor, codes):
+    whole = source(llava, processor, codes)(range(24))
+    for world_size, num_workers in ((2, 0), (3, 2)):
+        for first_step in (0, 1):
+            config = TrainConfig(batch_size=12, num_workers=num_workers)
+            made = source(llava, processor, codes)
+            ranks = [open_batches(made, config, rank, world_size, first_step) for rank in range(world_size)]
+            for step in range(first_step, 2):
+                parts = [next(rank) for rank in ranks]
+                for name in ("input_ids", "labels", "position_ids"):
+                    expected = whole[name][12 * step : 12 * step + 12]
+                    assert torch.equal(torch.cat([part[name] for part in parts]), expected)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(llava, tmp_path) -> Path:
+    """The data set as JSON lines with one fault of each kind among them."""
+    shutil.copytree(llava.parent / "images", tmp_path / "images")
+    (tmp_path / "images/a/4.png").unlink()
+    (tmp_path / "images/b/5.png").write_bytes(b"no picture")
+    lines = [json.dumps(row) for row in llava_rows()]
+    long = {"conversations": [{"from": "human", "value": "dog " * 100}, {"from": "gpt", "value": "yes"}]}
+    turns = [{"from": who, "value": "a photo of two dogs"} for who in ("human", "gpt") * 9]
+    marked = {"conversations": [{"from": "human", "value": "a <|end|>"}, {"from": "gpt", "value": "b"}]}
+    lines[8] = lines[8][:30]
+    lines[9] = lines[7]
+    lines[12:15] = [json.dumps(long), json.dumps({"id": "cut", "conversations": turns}), json.dumps(marked)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def survey(path: Path, processor, **options):
+    index = open_samples(str(path), None, path.parent / "images")
+    pictures = OnlinePixels(processor.image_processor)
+    return index, survey_samples(index, tokenizer(processor), pictures.check, pictures.name, **options)
+
+
+def test_faults_are_counted_and_named_by_line_before_training(faulty, processor):
+    index, found = survey(faulty, processor)
+    told = report(index, found)
+    kinds = [(number + 1, kind) for number, kind, _ in found.findings]
+    assert kinds == [
+        (5, "missing picture"), (9, "broken JSON"), (10, "duplicate id"), (13, "too long"), (14, "cut short"),
+        (15, "a mark of the model"),
+    ]  # fmt: skip
+    assert found.counts() == {"understanding": 9, "drawing": 4, "text": 3}
+    assert "20 samples in 1 JSON file: 9 understanding, 4 drawing, 3 text" in told
+    assert f"  missing picture: 1 left out\n    {faulty}:5: a/4.png" in told
+    assert f"  duplicate id: 1 used all the same\n    {faulty}:10: as in sample 8" in told
+    assert "turns fit into 80 ids" in told and f"{faulty}:15: a text holds <|end|>" in told
+
+
+def test_strict_stops_at_the_first_fault(faulty, processor):
+    with pytest.raises(UserError, match=r"data.jsonl:5: missing picture: a/4.png \(--strict\)"):
+        survey(faulty, processor, strict=True)
+    empty = faulty.parent / "shards"
+    empty.mkdir()
+    shutil.copy(faulty, empty)
+    (empty / "empty.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty.jsonl: damaged JSON file: the file is empty; nothing of it is used"):
+        survey(empty, processor, strict=True)
+
+
+def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, processor):
+    cache = faulty.parent / "index"
+    first = survey(faulty, processor, cache=cache)[1]
+    shutil.copy(faulty.parent / "images/a/2.png", faulty.parent / "images/a/4.png")
+    second = survey(faulty, processor, cache=cache)[1]
+    assert second.findings == first.findings[1:] and second.lengths[4] > 0 == first.lengths[4]
+    assert np.array_equal(np.delete(second.lengths, 4), np.delete(first.lengths, 4))
+    with pytest.raises(UserError, match="broken JSON"):
+        survey(faulty, processor, cache=cache, strict=True)
+
+
+def test_workers_survey_alike(faulty, processor, monkeypatch):
+    monkeypatch.setattr("unimllm.data.survey.CHUNK", 3)
+    one, two = survey(faulty, processor)[1], survey(faulty, processor, num_workers=2)[1]
+    assert one.findings == two.findings and np.array_equal(one.lengths, two.lengths)
+    assert np.array_equal(one.ids, two.ids) and np.array_equal(one.tasks, two.tasks)
+
+
+def test_an_unreadable_picture_leaves_its_place_empty(faulty, processor):
+    made = source(faulty, processor, cache=faulty.parent / "index")
+    broken = {i for i, row in enumerate(llava_rows()) if row.get("image") == "b/5.png" and i not in (8, 9, 12, 13, 14)}
+    members = [member for row in range(6) for member in made.plan.row(row)]
+    batch = made(range(6))
+    faults = batch["skipped"]
+    assert len(faults) == sum(number in broken for _, number, _ in members) > 0
+    assert {fault.reason for fault in faults} == {"no picture"}
+    assert str(faults[0]).startswith(f"{faulty}:") and faults[0].instead == "its place stays empty"
+    samples = int((batch["position_ids"] == 0).sum())  # of whole samples, and of the padding of rows that are not full
+    assert len(members) - len(faults) <= samples <= len(members) - len(faults) + 6
+    assert len(batch["pixel_values"]) * 4 == int((batch["input_ids"] == processor.conversation.ids["image"]).sum())
+    made.strict = True
+    with pytest.raises(UserError, match=r"b/5.png is no picture that can be read.*\(--strict\)"):
+        made(range(6))
+
+
+def test_long_conversations_lose_turns_at_their_end(processor):
+    def messages(*texts: str) -> list[dict]:
+        roles = itertools.cycle(("user", "assistant"))
+        return [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in zip(roles, texts, strict=False)
+        ]
+
+    whole = messages("a dog", "yes", "a dog", "no", "a dog", "red")
+    lengths = [len(processor.conversation(whole[:end])) for end in (2, 4, 6)]
+    for limit, kept in ((lengths[2], 6), (lengths[2] - 1, 4), (lengths[1], 4), (lengths[1] - 1, 2), (lengths[0], 2)):
+        tokenized, left = SampleTokenizer(processor.conversation, limit)(whole)
+        assert left == whole[:kept] and tokenized == processor.conversation(left)
+    with pytest.raises(BadSample, match="fit"):
+        SampleTokenizer(processor.conversation, lengths[0] - 1)(whole)
+
+
+def test_a_system_turn_needs_a_template_that_knows_it(tiny_checkpoint):
+    system = [{"role": "system", "content": [{"type": "text", "text": "be kind"}]}]
+    turns = [{"role": role, "content": [{"type": "text", "text": "a"}]} for role in ("user", "assistant")]
+    conversation = AutoProcessor.from_pretrained(tiny_checkpoint).conversation
+    with pytest.raises(BadSample, match="no place for it"):
+        SampleTokenizer(conversation, LENGTH)(system + turns)
+    conversation.tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenized, kept = SampleTokenizer(conversation, LENGTH)(system + turns)
+    assert kept == system + turns and sum(tokenized.is_target) == len(conversation.tokenizer("a")["input_ids"])

@@ -1,0 +1,377 @@
+"""Readers of conversations: every format as a real library writes it, every layout, every fault with its place."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from picture_files import encoded, picture
+from PIL import Image
+
+from unimllm.conversation import flatten_content
+from unimllm.data import dataset_samples, sample_index
+from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
+from unimllm.data.samples import BadSample, Sample, caption_texts, pictures_of
+from unimllm.errors import UserError
+from unimllm.images import UnreadablePicture
+
+COLOURS = [10, 20, 30, 40, 50]
+
+
+def llava(question: str, answer: str, image: str | list | None = None, **more) -> dict:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns, **({"image": image} if image else {}), **more}
+
+
+def words(sample: Sample) -> list[str]:
+    """The turns of a sample's first variant as text."""
+    return [message["content"] for message in flatten_content(sample.variants[0])]
+
+
+def colours(sample: Sample) -> list[int]:
+    """The numbers of its pictures, read."""
+    return [np.asarray(Image.open(io.BytesIO(p.read())))[0, 0, 0] for p in pictures_of(sample.variants[0])]
+
+
+def write_pictures(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for colour in COLOURS:
+        picture(colour).save(root / f"{colour}.png")
+    return root
+
+
+def read_all(index: SampleIndex) -> list[Sample]:
+    return [index.read(i) for i in range(len(index))]
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    llava("<image>\nWhat is this?", "A thing.", "10.png", id="a"),
+    llava('Hello <é>, "you"', "Hi \U0001f600.", id="b"),
+    {
+        "id": 3,
+        "image": "20.png",
+        "conversations": [
+            {"from": "human", "value": "What\n<image>"},
+            {"from": "gpt", "value": "Red."},
+            {"from": "human", "value": "Sure?"},
+            {"from": "gpt", "value": "Yes."},
+        ],
+    },
+    llava("First <image> or <image> then?", "Second.", ["30.png", "40.png"]),
+    llava("Draw a thing", "<image>", "50.png"),
+]
+WORDS = [
+    ["<image>What is this?", "A thing."],
+    ['Hello <é>, "you"', "Hi \U0001f600."],
+    ["<image>What", "Red.", "Sure?", "Yes."],
+    ["First <image> or <image> then?", "Second."],
+    ["Draw a thing", "<image>"],
+]
+TASKS = ["understanding", "text", "understanding", "understanding", "drawing"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"indent": 2}, {"ensure_ascii": False, "indent": 1}, {"lines": True}, {"bom": True}]
+)
+def test_llava_json_and_jsonl(tmp_path, options):
+    options = dict(options)
+    lines, bom = options.pop("lines", False), options.pop("bom", False)
+    text = "\n\n".join(map(json.dumps, ROWS)) + "\n" if lines else json.dumps(ROWS, **options)
+    path = tmp_path / ("data.jsonl" if lines else "data.json")
+    path.write_text(text, encoding="utf-8-sig" if bom else "utf-8")
+    index = open_samples(str(path), None, write_pictures(tmp_path / "images"))
+    samples = read_all(index)
+    assert [words(sample) for sample in samples] == WORDS and not index.faults
+    assert [sample.task for sample in samples] == TASKS
+    assert [colours(sample) for sample in samples] == [[10], [], [20], [30, 40], [50]]
+    assert [sample.id for sample in samples] == ["a", "b", "3", "", ""]
+    line = {True: 7}.get(lines, 1 if not options else None)  # a blank line lies between two of them
+    assert line is None or index.key(3) == f"{path}:{line}"
+    if options.get("indent"):
+        start = text[: text.index("First")].count("\n")
+        assert 0 <= start - int(index.key(3).rpartition(":")[2]) + 1 < 12
+
+
+def test_lines_of_path_and_caption(tmp_path):
+    root = write_pictures(tmp_path)
+    path = root / "captions.jsonl"
+    rows = [
+        {"path": "10.png", "prompt": "one"},
+        {"image": "20.png", "caption": ["two", "zwei"]},
+        {"file_name": "30.png"},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    index = open_samples(str(path), None, None)  # pictures lie beside the file
+    first, second = index.read(0), index.read(1)
+    assert words(first) == ["one", "<image>"] and first.task == "drawing" and colours(first) == [10]
+    assert [messages[0]["content"][0]["text"] for messages in second.variants] == ["two", "zwei"]
+    with pytest.raises(BadSample, match="none of conversations"):
+        index.read(2)
+    assert words(open_samples(str(path), "captions", None).read(0)) == ["one", "<image>"]
+    with pytest.raises(BadSample, match="it has no turns"):
+        open_samples(str(path), "llava", None).read(0)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"conversations": [', "broken JSON"),
+        (b'{"id": "\xff"}', "broken JSON"),
+        ("[1]", "no object"),
+        ('{"url": "x"}', "unknown layout"),
+        ({"conversations": []}, "no conversation"),
+        ({"conversations": [{"from": "human"}]}, "no text"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "unknown speaker"),
+        (llava("a", "b") | {"conversations": [{"from": "human", "value": "a"}] * 2}, "two turns in a row"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "no answer"),
+        (llava("a", " "), "an empty answer"),
+        (llava("", "b"), "an empty question"),
+        (llava("<image> a", "b"), "<image> without an image"),
+        (llava("a", "b", "10.png"), "an image without <image>"),
+        (llava("<image> a", "b", ["10.png", "20.png"]), "an image without <image>"),
+        ({"image": 5, "caption": "a"}, "no picture"),
+        ({"caption": "a"}, "no picture"),
+        ({"caption": " ", "prompt": "", "image": "10.png"}, "an empty caption"),
+    ],
+)
+def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
+    line = row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(json.dumps(ROWS[1]).encode() + b"\r\n" + line + b"\n")
+    index = open_samples(str(path), None, None)
+    with pytest.raises(BadSample) as caught:
+        index.read(1)
+    assert caught.value.reason == reason and index.key(1) == f"{path}:2" and words(index.read(0)) == WORDS[1]
+
+
+def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
+    turns = [("gpt", "Hi."), ("human", "a"), ("gpt", "b")]
+    openai = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [
+        {"type": "image_url", "image_url": {}}, {"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}],
+        "images": ["10.png"]}  # fmt: skip
+    rows = [{"conversations": [{"from": who, "value": text} for who, text in turns]}, openai]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(rows))
+    assert [words(sample) for sample in read_all(open_samples(str(path), None, None))] == [
+        ["a", "b"],
+        ["s", "<image>a", "b"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "damage"),
+    [
+        (json.dumps(ROWS)[:-200], 3, "broken JSON in line 1"),
+        (json.dumps(ROWS[:2]) + "[]", 2, "more follows after the array"),
+        (json.dumps(ROWS[:2]).replace('"a"},', '"a"}'), 1, "without a comma"),
+    ],
+)
+def test_a_damaged_array_gives_what_comes_before(tmp_path, text, count, damage):
+    path = tmp_path / "data.json"
+    path.write_text(text)
+    index = open_samples(str(path), None, None)
+    assert len(index) == count and damage in index.faults[0].message and index.faults[0].reason == "damaged JSON file"
+
+
+# ---- tars ------------------------------------------------------------------------------------------------------------
+
+
+def write_tars(folder: Path) -> Path:
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "0.tar")) as sink:
+        sink.write({"__key__": "a/000", "png": picture(10), "txt": "ten"})
+        sink.write({"__key__": "a/001", "jpg": picture(20), "json": {"caption": "twenty", "width": 16}})
+    with webdataset.TarWriter(str(folder / "1.tar")) as sink:
+        sink.write(
+            {
+                "__key__": "b",
+                "json": llava("<image> What?", "Thirty."),
+                "webp": encoded(picture(30), "WEBP", lossless=True),
+                "cls": 3,
+            }
+        )
+        sink.write({"__key__": "c", "json": llava("Hello", "Hi")})
+        sink.write({"__key__": "d", "png": picture(40)})
+    return folder
+
+
+def test_webdatasets(tmp_path):
+    index = open_samples(str(write_tars(tmp_path / "tars")), None, None)
+    assert str(index).endswith("5 samples in 2 tars") and not index.faults
+    samples = [index.read(i) for i in range(4)]
+    expected = [["ten", "<image>"], ["twenty", "<image>"], ["<image>What?", "Thirty."], ["Hello", "Hi"]]
+    assert [words(sample) for sample in samples] == expected
+    assert colours(samples[0]) == [10] and abs(int(colours(samples[1])[0]) - 20) < 9
+    assert index.key(0) == f"{tmp_path}/tars/0.tar:a/000.png"
+    assert [p.key for p in pictures_of(samples[1].variants[0])] == ["a/001.jpg"]
+    with pytest.raises(BadSample, match="neither .txt nor .json"):
+        index.read(4)
+
+
+def test_a_tar_that_is_cut_off_or_empty(tmp_path):
+    tars = write_tars(tmp_path / "tars")
+    whole = (tars / "0.tar").read_bytes()
+    with tarfile.open(tars / "0.tar") as tar:
+        last = tar.getmembers()[-1]
+    (tars / "0.tar").write_bytes(whole[: last.offset_data + 1])
+    (tars / "2.tar").write_bytes(b"")
+    index = open_samples(str(tars), None, None)
+    assert [fault.reason for fault in index.faults] == ["damaged tar file"] * 2
+    assert "nothing of it is used" in index.faults[1].message
+    assert words(index.read(0)) == ["ten", "<image>"]
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def bagel(folder: Path) -> Path:
+    folder.mkdir()
+    captions = [json.dumps({"caption_1": f"colour {c}", "caption_2": f"{c}"}) for c in COLOURS]
+    table = pa.table({"image": [encoded(picture(c)) for c in COLOURS], "captions": captions})
+    pq.write_table(table, folder / "0.parquet", row_group_size=2)
+    return folder
+
+
+def test_parquet_as_bagel_has_it(tmp_path):
+    index = open_samples(str(bagel(tmp_path / "bagel")), None, None)
+    samples = read_all(index)
+    assert [colours(sample) for sample in samples] == [[c] for c in COLOURS]
+    assert [variant[0]["content"][0]["text"] for variant in samples[3].variants] == ["colour 40", "40"]
+    assert list(index.chunk_sizes) == [2, 2, 1] and index.key(3).endswith("0.parquet:row 3")
+
+
+def hub_dataset() -> datasets.Dataset:
+    """As Tar's: conversations of LLaVA beside pictures, written by Hugging Face's library."""
+    features = datasets.Features({
+        "id": datasets.Value("string"), "image": datasets.Image(), "source": datasets.Value("string"),
+        "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
+    })  # fmt: skip
+    rows = [
+        llava("<image>\nWhat?", "Ten.", picture(10), id="a", source="x"),
+        llava("Hello", "Hi", id="b", source="x") | {"image": None},
+        llava("Draw thirty", "<image>", {"bytes": encoded(picture(30)), "path": "sub/30.png"}, id="c", source="x"),
+    ]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "disk", "dictionary", "hub"])
+def test_a_dataset_of_hugging_face(tmp_path, monkeypatch, kind):
+    place = str(tmp_path / "data")
+    if kind == "parquet":
+        Path(place).mkdir()
+        hub_dataset().to_parquet(f"{place}/train.parquet")
+    elif kind == "disk":
+        hub_dataset().save_to_disk(place)
+    elif kind == "dictionary":
+        datasets.DatasetDict(test=hub_dataset().select([0]), train=hub_dataset()).save_to_disk(place)
+    else:
+        place = "somebody/something"
+        monkeypatch.setattr(datasets, "load_dataset", lambda name: {place: hub_dataset()}[name])
+    samples = read_all(open_samples(place, None, None))
+    assert [words(sample) for sample in samples] == [
+        ["<image>What?", "Ten."],
+        ["Hello", "Hi"],
+        ["Draw thirty", "<image>"],
+    ]
+    assert [colours(sample) for sample in samples] == [[10], [], [30]]
+    assert [sample.id for sample in samples] == ["a", "b", "c"]
+    assert pictures_of(samples[2].variants[0])[0].key in ("30.png", "sub/30.png")
+
+
+def test_lists_of_pictures_and_paths_in_tables(tmp_path):
+    write_pictures(tmp_path / "root")
+    several = [[{"bytes": encoded(picture(c)), "path": None} for c in (10, 20)], []]
+    turns = [llava("<image><image> Same?", "No.")["conversations"], llava("a", "b")["conversations"]]
+    pq.write_table(pa.table({"images": several, "conversations": turns}), tmp_path / "several.parquet")
+    samples = read_all(open_samples(str(tmp_path / "several.parquet"), None, None))
+    assert [colours(sample) for sample in samples] == [[10, 20], []]
+    table = pa.table({"image": ["10.png", "no.png"], "text": ["ten", "none"], "__index_level_0__": [0, 1]})
+    pq.write_table(table, tmp_path / "paths.parquet")
+    samples = read_all(open_samples(str(tmp_path / "paths.parquet"), None, tmp_path / "root"))
+    assert colours(samples[0]) == [10] and not pictures_of(samples[1].variants[0])[0].is_there()
+    with pytest.raises(UnreadablePicture, match=r"no\.png: No such file"):
+        colours(samples[1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"url": ["x"], "image": [b"1"]}, "has the columns url, image, none of conversations"),
+        ({"text": ["x"], "left": [b"1"], "right": [b"2"]}, r"several columns of bytes \(left, right\)"),
+    ],
+)
+def test_tables_that_are_unclear(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message):
+        open_samples(str(tmp_path), None, None)
+
+
+def test_captions_in_every_guise():
+    assert caption_texts("{a cat") == ["{a cat"] and caption_texts(["x", "", None]) == ["x"]
+    assert caption_texts('{"a": "x", "b": null}') == ["x"] and caption_texts({"a": " y "}) == ["y"]
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_behind_places(tmp_path):
+    (tmp_path / "a:2").write_text("")
+    assert parse_data("a.json:2.5") == sample_index.DataOption("a.json", 2.5)
+    assert parse_data("C:/a.json").weight == 1 and parse_data("a.json").place == "a.json"
+    assert parse_data(f"{tmp_path}/a:2") == sample_index.DataOption(f"{tmp_path}/a:2", 1.0)
+    with pytest.raises(UserError, match="the weight 0 is not above 0"):
+        parse_data("a.json:0")
+
+
+@pytest.mark.parametrize(
+    ("files", "place", "data_format", "message"),
+    [
+        ([], "nowhere.json", None, "no such file or folder"),
+        (["a.json", "b.tar"], "", None, "holds 1 JSON files and 1 tar files; say with --format"),
+        (["a.png"], "", None, "holds no .json, .jsonl, .tar, .parquet files"),
+        (["a.json"], "", "webdataset", "holds no .tar files"),
+        (["a.csv"], "a.csv", None, "is no .json, .jsonl, .tar or .parquet file"),
+        (["a.json"], "a.json", None, "no samples in .*a.json.*the file is empty"),
+        (["a.parquet"], "", None, "no samples in .*damaged parquet"),
+        (["state.json"], "", None, "cannot read it"),
+    ],
+)
+def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        open_samples(str(tmp_path / place), data_format, None)
+
+
+def test_a_dataset_that_is_not_there(monkeypatch):
+    def fail(name):
+        raise ConnectionError("offline\nin many lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match=r"--data some/body: no such dataset: offline$"):
+        dataset_samples.open_dataset("some/body", None, Path())
+
+
+def test_files_are_looked_through_once(tmp_path, monkeypatch):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(ROWS))
+    first = open_samples(str(path), None, None, tmp_path / "index")
+    monkeypatch.setitem(sample_index.SCANS, "JSON", _no_scan(sample_index.SCANS["JSON"]))
+    again = open_samples(str(path), None, None, tmp_path / "index")
+    assert again.fingerprint == first.fingerprint and words(again.read(4)) == WORDS[4]
+
+
+def _no_scan(scan):
+    def scan_json(path):
+        pytest.fail("scanned again")
+
+    assert scan_json.__name__ == scan.__name__
+    return scan_json

@@ -1,0 +1,98 @@
+"""`train/sft.py --data` from the command line: a LLaVA data set trained on, stopped, resumed bit for bit, loaded."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llava_files import write_llava
+
+import unimllm
+from unimllm.errors import UserError
+from unimllm.training import checkpoint
+
+SFT = Path(__file__).parent.parent / "train" / "sft.py"
+STEPS = 4
+
+
+def run_sft(*options, processes: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(SFT), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
+
+
+def losses(result: subprocess.CompletedProcess) -> dict[int, float]:
+    assert result.returncode == 0, result.stderr[-2000:]
+    return {int(s): float(loss) for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_checkpoint, tmp_path_factory) -> list:
+    data = write_llava(tmp_path_factory.mktemp("mine"))
+    return [
+        "--init-from", tiny_checkpoint, "--data", data, "--image-root", data.parent / "images", "--ratios", "2:2:1",
+        "--max_length", 80, "--max-steps", STEPS, "--train.batch_size", 4, "--train.compile", "false",
+        "--train.precision", "fp32", "--train.save_minutes", 0, "--train.keep_checkpoints", STEPS,
+        "--train.num_threads", 1,
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
+    straight = run_sft(*command, "--output-dir", tmp_path / "straight" / "sft")
+    expected = losses(straight)
+    assert list(expected) == [1, 2, 3, 4]
+    assert "20 samples in 1 JSON file: 14 understanding, 5 drawing, 1 text" in straight.stdout
+    assert "data.json, drawing: 5 samples" in straight.stdout and "40.0%" in straight.stdout
+    folder = checkpoint.latest(tmp_path / "straight" / "sft")
+    data = checkpoint.read_run(folder)["recipe"]["data"]
+    assert data["samples"] == 20 and len(data["fingerprint"]) == 12
+
+    stopped = tmp_path / "stopped" / "sft"
+    shutil.copytree(tmp_path / "straight" / "sft", stopped)
+    for step in (3, 4):
+        shutil.rmtree(stopped / f"step-00000{step}")
+    resumed = run_sft(*command, "--output-dir", stopped, "--train.num_workers", 1)
+    assert "resuming from step-000002" in resumed.stdout and "warning" not in resumed.stdout
+    assert losses(resumed) == {3: expected[3], 4: expected[4]}
+    weights = [(place / "model.safetensors").read_bytes() for place in (folder, checkpoint.latest(stopped))]
+    assert weights[0] == weights[1]
+
+    model, processor = unimllm.load(folder, "cpu")
+    assert unimllm.draw(model, processor, ["a photo of two dogs"])[0].size == (16, 16)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_go_on_where_one_stopped(command, tmp_path):
+    expected = losses(run_sft(*command, "--output-dir", tmp_path / "sft"))
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / "sft" / f"step-00000{step}")
+    resumed = losses(run_sft(*command, "--output-dir", tmp_path / "sft", processes=2))
+    assert list(resumed) == [2, 3, 4]
+    for step, loss in resumed.items():
+        assert loss == pytest.approx(expected[step], abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratios", "1:1:1"], "--ratios is about --data"),
+        (["--data", "nowhere.json"], "--data nowhere.json: no such file or folder"),
+        (["--data", SFT, "--format", "llava", "--text-tokenizer", "no/such"], "--text-tokenizer no/such: "),
+    ],
+)
+def test_options_that_do_not_fit_end_with_one_line(options, message, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("sft_program", SFT)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, options), "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(UserError) as caught:
+        program.main()
+    assert message in str(caught.value) and not (tmp_path / "out").exists()

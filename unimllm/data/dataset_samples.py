@@ -1,0 +1,86 @@
+"""Samples from a Hugging Face dataset: a folder that `save_to_disk` wrote, or one of the hub by its name.
+
+The rows stay in the library's memory-mapped Arrow files; pictures are taken from there as they were stored.
+"""
+
+from pathlib import Path
+
+from semhitok.errors import first_line
+from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks
+from unimllm.data.samples import Sample, make_sample
+from unimllm.data.table_rows import picture_column, pictures_in, text_columns
+from unimllm.errors import UserError
+
+SAVED = ("state.json", "dataset_dict.json")  # one of them lies in what `save_to_disk` wrote
+SPLIT = "train"
+
+
+class DatasetSamples:
+    """One split of a dataset.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        name: what the user called it.
+        layout: of `samples.LAYOUTS`; None: recognised.
+        image_root: folder that paths of pictures are relative to, where a row holds a path and no bytes.
+
+    Raises:
+        UserError: it has no column of text that is known, or it is unclear which column holds the pictures.
+    """
+
+    kind = "dataset"
+    memory = 0
+
+    def __init__(self, dataset, name: str, layout: str | None, image_root: Path):
+        self.name, self.image_root = name, image_root
+        schema = dataset.features.arrow_schema
+        texts, self.layout = text_columns(schema.names, layout, name)
+        self.picture_column = picture_column(schema, name)
+        columns = [*texts, *([self.picture_column] if self.picture_column else [])]
+        self.rows = dataset.with_format("arrow", columns=columns)  # nothing is decoded
+        self.files = [Path(file["filename"]) for file in dataset.cache_files]
+        self.chunk_sizes = equal_chunks(len(dataset), TAR_CHUNK)
+        self.about = f"{schema.names} {len(dataset)}"
+
+    def key(self, i: int) -> str:
+        return f"{self.name}:row {i}"
+
+    def read(self, i: int) -> Sample:
+        row = self.rows[i : i + 1].to_pylist()[0]
+        row.setdefault("caption", row.get("txt"))
+        pictures = pictures_in(row.get(self.picture_column), self.key(i), self.image_root)
+        return make_sample(row, pictures, self.layout)
+
+    def digest(self) -> bytes:
+        return self.about.encode()
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def open_dataset(name: str, layout: str | None, image_root: Path) -> DatasetSamples:
+    """A folder of `save_to_disk`, or the training split of a dataset of the hub.
+
+    Raises:
+        UserError: it cannot be had, or has no training split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"--data {name} needs the datasets library: pip install 'unimllm[data]'") from error
+    is_folder = Path(name).is_dir()
+    try:
+        found = datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
+    except Exception as error:  # of the hub, of scripts, of damaged Arrow files
+        what = "cannot read it" if is_folder else "no such dataset"
+        raise UserError(f"--data {name}: {what}: {first_line(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        splits = list(found)
+        if SPLIT not in splits and len(splits) > 1:
+            raise UserError(
+                f"--data {name} has the splits {', '.join(splits)} and no {SPLIT!r}; save one of them alone"
+            )
+        found = found[SPLIT if SPLIT in splits else splits[0]]
+    return DatasetSamples(found, name, layout, image_root)

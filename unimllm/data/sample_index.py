@@ -1,0 +1,253 @@
+"""`--data FILE_OR_FOLDER_OR_NAME[:weight]`: what lies there, looked through once, its samples numbered 0..S-1.
+
+A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
+
+    name, kind          for people and for the fingerprint
+    chunk_sizes         (C,) samples in each run of neighbours that are cheap to read together, in order
+    key(i), read(i)     where sample i lies, and the sample; BadSample if it is none
+    digest()            bytes that differ where the samples lie elsewhere in the file
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from semhitok.checkpoints import may_be_hub_id
+from semhitok.errors import first_line
+from semhitok.picture_files import files_below, is_hidden
+from unimllm.data.dataset_samples import DatasetSamples, is_saved_dataset, open_dataset
+from unimllm.data.faults import Fault
+from unimllm.data.json_samples import JsonSamples, scan_json
+from unimllm.data.order import NUM_LANES
+from unimllm.data.parquet_samples import ParquetSamples
+from unimllm.data.picture_index import check_same_everywhere
+from unimllm.data.picture_shards import ROW_GROUP_MEMORY
+from unimllm.data.samples import BadSample, Sample
+from unimllm.data.tar_samples import TarSamples, scan_tar_samples
+from unimllm.distributed import barrier
+from unimllm.errors import UserError
+from unimllm.images import write_atomically
+
+SampleShard = JsonSamples | TarSamples | ParquetSamples | DatasetSamples
+Scan = Callable[[Path], tuple[dict[str, np.ndarray], str]]
+
+FORMATS = {
+    "llava": ("JSON", (".json", ".jsonl")),
+    "captions": ("JSON", (".json", ".jsonl")),
+    "webdataset": ("tar", (".tar",)),
+    "parquet": ("parquet", (".parquet",)),
+    "datasets": ("dataset", ()),
+}
+"""--format -> (kind of file, endings that such files have below a folder)."""
+ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
+
+
+@dataclass(frozen=True)
+class DataOption:
+    """One word behind --data.
+
+    Attributes:
+        place: file, folder or name of a dataset.
+        weight: how many times as often as in a source of weight 1 each sample is seen.
+    """
+
+    place: str
+    weight: float
+
+
+def parse_data(word: str) -> DataOption:
+    """`place[:weight]`; a file whose own name ends in `:2` is taken as it is.
+
+    Raises:
+        UserError: a weight that is no number above 0.
+    """
+    place, colon, text = word.rpartition(":")
+    if not colon or os.path.exists(word):
+        return DataOption(word, 1.0)
+    try:
+        weight = float(text)
+    except ValueError:
+        return DataOption(word, 1.0)
+    if not 0 < weight < float("inf"):
+        raise UserError(f"--data {word}: the weight {text} is not above 0; leave the source out instead")
+    return DataOption(place, weight)
+
+
+class SampleIndex:
+    """The samples of one source.
+
+    Args:
+        name: what the user called it.
+        shards: in a fixed order.
+        faults: of files that could not be read to their end.
+    """
+
+    def __init__(self, name: str, shards: list[SampleShard], faults: list[Fault]):
+        self.name, self.shards, self.faults = name, shards, faults
+        self.ends = np.cumsum([int(shard.chunk_sizes.sum()) for shard in shards])
+        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, number: int) -> Sample:
+        """A sample; BadSample if it is none."""
+        shard, i = self._locate(number)
+        try:
+            return shard.read(i)
+        except (OSError, pa.ArrowException) as error:
+            raise BadSample("not readable", getattr(error, "strerror", None) or first_line(error)) from error
+
+    def key(self, number: int) -> str:
+        """Where a sample lies: a file and its line, its row or its member."""
+        shard, i = self._locate(number)
+        return shard.key(i)
+
+    def _locate(self, number: int) -> tuple[SampleShard, int]:
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
+
+    @property
+    def num_lanes(self) -> int:
+        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
+        largest = max(shard.memory for shard in self.shards)
+        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that are the same wherever the same samples lie."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.kind} {os.path.basename(shard.name)} {getattr(shard, 'layout', '')}\n".encode())
+            digest.update(hashlib.sha256(shard.digest()).digest())
+        return digest.hexdigest()[:12]
+
+    def files(self) -> list[Path]:
+        """The files that hold the samples."""
+        return [f for s in self.shards for f in (s.files if isinstance(s, DatasetSamples) else [s.path])]
+
+    def __str__(self) -> str:
+        kinds = Counter(shard.kind for shard in self.shards)
+        places = " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
+        return f"{self.name}: {len(self):,} samples in {places}"
+
+
+def open_samples(
+    place: str, data_format: str | None, image_root: Path | None, cache: Path | None = None, rank: int = 0,
+    world_size: int = 1,
+) -> SampleIndex:  # fmt: skip
+    """Look through what lies at a place; called by every rank alike.
+
+    Args:
+        place: a file, a folder of files of one kind, a folder of `save_to_disk`, or the name of a dataset on the hub.
+        data_format: of FORMATS; None: recognised.
+        image_root: folder that paths of pictures are relative to; None: the folder of the file that names them.
+        cache: folder where positions in JSON files and tars are kept, so that they are looked for once.
+
+    Raises:
+        UserError: nothing there, nothing that can be read, or another process sees something else.
+    """
+    layout = data_format if data_format in ("llava", "captions") else None
+    paths = find_files(place, data_format)
+    if paths is None:
+        shards, faults = [open_dataset(place, layout, image_root or Path(place))], []
+    else:
+        if cache and world_size > 1:
+            for path, kind in paths[rank::world_size]:
+                if kind in SCANS:
+                    remembered(path, cache, SCANS[kind])
+            barrier()
+        opened = [open_file(path, kind, layout, image_root or path.parent, cache) for path, kind in paths]
+        shards = [shard for shard, _ in opened if shard and shard.chunk_sizes.sum()]
+        faults = [fault for _, fault in opened if fault]
+    if not shards:
+        raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
+    index = SampleIndex(place, shards, faults)
+    check_same_everywhere(index, "samples")
+    return index
+
+
+def find_files(place: str, data_format: str | None) -> list[tuple[Path, str]] | None:
+    """The files of a source and the kind of each; None: a dataset of Hugging Face.
+
+    Raises:
+        UserError: no such place, another kind of file, or a folder with several kinds.
+    """
+    path = Path(place).expanduser()
+    wanted = FORMATS[data_format][0] if data_format else None
+    if path.is_dir():
+        if wanted == "dataset" or (wanted is None and is_saved_dataset(path)):
+            return None
+        return _find_below(path, data_format)
+    if path.exists():
+        kind = wanted or ENDINGS.get(path.suffix.lower())
+        if kind is None or kind == "dataset":
+            raise UserError(f"--data {place} is no .json, .jsonl, .tar or .parquet file; say what it is with --format")
+        return [(path, kind)]
+    if wanted in (None, "dataset") and may_be_hub_id(place) and path.suffix.lower() not in ENDINGS:
+        return None
+    raise UserError(f"--data {place}: no such file or folder")
+
+
+def _find_below(folder: Path, data_format: str | None) -> list[tuple[Path, str]]:
+    endings = FORMATS[data_format][1] if data_format else ENDINGS
+    kinds: dict[str, list[Path]] = {}
+    for name in files_below(folder):
+        ending = os.path.splitext(name)[1].lower()
+        if ending in endings and not is_hidden(name):
+            kinds.setdefault(ENDINGS[ending], []).append(folder / name)
+    if len(kinds) > 1:
+        present = " and ".join(f"{len(paths):,} {kind} files" for kind, paths in kinds.items())
+        raise UserError(f"--data {folder} holds {present}; say with --format which of them, or name the files")
+    if not kinds:
+        raise UserError(f"--data {folder} holds no {', '.join(endings)} files; see --data in --help")
+    return [(path, kind) for kind, paths in kinds.items() for path in paths]
+
+
+SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
+
+
+def open_file(
+    path: Path, kind: str, layout: str | None, image_root: Path, cache: Path | None
+) -> tuple[SampleShard | None, Fault | None]:
+    """One file, and what is wrong with it; None in place of one that is damaged altogether."""
+    try:
+        path.open("rb").close()
+        if kind in SCANS:
+            found, damage = remembered(path, cache, SCANS[kind])
+            shard = JsonSamples(path, **found, layout=layout, image_root=image_root) if kind == "JSON" else (
+                TarSamples(path, **found, layout=layout)
+            )  # fmt: skip
+            count = int(shard.chunk_sizes.sum())
+            message = f"{damage}; " + (f"its first {count:,} samples are used" if count else "nothing of it is used")
+            return shard, Fault(f"damaged {kind} file", str(path), message) if damage else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return ParquetSamples(path, layout, image_root), None
+    except UserError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        return None, Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")
+
+
+def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
+    """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
+    if cache is None:
+        return scan(path)
+    status = path.stat()
+    words = f"{scan.__name__} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
+    found, damage = scan(path)
+    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
+    return found, damage

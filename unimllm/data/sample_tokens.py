@@ -1,0 +1,63 @@
+"""A conversation as token ids that fit a row, N placeholders for each picture."""
+
+from bisect import bisect_right
+
+from unimllm.conversation import ConversationTokenizer, Tokenized
+from unimllm.data.samples import BadSample
+
+
+class SampleTokenizer:
+    """Tokenizes conversations; those that are too long lose whole turns at their end.
+
+    Args:
+        conversation: renders them.
+        max_length: ids that a sample may have.
+    """
+
+    def __init__(self, conversation: ConversationTokenizer, max_length: int):
+        self.conversation, self.max_length = conversation, max_length
+        marks = {*conversation.tokenizer.all_special_tokens} - {"", None}
+        self.marks = sorted(marks)
+        self.has_system = self._renders_system()
+
+    def __call__(self, messages: list[dict]) -> tuple[Tokenized, list[dict]]:
+        """Ids and targets, and the messages that they stand for: all, or as many as fit.
+
+        Raises:
+            BadSample: not even the first question and answer fit, or a text holds one of the tokenizer's own marks.
+        """
+        self._check(messages)
+        tokenized = self.conversation(messages)
+        if len(tokenized) <= self.max_length:
+            return tokenized, messages
+        first = 3 if messages[0]["role"] == "system" else 2  # messages that must fit: a question and its answer
+        ends = range(first, len(messages), 2)
+        fitting = bisect_right(ends, self.max_length, key=lambda end: len(self.conversation(messages[:end])))
+        if not fitting:
+            length = len(self.conversation(messages[:first]))
+            raise BadSample("too long", f"{length:,} ids in its first turns, {self.max_length:,} fit (--max_length)")
+        kept = messages[: ends[fitting - 1]]
+        return self.conversation(kept), kept
+
+    def _check(self, messages: list[dict]) -> None:
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        for mark in self.marks:
+            if any(mark in text for text in texts):
+                raise BadSample("a mark of the model", f"a text holds {mark}, which the model uses for itself")
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise BadSample("no Unicode", str(error)) from error
+        if messages[0]["role"] == "system" and not self.has_system:
+            raise BadSample("a system turn", "the text tokenizer's chat template has no place for it")
+
+    def _renders_system(self) -> bool:
+        """Whether the chat template knows a system turn: it renders one, and otherwise than a role that nobody has."""
+        return self._render("system") not in (None, self._render("nobody"))
+
+    def _render(self, role: str) -> str | None:
+        messages = [{"role": role, "content": "a"}, {"role": "user", "content": "b"}]
+        try:
+            return self.conversation.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:  # jinja's own, raised by templates that want user and assistant in turn
+            return None

@@ -1,0 +1,236 @@
+"""One training sample, whatever file it lay in: a conversation in the one message format, its pictures not yet read.
+
+    layout     a row of a file has                                            becomes
+    llava      conversations: [{from, value}], or messages: [{role, content}]  that conversation
+               and image or images; `<image>` in a text stands for the next
+    captions   caption, captions, prompt or text; and one picture             the picture, drawn for the text
+
+Messages are as in `unimllm.conversation`; the picture of an image part lies under its key "image".
+"""
+
+import json
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unimllm.images import UnreadablePicture
+from unimllm.vocabulary import SPECIAL_TOKENS
+
+TASKS = ("understanding", "drawing", "text")
+LAYOUTS = ("llava", "captions")
+IMAGE = SPECIAL_TOKENS["image"]
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CONVERSATION_KEYS = ("conversations", "messages")
+CAPTION_KEYS = ("caption", "captions", "prompt", "text")
+PICTURE_KEYS = {"llava": ("image", "images"), "captions": ("image", "path", "file_name", "filename", "file", "img")}
+
+
+class BadSample(ValueError):
+    """A sample that cannot be trained on.
+
+    Attributes:
+        reason: two or three words to count by; the message says what is wrong with this one.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class PictureOnDisk:
+    """A picture file.
+
+    Attributes:
+        key: its path as the data names it, below the image root; `semhitok encode` of that root gives it the same key.
+    """
+
+    key: str
+    path: Path
+
+    def is_there(self) -> bool:
+        return self.path.is_file()
+
+    def read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            reason = "missing picture" if isinstance(error, FileNotFoundError) else "not readable"
+            raise UnreadablePicture(reason, f"{self.path}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture inside a tar, a parquet file or a dataset; `load` fetches its bytes."""
+
+    key: str
+    load: Callable[[], bytes]
+
+    def is_there(self) -> bool:
+        return True
+
+    def read(self) -> bytes:
+        return self.load()
+
+
+Picture = PictureOnDisk | StoredPicture
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation to learn from.
+
+    Attributes:
+        variants: conversations of which one is drawn each time (several captions of one picture); mostly just one.
+        id: as the data names it, "" where it does not.
+    """
+
+    variants: list[list[dict]]
+    id: str = ""
+
+    @property
+    def task(self) -> str:
+        """One of TASKS: a picture in an answer is drawing, else one in a question is understanding."""
+        drawn = [message["role"] == "assistant" for message in self.variants[0] for _ in pictures_of([message])]
+        return "drawing" if any(drawn) else "understanding" if drawn else "text"
+
+
+def pictures_of(messages: list[dict]) -> list[Picture]:
+    """The pictures of a conversation in reading order."""
+    return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+
+
+def picture_on_disk(name: str, root: Path) -> PictureOnDisk:
+    """The picture that data names by a path below `root`."""
+    return PictureOnDisk(posixpath.normpath(name.replace("\\", "/")), root / name)
+
+
+def layout_of(names) -> str:
+    """The layout of a row with these keys.
+
+    Raises:
+        BadSample: none.
+    """
+    if any(key in names for key in CONVERSATION_KEYS):
+        return "llava"
+    if any(key in names for key in CAPTION_KEYS):
+        return "captions"
+    wanted = ", ".join(CONVERSATION_KEYS + CAPTION_KEYS)
+    raise BadSample("unknown layout", f"it holds {', '.join(map(str, names)) or 'nothing'}, none of {wanted}")
+
+
+def make_sample(row: dict, pictures: list[Picture], layout: str) -> Sample:
+    """A sample from a row of a file and the pictures that belong to it; BadSample if it is none."""
+    variants = conversation(row, pictures) if layout == "llava" else drawings(row, pictures)
+    number = row.get("id")
+    return Sample(variants, "" if number is None else str(number))
+
+
+# ---- conversations --------------------------------------------------------------------------------------------------
+
+
+def conversation(row: dict, pictures: list[Picture]) -> list[list[dict]]:
+    """The conversation of a row in LLaVA's or OpenAI's words, as the only variant."""
+    turns = check_turns(read_turns(row))
+    count = sum(text.count(IMAGE) for _, text in turns)
+    if count > len(pictures):
+        raise BadSample("<image> without an image", f"{count} times {IMAGE} but {len(pictures)} pictures")
+    if count < len(pictures):
+        raise BadSample("an image without <image>", f"{len(pictures)} pictures but {count} times {IMAGE}")
+    queue = iter(pictures)
+    return [[{"role": role, "content": split_text(role, text, queue)} for role, text in turns]]
+
+
+def read_turns(row: dict) -> list[tuple[str, str]]:
+    """(role, text) of each turn, pictures in the text as `<image>`."""
+    found = next((row[key] for key in CONVERSATION_KEYS if row.get(key)), None)
+    try:
+        found = json.loads(found) if isinstance(found, str) else found
+        if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
+            found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        turns = [_read_turn(turn) for turn in found or []]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample("no conversation", f"its turns cannot be read: {error}") from error
+    if not turns:
+        raise BadSample("no conversation", "it has no turns")
+    return turns
+
+
+def _read_turn(turn: dict) -> tuple[str, str]:
+    speaker = turn.get("from") or turn.get("role")
+    if speaker not in ROLES:
+        raise BadSample("unknown speaker", f"{speaker!r} is none of {', '.join(ROLES)}")
+    text = turn["value"] if turn.get("value") is not None else turn.get("content")
+    if isinstance(text, list):  # OpenAI's parts
+        text = "".join(part["text"] if part["type"] == "text" else IMAGE for part in text)
+    if not isinstance(text, str):
+        raise BadSample("no text", f"a turn of {speaker} holds {type(text).__name__}, not text")
+    return ROLES[speaker], text
+
+
+def check_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The turns without answers to nothing at their beginning (LLaVA drops them too).
+
+    Raises:
+        BadSample: speakers do not alternate, or an answer or a question is empty or missing.
+    """
+    system = turns[:1] if turns[0][0] == "system" else []
+    rest = turns[len(system) :]
+    while rest and rest[0][0] == "assistant":
+        rest = rest[1:]
+    for number, (role, text) in enumerate(rest):
+        expected = ("user", "assistant")[number % 2]
+        if role != expected:
+            message = f"turn {number + 1} is the {role}'s, and so is the one before"
+            raise BadSample("two turns in a row", message if role != "system" else "a system turn in the middle")
+        if not text.strip():
+            raise BadSample("an empty answer" if role == "assistant" else "an empty question", f"turn {number + 1}")
+    if len(rest) % 2 or not rest:
+        raise BadSample("no answer", "it ends with a question" if rest else "nobody asks anything")
+    return system + rest
+
+
+def split_text(role: str, text: str, pictures) -> list[dict]:
+    """The parts of a turn; a question's only picture comes first, wherever it stood (as LLaVA has it)."""
+    if role == "user" and text.count(IMAGE) == 1:
+        text = IMAGE + text.replace(IMAGE, "").strip()
+    parts: list[dict] = []
+    for number, piece in enumerate(text.strip().split(IMAGE)):
+        parts += [{"type": "image", "image": next(pictures)}] if number else []
+        parts += [{"type": "text", "text": piece}] if piece else []
+    return parts
+
+
+# ---- captions -------------------------------------------------------------------------------------------------------
+
+
+def drawings(row: dict, pictures: list[Picture]) -> list[list[dict]]:
+    """For each caption of a row's picture the conversation that asks for it."""
+    if len(pictures) != 1:
+        raise BadSample("no picture" if not pictures else "several pictures", f"{len(pictures)} pictures, not 1")
+    texts = [text for key in CAPTION_KEYS if row.get(key) for text in caption_texts(row[key])]
+    if not texts:
+        raise BadSample("an empty caption", f"no text under {', '.join(CAPTION_KEYS)}")
+    return [drawing(text, pictures[0]) for text in dict.fromkeys(texts)]
+
+
+def drawing(text: str, picture: Picture) -> list[dict]:
+    """The conversation that asks for a picture and gets it."""
+    return [
+        {"role": "user", "content": [{"type": "text", "text": text}] if text else []},
+        {"role": "assistant", "content": [{"type": "image", "image": picture}]},
+    ]
+
+
+def caption_texts(value) -> list[str]:
+    """Captions from one text, a list of them, or BAGEL's JSON object of them, as a text or read already."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # a caption that happens to begin so
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]

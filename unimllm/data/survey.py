@@ -1,0 +1,229 @@
+"""Every sample of a source looked at once before training: how long it is, what it teaches, what is wrong with it.
+
+Packing needs the lengths (`row_plan`), ratios need the tasks (`mixture`), and whoever trains for a week wants to hear
+of bad data in the first minutes. What was found is kept beside the run and used again as long as files and tokenizer
+stay; only samples whose picture was missing are looked at again, for it may have come since.
+
+Shapes: S samples.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from unimllm.data.faults import NAMED, Fault
+from unimllm.data.sample_index import SampleIndex
+from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of
+from unimllm.errors import UserError
+from unimllm.images import write_atomically
+
+CHUNK = 512  # samples that are looked at in one go
+TELL_EVERY = 100  # chunks between two notes of progress
+PICTURE_FAULTS = ("missing picture", "no codes")
+USED = ("cut short", "duplicate id")  # faults of samples that are trained on all the same
+
+Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
+
+
+@dataclass
+class Survey:
+    """What is known of the samples of a source.
+
+    Attributes:
+        lengths: (S,) int32 ids of each sample, of its longest variant; 0: it cannot be used.
+        tasks: (S,) uint8 into TASKS.
+        ids: (S,) uint64 hash of its id; 0: it has none.
+        findings: what is wrong, in the order of the samples.
+    """
+
+    lengths: np.ndarray
+    tasks: np.ndarray
+    ids: np.ndarray
+    findings: list[Finding]
+
+    def counts(self) -> dict[str, int]:
+        """Usable samples of each task."""
+        return {task: int(((self.tasks == t) & (self.lengths > 0)).sum()) for t, task in enumerate(TASKS)}
+
+
+class Surveyor:
+    """Looks at samples: a map-style dataset of chunks, so that worker processes can share the work.
+
+    Args:
+        check_picture: None for a picture that can be had, else the reason why not.
+        numbers: of the samples to look at.
+    """
+
+    def __init__(
+        self, index: SampleIndex, tokenizer: SampleTokenizer, check_picture: Callable[[Picture], str | None],
+        numbers: np.ndarray,
+    ):  # fmt: skip
+        self.index, self.tokenizer, self.check_picture, self.numbers = index, tokenizer, check_picture, numbers
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // CHUNK)
+
+    def __getitem__(self, chunk: int) -> tuple[np.ndarray, Survey]:
+        numbers = self.numbers[chunk * CHUNK : (chunk + 1) * CHUNK]
+        found = empty_survey(len(numbers))
+        for place, number in enumerate(numbers.tolist()):
+            try:
+                self._look(number, place, found)
+            except BadSample as error:
+                found.findings.append((number, error.reason, " ".join(str(error).split())))
+        return numbers, found
+
+    def _look(self, number: int, place: int, found: Survey) -> None:
+        """Note one sample; BadSample if it cannot be used."""
+        sample = self.index.read(number)
+        if sample.id:
+            found.ids[place] = int.from_bytes(
+                hashlib.blake2b(sample.id.encode("utf-8", "replace"), digest_size=8).digest()
+            )
+        found.tasks[place] = TASKS.index(sample.task)
+        longest = 0
+        for messages in sample.variants:
+            tokenized, kept = self.tokenizer(messages)
+            longest = max(longest, len(tokenized))
+        for picture in pictures_of(kept):
+            if fault := self.check_picture(picture):
+                raise BadSample(fault, picture.key)
+        if len(kept) < len(messages):
+            message = f"the first {len(kept)} of {len(messages)} turns fit into {self.tokenizer.max_length:,} ids"
+            found.findings.append((number, "cut short", message))
+        found.lengths[place] = longest
+
+
+def empty_survey(count: int) -> Survey:
+    """Nothing known yet."""
+    return Survey(np.zeros(count, np.int32), np.zeros(count, np.uint8), np.zeros(count, np.uint64), [])
+
+
+def survey_samples(
+    index: SampleIndex, tokenizer: SampleTokenizer, check_picture: Callable[[Picture], str | None],
+    pictures_from: str, strict: bool = False, cache: Path | None = None, rank: int = 0, world_size: int = 1,
+    num_workers: int = 0,
+) -> Survey:  # fmt: skip
+    """Look at all samples of a source, all ranks together; each gets the same survey.
+
+    Args:
+        pictures_from: where `check_picture` looks, in a word that changes with it.
+        strict: stop at the first fault.
+        cache: folder where the survey is kept.
+
+    Raises:
+        UserError: a fault, with `strict`; or no sample can be used.
+    """
+    if strict and index.faults:
+        raise UserError(f"{index.faults[0]} (--strict)")
+    file = cache and cache / f"survey-{survey_key(index, tokenizer, pictures_from)}.npz"
+    survey = _remembered(file, rank, world_size)
+    if survey is None:
+        survey, numbers = empty_survey(len(index)), np.arange(len(index))
+    else:
+        numbers = np.array([number for number, reason, _ in survey.findings if reason in PICTURE_FAULTS], np.int64)
+    surveyor = Surveyor(index, tokenizer, check_picture, numbers)
+    parts = _share(surveyor, strict, rank, world_size, num_workers)
+    changed = _merge(survey, numbers, parts, index)
+    if file and changed and rank == 0:
+        write_atomically(file, lambda out: _write(survey, out))
+    if strict and survey.findings:
+        number, reason, message = survey.findings[0]
+        raise UserError(f"{Fault(reason, index.key(number), message)} (--strict)")
+    if not (survey.lengths > 0).any():
+        number, reason, message = survey.findings[0]
+        raise UserError(
+            f"no sample of {index.name} can be used; the first: {Fault(reason, index.key(number), message)}"
+        )
+    return survey
+
+
+def _remembered(file: Path | None, rank: int, world_size: int) -> Survey | None:
+    """The survey that rank 0 finds in its cache, for all ranks; None if there is none."""
+    kept = [_read(file) if rank == 0 and file and file.exists() else None]
+    if world_size > 1:
+        dist.broadcast_object_list(kept, src=0)
+    return kept[0]
+
+
+def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_workers: int) -> list:
+    """All parts of a survey, this rank's share of the chunks looked at here."""
+    chunks = range(rank, len(surveyor), world_size)
+    loader = DataLoader(surveyor, batch_size=None, sampler=chunks, num_workers=num_workers if len(chunks) > 1 else 0)
+    parts = []
+    for numbers, part in loader:
+        parts.append((np.asarray(numbers), part))
+        if strict and part.findings:
+            number, reason, message = part.findings[0]
+            raise UserError(f"{Fault(reason, surveyor.index.key(number), message)} (--strict)")
+        if rank == 0 and len(parts) % TELL_EVERY == 0:
+            print(f"looking at {surveyor.index.name}: {len(parts)}/{len(chunks)} chunks", flush=True)
+    if world_size == 1:
+        return parts
+    everyone: list = [None] * world_size
+    dist.all_gather_object(everyone, parts)
+    return [part for parts in everyone for part in parts]
+
+
+def _merge(survey: Survey, numbers: np.ndarray, parts: list, index: SampleIndex) -> bool:
+    """Put what was found of some samples into the survey; returns whether it changed."""
+    before = survey.findings
+    asked = set(numbers.tolist())
+    findings = [finding for finding in before if finding[0] not in asked and finding[1] != "duplicate id"]
+    for looked_at, part in parts:
+        survey.lengths[looked_at], survey.tasks[looked_at] = part.lengths, part.tasks
+        survey.ids[looked_at] = part.ids
+        findings += part.findings
+    survey.findings = sorted(findings + duplicates(survey, index))
+    return survey.findings != before or len(numbers) == len(survey.lengths)
+
+
+def duplicates(survey: Survey, index: SampleIndex) -> list[Finding]:
+    """The usable samples whose id an earlier one has. LLaVA's own data repeats ids, so they are used, and told."""
+    usable = np.flatnonzero((survey.ids != 0) & (survey.lengths > 0))
+    _, first, which = np.unique(survey.ids[usable], return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[which] != np.arange(len(usable)))
+    return [
+        (int(usable[a]), "duplicate id", f"as in sample {usable[first[which[a]]] + 1:,} of the source; both are used")
+        for a in again
+    ]
+
+
+def survey_key(index: SampleIndex, tokenizer: SampleTokenizer, pictures_from: str) -> str:
+    """Changes with the files, with the text tokenizer, with the positions of a picture and with what fits."""
+    conversation = tokenizer.conversation
+    text = conversation.tokenizer
+    files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in index.files()]
+    vocabulary = sorted(text.get_vocab().items())
+    words = [index.fingerprint, files, vocabulary, text.chat_template, conversation.num_positions]
+    words += [tokenizer.max_length, pictures_from]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
+
+
+def _write(survey: Survey, out) -> None:
+    np.savez(out, lengths=survey.lengths, tasks=survey.tasks, ids=survey.ids, findings=json.dumps(survey.findings))
+
+
+def _read(file: Path) -> Survey:
+    with np.load(file) as kept:
+        findings = [tuple(finding) for finding in json.loads(str(kept["findings"]))]
+        return Survey(kept["lengths"], kept["tasks"], kept["ids"], findings)
+
+
+def report(index: SampleIndex, survey: Survey) -> str:
+    """What a source holds and what is wrong with it, in lines; the first few faults of each reason by file and line."""
+    counts = ", ".join(f"{count:,} {task}" for task, count in survey.counts().items() if count)
+    lines = [f"data {index}: {counts}", *(str(fault) for fault in index.faults)]
+    for reason, count in Counter(reason for _, reason, _ in survey.findings).most_common():
+        lines.append(f"  {reason}: {count:,} {'used all the same' if reason in USED else 'left out'}")
+        named = [(number, message) for number, r, message in survey.findings if r == reason][:NAMED]
+        lines += [f"    {index.key(number)}: {message}" for number, message in named]
+    return "\n".join(lines)
