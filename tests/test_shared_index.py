@@ -127,6 +127,10 @@ def test_what_makes_no_sense_is_refused():
             config_class(num_pixel_codes=3)
     with pytest.raises(ValueError, match="semantic_weight is 1"):
         SharedIndexConfig(semantic_weight=1)
+    config = tiny(SharedIndexConfig)
+    config.semantic_weight = 2.0  # as a command line does
+    with pytest.raises(ValueError, match="semantic_weight is 2"):
+        build_tokenizer(config)
 
 
 # ---- joint training ------------------------------------------------------------------------------------------------
