@@ -14,14 +14,13 @@ import torch.distributed as dist
 from semhitok.errors import first_line
 from semhitok.picture_files import files_below, is_hidden, is_picture, picture_suffixes
 from unimllm.data.faults import Fault
-from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import (
-    ROW_GROUP_MEMORY,
     FolderShard,
     ParquetShard,
     TarShard,
     scan_tar,
 )
+from unimllm.data.shard_index import ShardIndex
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
@@ -30,7 +29,7 @@ PictureShard = FolderShard | TarShard | ParquetShard
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
-class PictureIndex:
+class PictureIndex(ShardIndex):
     """Pictures 0..P-1 of several shards.
 
     Args:
@@ -38,34 +37,10 @@ class PictureIndex:
         faults: of files that could not be read to their end.
     """
 
-    def __init__(self, shards: list[PictureShard], faults: list[Fault]):
-        self.shards, self.faults = shards, faults
-        counts = [int(shard.chunk_sizes.sum()) for shard in shards]
-        self.ends = np.cumsum(counts)
-        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
     def read(self, number: int) -> bytes:
         """The bytes of a picture; UnreadablePicture if they cannot be had."""
         shard, i = self._locate(number)
         return shard.read(i)
-
-    def key(self, number: int) -> str:
-        """Where a picture lies."""
-        shard, i = self._locate(number)
-        return shard.key(i)
-
-    def _locate(self, number: int) -> tuple[PictureShard, int]:
-        shard = int(np.searchsorted(self.ends, number, side="right"))
-        return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
-
-    @property
-    def num_lanes(self) -> int:
-        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
-        largest = max(shard.memory for shard in self.shards)
-        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,11 +52,9 @@ class PictureIndex:
         return digest.hexdigest()[:12]
 
     def __str__(self) -> str:
-        kinds = Counter(shard.kind for shard in self.shards)
         others = sum((Counter(shard.others) for shard in self.shards if shard.kind == "folder"), Counter())
         left = ", ".join(f"{count:,} {suffix or 'without ending'}" for suffix, count in others.most_common(5))
-        places = " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
-        return f"{len(self):,} pictures in {places}" + (f" (other files left alone: {left})" if left else "")
+        return f"{len(self):,} pictures in {self.places()}" + (f" (other files left alone: {left})" if left else "")
 
 
 def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, world_size: int = 1) -> PictureIndex:

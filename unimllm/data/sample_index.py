@@ -10,7 +10,6 @@ A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +24,10 @@ from semhitok.picture_files import files_below, is_hidden
 from unimllm.data.dataset_samples import DatasetSamples, is_saved_dataset, open_dataset
 from unimllm.data.faults import Fault
 from unimllm.data.json_samples import JsonSamples, scan_json
-from unimllm.data.order import NUM_LANES
 from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.picture_index import check_same_everywhere
-from unimllm.data.picture_shards import ROW_GROUP_MEMORY
 from unimllm.data.samples import BadSample, Sample
+from unimllm.data.shard_index import ShardIndex
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
@@ -80,7 +78,7 @@ def parse_data(word: str) -> DataOption:
     return DataOption(place, weight)
 
 
-class SampleIndex:
+class SampleIndex(ShardIndex):
     """The samples of one source.
 
     Args:
@@ -90,12 +88,8 @@ class SampleIndex:
     """
 
     def __init__(self, name: str, shards: list[SampleShard], faults: list[Fault]):
-        self.name, self.shards, self.faults = name, shards, faults
-        self.ends = np.cumsum([int(shard.chunk_sizes.sum()) for shard in shards])
-        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+        super().__init__(shards, faults)
+        self.name = name
 
     def read(self, number: int) -> Sample:
         """A sample; BadSample if it is none."""
@@ -104,21 +98,6 @@ class SampleIndex:
             return shard.read(i)
         except (OSError, pa.ArrowException) as error:
             raise BadSample("not readable", getattr(error, "strerror", None) or first_line(error)) from error
-
-    def key(self, number: int) -> str:
-        """Where a sample lies: a file and its line, its row or its member."""
-        shard, i = self._locate(number)
-        return shard.key(i)
-
-    def _locate(self, number: int) -> tuple[SampleShard, int]:
-        shard = int(np.searchsorted(self.ends, number, side="right"))
-        return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
-
-    @property
-    def num_lanes(self) -> int:
-        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
-        largest = max(shard.memory for shard in self.shards)
-        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,9 +113,7 @@ class SampleIndex:
         return [f for s in self.shards for f in (s.files if isinstance(s, DatasetSamples) else [s.path])]
 
     def __str__(self) -> str:
-        kinds = Counter(shard.kind for shard in self.shards)
-        places = " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
-        return f"{self.name}: {len(self):,} samples in {places}"
+        return f"{self.name}: {len(self):,} samples in {self.places()}"
 
 
 def open_samples(

@@ -1,0 +1,48 @@
+"""What the indices of pictures and of samples share: things numbered through shards that lie one after the other."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from unimllm.data.faults import Fault
+from unimllm.data.order import NUM_LANES
+from unimllm.data.picture_shards import ROW_GROUP_MEMORY
+
+
+class ShardIndex:
+    """Things 0..P-1 of several shards.
+
+    Args:
+        shards: in a fixed order; each has `kind`, `chunk_sizes`, `memory` and `key(i)` (see `picture_shards`).
+        faults: of files that could not be read to their end.
+    """
+
+    def __init__(self, shards: Sequence, faults: list[Fault]):
+        self.shards, self.faults = shards, faults
+        self.ends = np.cumsum([int(shard.chunk_sizes.sum()) for shard in shards])
+        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def key(self, number: int) -> str:
+        """Where a thing lies: a file and its line, its row or its member."""
+        shard, i = self._locate(number)
+        return shard.key(i)
+
+    def _locate(self, number: int) -> tuple:
+        """The shard that holds a thing, and its number there."""
+        shard = int(np.searchsorted(self.ends, number, side="right"))
+        return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
+
+    @property
+    def num_lanes(self) -> int:
+        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
+        largest = max(shard.memory for shard in self.shards)
+        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
+
+    def places(self) -> str:
+        """How many shards of which kind."""
+        kinds = Counter(shard.kind for shard in self.shards)
+        return " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
