@@ -51,6 +51,22 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """Folder of a random image tokenizer; do not write into it."""
+    import torch
+
+    from semhitok import SemHiTokModel
+    from semhitok.configuration_semhitok import tiny_config
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SemHiTokModel(tiny_config())
+    folder = tmp_path_factory.mktemp("tokenizer")
+    model.save_pretrained(folder)
+    return folder
+
+
 # ---- emoji scenes without the font ----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from released_siglips import FORMATS, PICTURES
 
 from semhitok import SemHiTokModel, lpips_weights
-from semhitok.configuration_semhitok import tiny_config
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
 from semhitok.teacher import Teacher, load_teacher
 from unimllm.data.sequential import FolderPictures, cropped_batches
@@ -41,16 +40,6 @@ def program():
     spec.loader.exec_module(module)
     yield module
     del sys.modules["eval_reconstruction"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = SemHiTokModel(tiny_config())
-    folder = tmp_path_factory.mktemp("tokenizer")
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

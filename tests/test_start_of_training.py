@@ -36,16 +36,6 @@ def program(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = SemHiTokModel(tiny_config())
-    folder = tmp_path_factory.mktemp("tokenizer")
-    model.save_pretrained(folder)
-    return folder
-
-
 def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:
     """The model that train/tokenizer.py starts a stage with."""
     args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
