@@ -5,11 +5,13 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
 from unimllm import UniMLLMForConditionalGeneration
 from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig, tiny_config
 from unimllm.discrete.sampling import Sampler, filtered_probabilities, guide, pick
-from unimllm.training.sft import SftTask
+from unimllm.errors import UserError
+from unimllm.training.sft import SftTask, exchange_image_tokenizer
 
 PAD, END, USER, ASSISTANT, START, STOP, IMAGE = range(7)
 OFFSET = 40  # the tiny config's text vocabulary
@@ -227,6 +229,20 @@ def test_one_batch_is_learnt_by_heart(head):
     assert loss < 0.1
     drawn = model.eval().generate(ids[:, :4], generation_mode="image", temperature=0)
     assert drawn.tolist() == [PICTURE]
+
+
+def test_a_model_goes_on_over_a_tokenizer_whose_code_vectors_moved(model, tmp_path):
+    other = SemHiTokModel(model.config.image_tokenizer_config).double()
+    before = model.embed(row(10, PICTURE[0]))
+    exchange_image_tokenizer(model, other)
+    after = model.embed(row(10, PICTURE[0]))
+    assert torch.equal(before[0, 0], after[0, 0]) and not torch.equal(before[0, 1], after[0, 1])
+    assert not any(p.requires_grad for p in model.image_tokenizer.parameters())
+    model.save_pretrained(tmp_path)
+    alone = SemHiTokModel.from_pretrained(tmp_path)
+    assert all(torch.equal(v, alone.state_dict()[k]) for k, v in other.state_dict().items())
+    with pytest.raises(UserError, match="num_pixel_codes 5, that of --init-from 3"):
+        exchange_image_tokenizer(model, SemHiTokModel(tiny_tokenizer(num_pixel_codes=5)))
 
 
 def test_sampling_by_hand():

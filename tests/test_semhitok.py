@@ -12,7 +12,7 @@ from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import adm_center_crop, for_size, to_pixel_values, to_uint8
-from semhitok.losses import ReconstructionLosses, teacher_distance
+from semhitok.losses import ReconstructionLosses, coarse_loss, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
 
 
@@ -237,3 +237,18 @@ def test_pictures_of_the_right_size_reach_the_model_as_they_always_did():
         before.append(processor.normalize(x, [0.5] * 3, [0.5] * 3))
     now = processor(images, return_tensors="np")["pixel_values"]
     assert now.dtype == np.float32 and np.array_equal(now, np.stack(before))
+
+
+def test_a_wrong_colour_weighs_in_the_coarse_loss_and_a_fine_pattern_does_not():
+    true = torch.zeros(2, 3, 16, 16)
+    shifted = true + 0.5
+    board = torch.where((torch.arange(16)[:, None] + torch.arange(16)) % 2 == 0, 0.5, -0.5).expand_as(true)
+    assert coarse_loss(shifted, true).item() == pytest.approx(0.5)
+    assert coarse_loss(board, true).item() == 0.0
+    corner = true.clone()
+    corner[..., :2, :2] = 0.6  # in one of 64, 16 and 4 averages: 0.6, 0.15 and 0.0375
+    expected = (0.6 / 64 + 0.15 / 16 + 0.0375 / 4) / 3
+    assert coarse_loss(corner, true).item() == pytest.approx(expected)
+    losses = ReconstructionLosses(l2=0, edges=0, coarse=2)(shifted, true, torch.nn.Parameter(torch.ones(1)))
+    assert losses["loss"].item() == pytest.approx(0.5 + 2 * 0.5)
+    assert "coarse" not in ReconstructionLosses()(shifted, true, torch.nn.Parameter(torch.ones(1)))

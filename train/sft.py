@@ -6,6 +6,8 @@ Without --data it trains on scenes. With --data it trains on LLaVA's JSON, on ca
 tars, on parquet files or on Hugging Face datasets, several of them in one mix (unimllm/data/sample_index.py):
 
 deepspeed train/sft.py --init-from runs/pretrain --data llava_v1_5_mix665k.json captions.jsonl:2 --image-root images
+
+A model goes on over a tokenizer that was trained further, with --init-from MODEL --image-tokenizer TOKENIZER.
 """
 
 import copy
@@ -35,7 +37,7 @@ from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, default_folder, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import SFT_PRESETS, SftRecipe
 from unimllm.training.seeding import seed_everything
-from unimllm.training.sft import SftTask
+from unimllm.training.sft import SftTask, exchange_image_tokenizer
 
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
 
@@ -139,11 +141,13 @@ def open_text_tokenizer(args):
 
 
 def build_model(args, recipe: SftRecipe, text_tokenizer) -> UniMLLMForConditionalGeneration:
-    """A new model over a trained image tokenizer, or the one of --init-from."""
-    if args.init_from and args.image_tokenizer:
-        raise UserError("--image-tokenizer and --init-from both name an image tokenizer; choose one")
+    """A new model over a trained image tokenizer, or the one of --init-from, then with its own or with that of
+    --image-tokenizer."""
     if args.init_from:
-        return load(args.init_from, "cpu", "--init-from")[0]
+        model = load(args.init_from, "cpu", "--init-from")[0]
+        if args.image_tokenizer:
+            exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
+        return model
     image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
     seed_everything(recipe.train.seed)
     recipe.model.image_tokenizer_config = image_tokenizer.config

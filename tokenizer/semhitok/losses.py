@@ -9,6 +9,8 @@ from transformers.utils import ModelOutput
 
 from semhitok.discriminator import AdversarialLoss
 
+COARSE_SIDES = (2, 4, 8)  # pixels over which `coarse_loss` averages
+
 
 def feature_distillation(predicted: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """SemHiTok's semantic loss towards SigLIP's features (B, N, D): mean of 1 - cosine, and mean L1."""
@@ -22,6 +24,16 @@ def edge_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     for dim in (-1, -2):
         loss = loss + F.l1_loss(predicted.diff(dim=dim), target.diff(dim=dim))
     return loss
+
+
+def coarse_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1 between averages over 2 x 2, 4 x 4 and 8 x 8 pixels, meant over the three, (B, 3, S, S) each.
+
+    An error that keeps its sign over an area, a wrong colour, weighs here as much as in a single pixel; one that
+    changes its sign, a shifted outline or a texture, averages out. S must be a multiple of 8.
+    """
+    losses = [F.l1_loss(F.avg_pool2d(predicted, side), F.avg_pool2d(target, side)) for side in COARSE_SIDES]
+    return torch.stack(losses).mean()
 
 
 class PerceptualLoss(nn.Module):
@@ -58,20 +70,21 @@ def teacher_distance(model: nn.Module) -> PerceptualLoss:
 
 
 class ReconstructionLosses(nn.Module):
-    """Between drawn and true pictures: L1, L2, edges, and where asked for a perceptual distance and PatchGAN.
+    """Between drawn and true pictures: L1, L2, edges, coarse colours, and where asked for a perceptual distance and
+    PatchGAN.
 
     Args:
-        l2, edges, perceptual: weights beside L1's 1; 0 leaves a part out (L2 is always shown as PSNR).
+        l2, edges, coarse, perceptual: weights beside L1's 1; 0 leaves a part out (L2 is always shown as PSNR).
         distance: what `perceptual` weighs, `distance(predicted, target) -> scalar`.
         adversarial: None leaves PatchGAN out.
     """
 
     def __init__(
         self, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0, distance: nn.Module | None = None,
-        adversarial: AdversarialLoss | None = None,
+        adversarial: AdversarialLoss | None = None, coarse: float = 0.0,
     ):  # fmt: skip
         super().__init__()
-        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "perceptual": perceptual}
+        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "coarse": coarse, "perceptual": perceptual}
         self.distance = distance if perceptual else None
         self.adversarial = adversarial
 
@@ -89,6 +102,8 @@ class ReconstructionLosses(nn.Module):
             "l2": F.mse_loss(predicted, target),
             "edges": edge_loss(predicted, target),
         }
+        if self.weights["coarse"]:
+            losses["coarse"] = coarse_loss(predicted, target)
         if self.distance is not None:
             losses["perceptual"] = self.distance(predicted, target)
         loss = sum(self.weights[name] * value for name, value in losses.items())

@@ -5,8 +5,10 @@ from torch import nn
 
 from semhitok import SemHiTokModel
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.errors import UserError
 from unimllm.vocabulary import IGNORE
 
+CODE_SIZES = ("num_semantic_codes", "num_pixel_codes", "semantic_dim", "pixel_dim", "num_positions")
 ENCODED_AT_ONCE = 64  # pictures; their activations come and go before the language model's
 
 
@@ -69,3 +71,23 @@ class SftTask(nn.Module):
             batch = self.place_images(pixel_values, **batch)
         outputs = self.model(**batch, loss_weights=self.loss_weights, num_items=num_items, use_cache=False)
         return {"loss": outputs.loss, **outputs.losses}
+
+
+def exchange_image_tokenizer(model: UniMLLMForConditionalGeneration, tokenizer: SemHiTokModel) -> None:
+    """Put another image tokenizer, with as many codes of the same widths, under a trained model.
+
+    What the model has learnt of pictures holds as far as the codes still mean what they did: the adapter and the
+    factorised head read code vectors, so those may move; its semantic scores and a flat head go by a code's number.
+
+    Raises:
+        UserError: the codes are of other sizes, or the tokenizer is of another kind.
+    """
+    old, new = model.image_tokenizer.config, tokenizer.config
+    for name in ("model_type", *CODE_SIZES):
+        if getattr(old, name) != getattr(new, name):
+            raise UserError(
+                f"--image-tokenizer has {name} {getattr(new, name)}, that of --init-from {getattr(old, name)}; the "
+                "model can only go on over codes of its own sizes"
+            )
+    model.image_tokenizer = tokenizer.requires_grad_(False)
+    model.config.image_tokenizer_config = new

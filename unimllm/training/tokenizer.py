@@ -159,6 +159,7 @@ def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> Reconstruction
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
         AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
+        recipe.coarse_weight,
     )  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class TokenizerRecipe:
     """Weight of the squared error beside L1's 1."""
     edge_weight: float = 1.0
     """Weight of the L1 between pixel differences."""
+    coarse_weight: float = 0.0
+    """Weight of the L1 between averages over 2, 4 and 8 pixels: a wrong colour weighs, a shifted outline does not."""
     perceptual_weight: float = 0.0
     """Weight of LPIPS, or without `lpips_weights` of the distance in SigLIP's hidden states."""
     lpips_weights: str = ""
