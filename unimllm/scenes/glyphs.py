@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unimllm.errors import UserError
-from unimllm.scenes.objects import COLORS, OBJECTS
+from unimllm.scenes.objects import COLORS, NAMELESS_TINTS, OBJECTS
 
 FONT_ENV = "UNIMLLM_EMOJI_FONT"
 BITMAP_SIZE = 109  # the one size in which the font holds its bitmaps
@@ -119,7 +119,7 @@ class GlyphAtlas:
 
     def _sprite(self, name: str, color: str | None, size: int) -> np.ndarray:
         natural = resize_sprite(self.glyphs[name], size)
-        return natural if color is None else tint_sprite(natural, COLORS[color])
+        return natural if color is None else tint_sprite(natural, COLORS.get(color) or NAMELESS_TINTS[color])
 
     def box_size(self, name: str, size: int) -> tuple[int, int]:
         """(width, height) in pixels of the sprite whose longer side is `size`."""

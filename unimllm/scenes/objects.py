@@ -4,6 +4,8 @@ Names and colours are those of GenEval (github.com/djghosh13/geneval, MIT); the 
 (parking meter, bench, fire hydrant, ...) are left out.
 """
 
+import colorsys
+
 OBJECTS: dict[str, str] = {
     # traffic
     "car": "🚗", "bus": "🚌", "bicycle": "🚲", "airplane": "✈", "boat": "⛵", "motorcycle": "🏍", "train": "🚆",
@@ -52,6 +54,20 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (243, 243, 243),
 }
 """GenEval's ten colours, in its order, as RGB in 0..255."""
+
+
+def _spread_tints() -> dict[str, tuple[int, int, int]]:
+    shades = {"strong": (0.95, 0.9), "pale": (0.5, 0.95), "deep": (0.85, 0.5)}  # saturation and value
+    tints = {
+        f"{shade} {30 * step}": colorsys.hsv_to_rgb(step / 12, *values)
+        for shade, values in shades.items()
+        for step in range(12)
+    } | {f"grey {round(100 * v)}": (v, v, v) for v in (0.15, 0.35, 0.5, 0.65, 0.8, 0.95)}
+    return {name: tuple(round(255 * channel) for channel in rgb) for name, rgb in tints.items()}
+
+
+NAMELESS_TINTS = _spread_tints()
+"""42 tints all around the colour circle that no caption and no question names; RGB in 0..255."""
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
 

@@ -70,11 +70,13 @@ class World:
         atlas: the sprites (their sizes decide the boxes).
         image_size: width and height of a picture in pixels.
         classes: names of the objects, a subset of OBJECTS.
+        tints: names of further tints that any object may wear in any split; no sentence tells them.
     """
 
     atlas: GlyphAtlas
     image_size: int = 64
     classes: tuple[str, ...] = CLASSES_24
+    tints: tuple[str, ...] = ()
     num_groups: int = field(init=False)
 
     def __post_init__(self):
@@ -169,7 +171,7 @@ class World:
     def _sample_color(self, name: str, rng: np.random.Generator, split: str) -> str | None:
         if rng.random() < 0.35:
             return None
-        colors = self.colors_of(name, split)
+        colors = [*self.colors_of(name, split), *self.tints]
         return colors[int(rng.integers(len(colors)))]
 
     def compose(self, wanted: list[tuple[str, str | None]], rng: np.random.Generator) -> Scene:

@@ -9,7 +9,7 @@ from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.errors import UserError
 from unimllm.scenes.glyphs import GlyphAtlas
 from unimllm.scenes.language import caption
-from unimllm.scenes.objects import CLASSES_24, OBJECTS
+from unimllm.scenes.objects import CLASSES_24, NAMELESS_TINTS, OBJECTS
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.render import Renderer
 from unimllm.scenes.text import encode_padded
@@ -31,15 +31,15 @@ class WorldConfig:
         return self._open(tuple(self.classes))
 
     def open_others(self) -> tuple[World, Renderer]:
-        """The same with the objects that `classes` leaves out."""
+        """The same with the objects that `classes` leaves out, also in tints that have no name."""
         others = tuple(name for name in OBJECTS if name not in self.classes)
         if len(others) < 8:
             raise UserError(f"the world's {len(self.classes)} classes leave too few others; set --other_share 0")
-        return self._open(others)
+        return self._open(others, tuple(NAMELESS_TINTS))
 
-    def _open(self, names: tuple[str, ...]) -> tuple[World, Renderer]:
+    def _open(self, names: tuple[str, ...], tints: tuple[str, ...] = ()) -> tuple[World, Renderer]:
         atlas = GlyphAtlas.from_font(names)
-        return World(atlas, self.image_size, names), Renderer(atlas, self.image_size)
+        return World(atlas, self.image_size, names, tints), Renderer(atlas, self.image_size)
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
