@@ -5,13 +5,16 @@
 
 The text tokenizer's own chat template renders the messages; every `<image>` in it becomes
 `image_start`, N placeholders, `image_end`. Targets are what the assistant says, pictures and end token included.
+
+A conversation is tokenized as one text, and targets are told by where in it a token lies: pieces tokenized apart would
+get other ids from a sentencepiece model, which puts a space before everything that it takes for a beginning.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 from unimllm.errors import UserError
-from unimllm.vocabulary import SPECIAL_TOKENS
+from unimllm.vocabulary import IMAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def flatten_content(messages: list[dict]) -> list[dict]:
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            parts = [SPECIAL_TOKENS["image"] if part["type"] == "image" else part["text"] for part in content]
+            parts = [IMAGE_TOKENS["image"] if part["type"] == "image" else part["text"] for part in content]
             content = "".join(parts)
         flat.append({"role": message["role"], "content": content})
     return flat
@@ -47,59 +50,79 @@ class ConversationTokenizer:
     """Renders conversations with a text tokenizer's chat template.
 
     Args:
-        tokenizer: a transformers tokenizer that has a chat template and the tokens of `vocabulary.SPECIAL_TOKENS`.
+        tokenizer: a fast transformers tokenizer that has a chat template, an end-of-text token, a padding token and the
+            tokens of `vocabulary.IMAGE_TOKENS`.
         num_positions: N, placeholders per picture.
+
+    Raises:
+        UserError: the tokenizer lacks one of these.
     """
 
     def __init__(self, tokenizer, num_positions: int):
         self.tokenizer = tokenizer
         self.num_positions = num_positions
-        self.ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
-        missing = [SPECIAL_TOKENS[n] for n, i in self.ids.items() if i is None]
-        if missing:
-            raise UserError(
-                f"the text tokenizer lacks the tokens {', '.join(missing)}; use the one saved with the model"
-            )
+        self.ids = special_ids(tokenizer)
         self._encode = lru_cache(maxsize=200_000)(self._encode_text)
 
     def __call__(self, messages: list[dict]) -> Tokenized:
         """A whole conversation, for training."""
         flat = flatten_content(messages)
-        input_ids: list[int] = []
-        is_target: list[bool] = []
-        done = ""
-        for end, message in enumerate(flat, 1):
-            whole = self._render(flat[:end], False)
-            if message["role"] == "assistant":
-                prompt = self._render(flat[: end - 1], True)
-                self._append(prompt[len(done) :], False, input_ids, is_target)
-                self._append(whole[len(prompt) :], True, input_ids, is_target)
-            else:
-                self._append(whole[len(done) :], False, input_ids, is_target)
-            done = whole
-        return Tokenized(input_ids, is_target)
+        whole = self._render(flat, False)
+        answers = [self._answer(flat, i, whole) for i, message in enumerate(flat) if message["role"] == "assistant"]
+        is_target = []
+        ids, spans = self._encode(whole)
+        for start, end in spans:
+            is_target.append(any(end > first and start < last for first, last in answers))
+        return Tokenized(list(ids), is_target)
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """The ids up to where the assistant begins to speak."""
-        return list(self._encode(self._render(flatten_content(messages), True)))
+        return list(self._encode(self._render(flatten_content(messages), True))[0])
 
     def drawing_prompt(self, text: str) -> list[int]:
         """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt."""
         return [*self.prompt([text_message("user", text)]), self.ids["image_start"]]
 
+    def _answer(self, flat: list[dict], index: int, whole: str) -> tuple[int, int]:
+        """Where in the rendered conversation the answer of message `index` stands, its end token included."""
+        before = self._render(flat[:index], True)
+        until = whole if index + 1 == len(flat) else self._render(flat[: index + 1], False)
+        if not (until.startswith(before) and whole.startswith(until)):
+            raise UserError(
+                "the text tokenizer's chat template renders the beginning of a conversation otherwise once it goes on; "
+                "it cannot be told which tokens are answers: give the tokenizer a template without that"
+            )
+        end = until.rfind(self.tokenizer.eos_token)  # what follows it, a line break say, belongs to the next turn
+        return len(before), end + len(self.tokenizer.eos_token) if end >= len(before) else len(until)
+
     def _render(self, flat: list[dict], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _append(self, text: str, target: bool, input_ids: list[int], is_target: list[bool]) -> None:
-        ids = self._encode(text)
-        input_ids.extend(ids)
-        is_target.extend([target] * len(ids))
-
-    def _encode_text(self, text: str) -> tuple[int, ...]:
+    def _encode_text(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """The ids of a rendered text, and from which to which of its characters each stands for."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []
-        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        spans: list[tuple[int, int]] = []
+        for token, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             if token == self.ids["image"]:
-                ids += [self.ids["image_start"], *[token] * self.num_positions, self.ids["image_end"]]
+                picture = [self.ids["image_start"], *[token] * self.num_positions, self.ids["image_end"]]
+                ids += picture
+                spans += [span] * len(picture)
             else:
                 ids.append(token)
-        return tuple(ids)
+                spans.append(span)
+        return tuple(ids), tuple(spans)
+
+
+def special_ids(tokenizer) -> dict[str, int]:
+    """Ids of `pad` and `end`, and those of the image tokens by their names in `vocabulary.IMAGE_TOKENS`."""
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in IMAGE_TOKENS.items()}
+    missing = [IMAGE_TOKENS[name] for name, token in ids.items() if token in (None, tokenizer.unk_token_id)]
+    missing += [name for name in ("pad_token", "eos_token", "chat_template") if not getattr(tokenizer, name, None)]
+    if missing:
+        raise UserError(f"the text tokenizer lacks {', '.join(missing)}; use the one saved with the model")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} does not tell where its tokens stand; save the tokenizer as tokenizer.json"
+        )
+    return {"pad": tokenizer.pad_token_id, "end": tokenizer.eos_token_id} | ids

@@ -4,16 +4,11 @@
 text_vocab_size .. text_vocab_size + K*m - 1             image ids, `offset + semantic * m + pixel`
 """
 
-SPECIAL_TOKENS = {
-    "pad": "<|pad|>",
-    "end": "<|end|>",
-    "user": "<|user|>",
-    "assistant": "<|assistant|>",
-    "image_start": "<|image_start|>",
-    "image_end": "<|image_end|>",
-    "image": "<image>",
-}
-"""Role -> token that every text tokenizer of this package gains; `<image>` stands for a picture in rendered text."""
+IMAGE_TOKENS = {"image_start": "<|image_start|>", "image_end": "<|image_end|>", "image": "<image>"}
+"""Role -> token that every text tokenizer gains; `<image>` stands for a picture in rendered text."""
+
+SPECIAL_TOKENS = {"pad": "<|pad|>", "end": "<|end|>", "user": "<|user|>", "assistant": "<|assistant|>"} | IMAGE_TOKENS
+"""The same with those of the text tokenizer of the scenes (ids 0 to 6 of it)."""
 
 IGNORE = -100
 """Label of positions without a target (torch's cross_entropy ignores it by default)."""

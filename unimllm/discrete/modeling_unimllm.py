@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
+from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
+from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
@@ -94,6 +96,41 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         self.adapter = CodeAdapter(image.semantic_dim, image.pixel_dim, config.text_config.hidden_size)
         self.image_head: FlatHead | FactorisedHead = build_image_head(config)
         self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, config: UniMLLMConfig, language_model: PreTrainedModel, image_tokenizer: SemHiTokModel
+    ) -> "UniMLLMForConditionalGeneration":
+        """A model of trained parts, which are taken as they are, and a new adapter and image head between them.
+
+        The adapter begins with vectors as large as the embeddings of words. A flat head begins around the rows of the
+        model's head (`rows_like`), so that no image id stands out.
+
+        Args:
+            config: its text_config and image_tokenizer_config are replaced by those of the parts.
+            language_model: a causal language model.
+            image_tokenizer: of any kind that `semhitok.auto` knows.
+        """
+        config.text_config, config.image_tokenizer_config = language_model.config, image_tokenizer.config
+        config.tie_word_embeddings = language_model.config.tie_word_embeddings
+        with torch.device("meta"):
+            model = cls(config)
+        words = language_model.get_input_embeddings().weight
+        image, hidden = image_tokenizer.config, language_model.config.hidden_size
+        model.language_model = language_model
+        model.image_tokenizer = image_tokenizer.requires_grad_(False)
+        model.adapter = CodeAdapter(image.semantic_dim, image.pixel_dim, hidden)
+        model.image_head = build_image_head(config)
+        for module in (*model.adapter.modules(), *model.image_head.modules()):
+            model._init_weights(module)
+        with torch.no_grad():
+            for branch in (model.adapter.semantic, model.adapter.pixel):
+                branch[-1].weight *= words.float().std()
+            if isinstance(model.image_head, FlatHead):
+                rows = language_model.get_output_embeddings().weight
+                model.image_head.proj.weight.copy_(rows_like(rows, image.num_codes))
+        model.adapter.to(words.dtype), model.image_head.to(words.dtype)
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -1,0 +1,268 @@
+"""Pretrained language models under the unified one: vocabularies grow, old rows stay, templates tell the targets."""
+
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from semhitok import SemHiTokModel
+from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
+from unimllm.chat_templates import VICUNA
+from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone, rows_like
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.errors import UserError
+from unimllm.vocabulary import IMAGE_TOKENS
+
+N = 3  # placeholders of a picture
+TEXTS = [
+    "What color is the apple?",
+    "a red apple",
+    "Is there a dog?",
+    "yes no",
+    "USER: ASSISTANT: system user",
+]
+# ChatML with a system turn of its own where there is none, as Qwen's templates have it.
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML, as Qwen's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=340, initial_alphabet=sorted(alphabet)))
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<|pad|>", "<|im_start|>", "<|im_end|>")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>")
+    wrapped.chat_template = CHATML
+    return wrapped
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Sentencepiece's BPE as transformers converts Llama's: spaces become ▁, one more goes before the beginning."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    alphabet = [*string.ascii_letters, *",.:'?▁"]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
+    words = [f"▁{word}" for text in TEXTS for word in text.split()]  # so that no token has a ▁ but at its beginning
+    tokenizer.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+
+
+@pytest.fixture(params=["llama, untied, no spare rows", "qwen2, tied, spare rows"])
+def backbone_folder(request, tmp_path):
+    """A random language model as transformers saves it."""
+    torch.manual_seed(0)
+    if request.param.startswith("llama"):
+        tokenizer = llama_tokenizer()
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **SIZES))
+    else:
+        tokenizer = qwen_tokenizer()
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 9, tie_word_embeddings=True, **SIZES))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def is_llama(folder: Path) -> bool:
+    return "llama" in (folder / "config.json").read_text()
+
+
+@pytest.fixture
+def backbone(backbone_folder):
+    return load_backbone(str(backbone_folder), "vicuna" if is_llama(backbone_folder) else None)
+
+
+# ---- the vocabulary -------------------------------------------------------------------------------------------------
+
+
+def test_image_tokens_join_and_every_old_row_keeps_its_bits(backbone):
+    model, tokenizer = backbone
+    num_tokens, num_rows = len(tokenizer), model.config.vocab_size
+    embeddings, head = (table.weight.detach().clone() for table in (model.get_input_embeddings(), model.lm_head))
+    new = add_image_tokens(model, tokenizer)
+    assert new == [num_tokens, num_tokens + 1, num_tokens + 2]
+    assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS.values())) == new
+    assert model.config.vocab_size == max(num_rows, num_tokens + 3) == len(model.lm_head.weight)
+    old = [row for row in range(num_rows) if row not in new]
+    assert torch.equal(model.get_input_embeddings().weight[old], embeddings[old])
+    assert torch.equal(model.lm_head.weight[old], head[old])
+    is_tied = model.lm_head.weight is model.get_input_embeddings().weight
+    assert is_tied == model.config.tie_word_embeddings
+    assert add_image_tokens(model, tokenizer) == []  # again: nothing happens
+
+
+def test_new_rows_have_the_mean_and_the_covariance_of_the_old():
+    old = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
+        [[2.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.1]]
+    ) + torch.tensor([5.0, 0.0, -1.0])
+    torch.manual_seed(0)
+    new = rows_like(old, 200_000)
+    torch.testing.assert_close(new.mean(0), old.mean(0), atol=0.02, rtol=0)
+    torch.testing.assert_close(new.T.cov(), old.T.cov(correction=0), atol=0.05, rtol=0.02)
+
+
+def test_only_some_rows_are_trained(backbone):
+    model, tokenizer = backbone
+    new = add_image_tokens(model, tokenizer)
+    model.requires_grad_(False)
+    tables = {id(p): p for p in (model.get_input_embeddings().weight, model.lm_head.weight)}.values()
+    before = [table.detach().clone() for table in tables]
+    for table in tables:
+        OnlyRows(table.requires_grad_(True), new)
+    optimizer = torch.optim.AdamW(tables, lr=0.1, weight_decay=0.0)
+    ids = torch.tensor([[3, 5, *new, 7]])
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    for table, then in zip(tables, before, strict=True):
+        moved = (table != then).any(-1).nonzero().flatten().tolist()
+        assert moved == new
+
+
+def test_a_unified_model_of_parts_reads_as_its_backbone_and_can_be_saved(backbone, tmp_path):
+    model, tokenizer = backbone
+    add_image_tokens(model, tokenizer)
+    ids = torch.tensor([[3, 5, 8, 13]])
+    expected = model(input_ids=ids).logits
+    image = SemHiTokModel(tiny_tokenizer())
+    for head in ("flat", "factorised"):
+        config = UniMLLMConfig(image_tokenizer_config=image.config, image_head=head)
+        unified = UniMLLMForConditionalGeneration.from_parts(config, model, image).eval()
+        torch.testing.assert_close(unified(ids).logits, expected)
+        assert not any(p.is_meta for p in [*unified.parameters(), *unified.buffers()])
+        words, pictures = unified.embed(ids), unified.embed(unified.config.image_offset + torch.arange(30)[None])
+        assert 0.2 < pictures.std() / words.std() < 2
+        unified.save_pretrained(tmp_path / head)
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / head)
+        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in unified.state_dict().items())
+
+
+def test_what_cannot_be_a_backbone_is_told(tmp_path, backbone_folder):
+    with pytest.raises(UserError, match="^--language-model"):
+        load_backbone(str(tmp_path / "nowhere"))
+    if is_llama(backbone_folder):
+        with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna\\)"):
+            load_backbone(str(backbone_folder))
+
+
+# ---- what is a target -----------------------------------------------------------------------------------------------
+
+CONVERSATION = [
+    text_message("user", "\nIs there a dog?", images=1),
+    text_message("assistant", "no"),
+    text_message("user", "What color is the apple?"),
+    text_message("assistant", "a red apple"),
+]
+
+
+def target_texts(tokenizer: ConversationTokenizer, messages: list[dict]) -> list[str]:
+    """The runs of targets as text, token by token apart."""
+    tokenized = tokenizer(messages)
+    runs, before = [], False
+    for token, target in zip(tokenized.input_ids, tokenized.is_target, strict=True):
+        if target:
+            runs.append([] if not before else runs.pop())
+            runs[-1].append(token)
+        before = target
+    return [tokenizer.tokenizer.decode(run) for run in runs]
+
+
+def make(family: str) -> ConversationTokenizer:
+    tokenizer = qwen_tokenizer() if family == "qwen" else llama_tokenizer()
+    if family == "vicuna":
+        tokenizer.chat_template, tokenizer.pad_token = VICUNA, "<unk>"
+    tokenizer.add_special_tokens({"extra_special_tokens": list(IMAGE_TOKENS.values())})
+    return ConversationTokenizer(tokenizer, N)
+
+
+EXPECTED = {
+    "qwen": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{picture}\nIs there a dog?<|im_end|>\n"
+        "<|im_start|>assistant\n[no<|im_end|>]\n<|im_start|>user\nWhat color is the apple?<|im_end|>\n"
+        "<|im_start|>assistant\n[a red apple<|im_end|>]\n"
+    ),
+    "vicuna": (
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: {picture}\nIs there a dog? ASSISTANT:[ no</s>]"
+        "USER: What color is the apple? ASSISTANT:[ a red apple</s>]"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["qwen", "vicuna"])
+def test_every_target_of_a_conversation(family):
+    """By hand: what stands between brackets is what the model learns to say."""
+    conversation = make(family)
+    picture = IMAGE_TOKENS["image_start"] + IMAGE_TOKENS["image"] * N + IMAGE_TOKENS["image_end"]
+    expected = EXPECTED[family].replace("{picture}", picture)
+    tokenized = conversation(CONVERSATION)
+    shown, before = "", False
+    for token, target, after in zip(
+        tokenized.input_ids, tokenized.is_target, [*tokenized.is_target[1:], False], strict=True
+    ):
+        piece = conversation.tokenizer.convert_ids_to_tokens(token)
+        piece = piece.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n").replace("<0x0A>", "\n")
+        shown += "[" * (target and not before) + piece + "]" * (target and not after)
+        before = target
+    if family == "vicuna":  # the space that sentencepiece puts before what follows a special token
+        for mark in ("<s>", picture[-len(IMAGE_TOKENS["image_end"]) :], "</s>]"):
+            shown = shown.replace(f"{mark} ", mark)
+    assert shown == expected
+
+
+@pytest.mark.parametrize("family", ["qwen", "vicuna"])
+def test_what_is_asked_in_training_is_what_is_asked_later(family):
+    """The ids up to an answer are those that generation starts from, in every turn."""
+    conversation = make(family)
+    tokenized = conversation(CONVERSATION)
+    starts = [i for i, target in enumerate(tokenized.is_target) if target and not tokenized.is_target[i - 1]]
+    assert [tokenized.input_ids[:start] for start in starts] == [
+        conversation.prompt(CONVERSATION[:1]), conversation.prompt(CONVERSATION[:3])
+    ]  # fmt: skip
+
+
+def test_a_drawing_is_a_target_from_its_first_token_on():
+    for family in EXPECTED:
+        conversation = make(family)
+        tokenized = conversation([text_message("user", "a red apple"), text_message("assistant", "", images=1)])
+        targets = [i for i, t in zip(tokenized.input_ids, tokenized.is_target, strict=True) if t]
+        ids = conversation.ids
+        assert targets[-1] == ids["end"]
+        assert targets[-2 - N - 1 : -1] == [ids["image_start"], *[ids["image"]] * N, ids["image_end"]]
+        assert conversation.drawing_prompt("a red apple")[-1] == ids["image_start"]
+
+
+def test_a_template_that_changes_what_it_said_is_refused():
+    conversation = make("qwen")
+    conversation.tokenizer.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(UserError, match="otherwise once it goes on"):
+        conversation(CONVERSATION)
+
+
+def test_a_tokenizer_without_what_is_needed_is_told():
+    with pytest.raises(UserError, match=r"lacks <\|image_start\|>, <\|image_end\|>, <image>, pad_token, chat_template"):
+        ConversationTokenizer(llama_tokenizer(), N)

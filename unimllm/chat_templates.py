@@ -1,0 +1,26 @@
+"""Chat templates of language models whose tokenizers bring none."""
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+VICUNA = (
+    "{{ bos_token }}"
+    "{% if messages and messages[0]['role'] == 'system' %}"
+    "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+    "{% else %}"
+    "{% set system = '" + _VICUNA_SYSTEM.replace("'", "\\'") + "' %}{% set turns = messages %}"
+    "{% endif %}"
+    "{{ system + ' ' }}"
+    "{% for message in turns %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'] + ' ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Vicuna knows user and assistant, and a system turn at the beginning') }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""Vicuna 1.1 and later, and LLaVA-1.5 (`v1`): `SYSTEM USER: question ASSISTANT: answer</s>USER: ...`."""
+
+CHAT_TEMPLATES = {"vicuna": VICUNA}

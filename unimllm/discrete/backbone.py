@@ -1,0 +1,108 @@
+"""A pretrained language model under the unified one: its vocabulary grows by the image tokens, its old rows stay.
+
+    text ids of the backbone | spare rows, if it has them | image tokens | image ids
+
+Models are often saved with more rows than their tokenizer has tokens; the image tokens take the first spare ones.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from semhitok.errors import first_line
+from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.errors import UserError
+from unimllm.vocabulary import IMAGE_TOKENS
+
+
+def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtype = torch.float32):
+    """A causal language model and its text tokenizer, by folder or hub id.
+
+    Args:
+        name: whatever AutoModelForCausalLM and AutoTokenizer open.
+        chat_template: a name of CHAT_TEMPLATES, or a template itself; None: the tokenizer's own.
+        dtype: of the weights.
+
+    Returns:
+        (model, tokenizer); the tokenizer has a chat template and a padding token.
+
+    Raises:
+        UserError: one of them cannot be loaded, or has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+        raise UserError(f"--language-model {name}: {first_line(error)}") from error
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"--language-model {name} lacks {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    if chat_template:
+        tokenizer.chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
+    if not tokenizer.chat_template:
+        known = ", ".join(CHAT_TEMPLATES)
+        raise UserError(f"the text tokenizer of {name} has no chat template: name one with --chat-template ({known})")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return model, tokenizer
+
+
+def add_image_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
+    """Give tokenizer and model the tokens of IMAGE_TOKENS that they lack; every old row keeps its bits.
+
+    A new row, of the embeddings and of an untied head, is drawn around the mean of the old ones with their covariance,
+    so that the model takes it for a token among others (J. Hewitt, "Initializing New Word Embeddings for Pretrained
+    Language Models", 2021). The head's bias, where there is one, gets the mean of the old.
+
+    Returns:
+        The ids of the new tokens, in their order; empty where the tokenizer had them all.
+    """
+    num_old = len(tokenizer)  # rows behind it are spare: nobody has trained them
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": list(IMAGE_TOKENS.values())}, replace_extra_special_tokens=False
+    )
+    new = list(range(num_old, len(tokenizer)))
+    if not new:
+        return new
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = [model.get_input_embeddings().weight]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not tables[0]:
+        tables.append(head.weight)
+    with torch.no_grad():
+        for table in tables:
+            table[new] = rows_like(table[:num_old], len(new))
+        if head is not None and head.bias is not None:
+            head.bias[new] = head.bias[:num_old].mean()
+    return new
+
+
+def rows_like(old: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows drawn from the normal distribution with the mean and the covariance of (V, H) rows."""
+    old = old.detach().float()
+    mean = old.mean(0)
+    centred = old - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(old))  # (H,), (H, H): never V x V
+    spread = axes * variances.clamp(min=0).sqrt()  # a standard normal z gives z @ spread.T that covariance
+    return mean + torch.randn(count, old.shape[1], device=old.device) @ spread.T
+
+
+class OnlyRows:
+    """Keeps the gradient of all rows but some at zero, so that training moves none of the others.
+
+    With weight decay, AdamW would move them all the same: train such a table with none.
+
+    Args:
+        table: (V, H) weights.
+        rows: that may be trained.
+    """
+
+    def __init__(self, table: nn.Parameter, rows: list[int]):
+        self.rows = rows
+        self.handle = table.register_hook(self)
+
+    def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[self.rows] = gradient[self.rows]
+        return kept
