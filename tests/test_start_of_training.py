@@ -15,10 +15,10 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
-from unimllm.training import checkpoint, tokenizer
+from unimllm.training import checkpoint, language_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
-from unimllm.training.presets import TokenizerRecipe
+from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
 from unimllm.training.teacher import TeacherTask
 
 PROGRAMS = Path(__file__).parents[1] / "train"
@@ -218,11 +218,11 @@ def test_a_stage_without_the_one_before_says_which(tmp_path, monkeypatch):
 
 def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sft = program("sft")
+    nothing = {"init_from": None, "image_tokenizer": None, "language_model": None, "data": []}
 
     def build(**options):
-        args = Namespace(preset="tiny", **{"init_from": None, "image_tokenizer": None, "data": []} | options)
-        return sft.build_model(args, sft.SFT_PRESETS["scenes_64"](), range(300))
+        args = Namespace(preset="tiny", **nothing | options)
+        return language_model.start_model(args, SFT_PRESETS["scenes_64"](), range(300))[0]
 
     with pytest.raises(UserError, match="train it with train/tokenizer.py or name its folder"):
         build()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
@@ -70,6 +72,29 @@ def test_two_processes_and_accumulation_follow_the_losses_of_one(straight, tmp_p
     for step, loss in expected.items():
         assert float(two[step]) == pytest.approx(float(loss), abs=2e-4)
         assert float(accumulated[step]) == pytest.approx(float(loss), abs=2e-4)
+
+
+@pytest.mark.parametrize("options", [("2",), ("3",), ("3", "--precision", "bf16")])
+@pytest.mark.timeout(600)
+def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(options, straight, tmp_path):
+    options = ("--zero-stage", *options)
+    _, expected = straight
+    whole = losses(run_toy(tmp_path / "whole", *options, processes=2))
+    tolerance = 0.05 if "bf16" in options else 2e-4
+    for step, loss in expected.items():
+        assert float(whole[step]) == pytest.approx(float(loss), abs=tolerance)
+    killed = run_toy(tmp_path / "killed", *options, "--die-after", "4", "--save-every-step", processes=2)
+    assert killed.returncode != 0
+    resumed = run_toy(tmp_path / "killed", *options, processes=2)
+    assert losses(resumed) == {5: whole[5], 6: whole[6]}
+    assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
+    written = load_file(checkpoint.latest(tmp_path / "whole") / "model.safetensors")
+    assert all(value.numel() for value in written.values())
+    image = {name: v for name, v in written.items() if name.startswith("image_tokenizer.") and v.is_floating_point()}
+    assert image and {v.dtype for v in image.values()} == {torch.float32}
+    for memory in (tmp_path / "whole").glob("memory-*.pt"):
+        held = torch.load(memory)
+        assert all(torch.equal(value, held[name]) for name, value in written.items())
 
 
 def test_a_run_is_described_beside_its_weights_and_in_curves(straight):

@@ -36,10 +36,13 @@ def main() -> None:
     parser.add_argument("--die-in-export", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
     parser.add_argument("--micro-batch-size", type=int, default=0)
+    parser.add_argument("--zero-stage", type=int, default=0)
+    parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
     config = TrainConfig(
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
-        precision="fp32", save_minutes=0 if args.save_every_step else 60, num_threads=1,
+        precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
+        num_threads=1,
     )  # fmt: skip
     seed_everything(0)
     model = UniMLLMForConditionalGeneration(tiny_config())
@@ -57,6 +60,8 @@ def main() -> None:
             os._exit(9)
 
     train(SftTask(model, {"text": 1.0}), source, config, args.output, export, before_step=before_step)
+    if args.zero_stage < 3:
+        torch.save(model.state_dict(), args.output / f"memory-{os.environ.get('RANK', 0)}.pt")
 
 
 if __name__ == "__main__":

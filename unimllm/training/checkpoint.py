@@ -3,6 +3,7 @@
 A checkpoint is written under a hidden name and renamed when it is complete, so a kill leaves the previous one in place.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -59,8 +60,10 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
         partial.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
+    with whole_weights(engine):
+        if first:
+            export(partial)
     if first:
-        export(partial)
         (partial / RUN_FILE).write_text(json.dumps(run, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -68,6 +71,16 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
             shutil.rmtree(old)
     barrier()
     return final
+
+
+def whole_weights(engine) -> contextlib.AbstractContextManager:
+    """A context in which every rank holds the whole weights, which ZeRO 3 has cut into shards; entered by all ranks."""
+    if engine.zero_optimization_stage() < 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    cut = [parameter for parameter in engine.parameters() if hasattr(parameter, "ds_id")]
+    return deepspeed.zero.GatheredParameters(cut)
 
 
 def load(engine, folder: Path, recipe: dict) -> dict:

@@ -4,6 +4,7 @@ A run is a pure function of its configuration: sample `i` of the data depends on
 (seed, step, rank) alone. So stopping and resuming, or another number of processes, sees the same data.
 """
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -86,7 +87,9 @@ def train(
     Args:
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch) -> int` gets `num_items`: the number of targets of the whole step divided by the
-            number of micro-batches, by which it must divide its summed loss (so every target weighs the same).
+            number of micro-batches, by which it must divide its summed loss (so every target weighs the same). One
+            that defines `apart() -> [(module, name of a child)]` keeps these frozen children from the engine, which
+            would cut them into shards or turn their weights to bf16.
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
@@ -140,12 +143,25 @@ def _build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
     if config.gradient_checkpointing:
         checkpoint_activations(task)
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=_Autocast(task, config.autocast()),
-        optimizer=_make_optimizer(task, config),
-        config=config.deepspeed(world_size),
-    )
+    with _taken_out(task.apart() if hasattr(task, "apart") else []):
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=_Autocast(task, config.autocast()),
+            optimizer=_make_optimizer(task, config),
+            config=config.deepspeed(world_size),
+        )
+    task.to(engine.device)  # those that the engine has not seen
     return engine, optimizer
+
+
+@contextlib.contextmanager
+def _taken_out(children: list[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Without some children of modules; they are back afterwards."""
+    taken = [(parent, name, getattr(parent, name)) for parent, name in children]
+    for parent, name, _ in taken:
+        delattr(parent, name)
+    yield
+    for parent, name, child in taken:
+        setattr(parent, name, child)
 
 
 def checkpoint_activations(task: nn.Module) -> None:

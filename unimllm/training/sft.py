@@ -18,18 +18,10 @@ class SftTask(nn.Module):
     Args:
         model: the model.
         loss_weights: weight of each part: "text", and "image" or "semantic" and "pixel".
-        encoder: encodes pictures instead of the model's own image tokenizer: a copy of it in full precision, where the
-            engine turns the model's weights to bf16. It is no part of the task, so the engine leaves it alone.
     """
 
-    def __init__(
-        self,
-        model: UniMLLMForConditionalGeneration,
-        loss_weights: dict[str, float],
-        encoder: SemHiTokModel | None = None,
-    ):
+    def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float]):
         super().__init__()
-        self._encoder = [encoder] if encoder else []
         self.model = model
         self.loss_weights = loss_weights
 
@@ -37,6 +29,10 @@ class SftTask(nn.Module):
         super().train(mode)
         self.model.image_tokenizer.eval()
         return self
+
+    def apart(self) -> list[tuple[nn.Module, str]]:
+        """The image tokenizer: it stays whole and in full precision, so that codes are what shards of codes hold."""
+        return [(self.model, "image_tokenizer")]
 
     @staticmethod
     def count_targets(batch: dict[str, torch.Tensor]) -> int:
@@ -51,7 +47,7 @@ class SftTask(nn.Module):
 
         Encoded in full precision whatever the step runs in, so the ids are those that shards of codes hold.
         """
-        encoder = self._encoder[0].to(pixel_values.device) if self._encoder else self.model.image_tokenizer
+        encoder = self.model.image_tokenizer
         with torch.autocast(pixel_values.device.type, enabled=False):
             codes = torch.cat([encoder.encode(part) for part in pixel_values.split(ENCODED_AT_ONCE)])
         ids = self.model.codes_to_ids(codes)  # (P, N)

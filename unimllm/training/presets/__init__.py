@@ -13,11 +13,20 @@ from unimllm.training.presets.ablation import (
     ablation_shared_index,
     ablation_shared_vector,
 )
+from unimllm.training.presets.llava import (
+    llava15_vicuna7b_pretrain,
+    llava15_vicuna7b_sft,
+    unified_qwen25_0_5b_pretrain,
+    unified_qwen25_0_5b_sft,
+    unified_qwen25_7b_pretrain,
+    unified_qwen25_7b_sft,
+)
 from unimllm.training.presets.photos import photos_128_decoder, photos_128_pixel, photos_128_semantic
 from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
 from unimllm.training.presets.scenes import (
     scenes_64_decoder,
     scenes_64_pixel,
+    scenes_64_pretrain,
     scenes_64_semantic,
     scenes_64_sft,
     scenes_64_teacher,
@@ -62,12 +71,25 @@ JOINT_PRESETS = {
     "ablation_shared_index": ablation_shared_index,
     "ablation_shared_vector": ablation_shared_vector,
 }
-SFT_PRESETS = {"scenes_64": scenes_64_sft, "ablation": ablation_sft}
+PRETRAIN_PRESETS = {
+    "scenes_64": scenes_64_pretrain,
+    "llava15_vicuna7b_pretrain": llava15_vicuna7b_pretrain,
+    "unified_qwen25_7b_pretrain": unified_qwen25_7b_pretrain,
+    "unified_qwen25_0_5b": unified_qwen25_0_5b_pretrain,
+}
+SFT_PRESETS = {
+    "scenes_64": scenes_64_sft,
+    "ablation": ablation_sft,
+    "llava15_vicuna7b_sft": llava15_vicuna7b_sft,
+    "unified_qwen25_7b_sft": unified_qwen25_7b_sft,
+    "unified_qwen25_0_5b": unified_qwen25_0_5b_sft,
+}
 
 __all__ = [
     "DECODER_PRESETS",
     "JOINT_PRESETS",
     "PIXEL_PRESETS",
+    "PRETRAIN_PRESETS",
     "SEMANTIC_PRESETS",
     "SFT_PRESETS",
     "TEACHER_PRESETS",

@@ -66,11 +66,16 @@ class TokenizerRecipe:
 
 @dataclass
 class SftRecipe:
-    """What `train/sft.py` trains."""
+    """What `train/pretrain.py` or `train/sft.py` trains."""
 
     train: TrainConfig
     model: UniMLLMConfig
-    world: WorldConfig = field(default_factory=WorldConfig)
+    world: WorldConfig | None = field(default_factory=WorldConfig)
+    """None: samples that `--data` names."""
+    language_model: str = ""
+    """Folder or hub id of the causal language model that a run without --init-from starts from; empty: a new one."""
+    chat_template: str = ""
+    """Of that model, where its tokenizer brings none: a name of `chat_templates.CHAT_TEMPLATES`."""
     num_scenes: int = 80_000
     """Scenes whose pictures are tokenised once and trained on."""
     max_length: int = 168

@@ -75,3 +75,10 @@ def scenes_64_sft() -> SftRecipe:
         train=TrainConfig(max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
         model=UniMLLMConfig(text, scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
+
+
+def scenes_64_pretrain() -> SftRecipe:
+    """`deepspeed train/pretrain.py --preset scenes_64 --language-model MODEL`: a quick first stage."""
+    recipe = scenes_64_sft()
+    recipe.train.max_steps, recipe.train.weight_decay, recipe.train.compile = 500, 0.0, False
+    return recipe

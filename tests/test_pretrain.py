@@ -1,0 +1,92 @@
+"""`train/pretrain.py` and then `train/sft.py` over a language model as released, on a LLaVA data set."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from backbones import write_backbone
+from llava_files import write_llava
+from safetensors.torch import load_file
+
+import unimllm
+from unimllm.errors import UserError
+from unimllm.training import checkpoint
+
+TRAIN = Path(__file__).parent.parent / "train"
+
+pytestmark = pytest.mark.skipif(
+    not TRAIN.is_dir(), reason="train/ is not beside the tests (they run on an installed package)"
+)
+
+
+def run_program(name: str, *options) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, str(TRAIN / name), *map(str, options)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenizer_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    data, backbone = write_llava(tmp_path / "mine"), write_backbone(tmp_path / "backbone", family)
+    common = [
+        "--data", data, "--image-root", data.parent / "images", "--max_length", 128, "--max-steps", 3,
+        "--train.batch_size", 4, "--train.compile", "false", "--train.precision", "fp32", "--train.num_threads", 1,
+    ]  # fmt: skip
+    template = ["--chat-template", "vicuna"] if family == "llama" else []
+    first = tmp_path / "runs" / "pretrain"
+    told = run_program(
+        "pretrain.py", *common, "--language-model", backbone, "--image-tokenizer", tokenizer_folder, *template,
+        "--output-dir", first,
+    )  # fmt: skip
+    assert f"language model: {backbone}, " in told and "3 of them new" in told
+
+    before, after = load_file(backbone / "model.safetensors"), load_file(checkpoint.latest(first) / "model.safetensors")
+    grown = {"model.embed_tokens.weight", "lm_head.weight"}
+    for name, value in before.items():
+        now = after[f"language_model.{name}"]
+        if name in grown:
+            moved = (now[: len(value)] != value).any(-1).nonzero().flatten().tolist()
+            assert len(moved) <= 3  # spare rows that the image tokens took
+        else:
+            assert torch.equal(now, value), name
+    image = load_file(tokenizer_folder / "model.safetensors")
+    assert all(torch.equal(after[f"image_tokenizer.{name}"], value) for name, value in image.items())
+
+    second = tmp_path / "runs" / "sft"
+    run_program("sft.py", *common, "--init-from", first, "--output-dir", second)
+    tuned = load_file(checkpoint.latest(second) / "model.safetensors")
+    norm = "language_model.model.norm.weight"
+    assert not torch.equal(tuned[norm], after[norm])
+    model, processor = unimllm.load(second, "cpu")
+    picture = unimllm.draw(model, processor, ["a dog"])[0]
+    assert picture.size == (16, 16)
+    assert isinstance(unimllm.answer(model, processor, picture, "Is there a dog?", max_new_tokens=3), str)
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("pretrain", [], "name it with --language-model"),
+        ("pretrain", ["--language-model", "x", "--train.weight_decay", "0.1"], "weight_decay must be 0"),
+        ("sft", ["--language-model", "x", "--init-from", "y"], "both name a language model"),
+        ("sft", ["--chat-template", "vicuna", "--init-from", "y"], "--chat-template is for --language-model"),
+        ("sft", ["--preset", "unified_qwen25_7b_sft"], "trains on your data: name files"),
+        ("sft", ["--language-model", "x", "--data", __file__, "--format", "llava", "--text-tokenizer", "y"],
+         "reads its own tokenizer alone"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_one_line(program, options, message, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location(f"{program}_program", TRAIN / f"{program}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *options, "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(UserError) as caught:
+        module.main()
+    assert message in str(caught.value) and not (tmp_path / "out").exists()

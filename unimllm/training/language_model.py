@@ -1,0 +1,265 @@
+"""What `train/pretrain.py` and `train/sft.py` share: options, the model that a run starts from, its data."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
+from semhitok.errors import first_line
+from semhitok.fingerprint import code_layout
+from semhitok.image_processing_semhitok import for_tokenizer
+from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.conversation import special_ids
+from unimllm.data.code_cache import build_code_cache
+from unimllm.data.mixture import parse_ratios
+from unimllm.data.open_data import DataOptions, open_data
+from unimllm.data.packed_samples import PackedSamples
+from unimllm.data.picture_ids import OnlinePixels, StoredCodes
+from unimllm.data.sample_index import FORMATS, find_files, parse_data
+from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.distributed import print_once
+from unimllm.errors import UserError
+from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
+from unimllm.processing_unimllm import UniMLLMProcessor
+from unimllm.scenes.conversations import PackedConversations
+from unimllm.scenes.text import build_text_tokenizer
+from unimllm.training.batches import SampleSource
+from unimllm.training.checkpoint import latest, prepare_output, read_run, resolve
+from unimllm.training.loop import start_processes, train
+from unimllm.training.overrides import as_dict, check_taken, default_folder, sizes_told
+from unimllm.training.presets import SftRecipe
+from unimllm.training.seeding import seed_everything
+from unimllm.training.sft import SftTask, exchange_image_tokenizer
+from unimllm.vocabulary import IMAGE_TOKENS
+
+SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
+
+OPTIONS = {
+    "image_tokenizer": {"help": "a SemHiTok checkpoint (default: runs/PRESET/decoder, else .../pixel)"},
+    "language_model": {"help": "folder or hub id of a causal language model to start from (default: the preset's)"},
+    "chat_template": {"help": f"of --language-model, instead of its own: {', '.join(CHAT_TEMPLATES)}, or a file"},
+    "data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE[:WEIGHT]",
+             "help": "files, folders of them, or names of Hugging Face datasets, instead of scenes"},
+    "format": {"choices": list(FORMATS), "help": "what --data is, where it is not recognised"},
+    "image_root": {"type": Path, "help": "folder that the data's paths of pictures begin in (default: each file's)"},
+    "ratios": {"metavar": "U:D:T", "help": "shares of understanding, drawing and text (default: the data's own)"},
+    "codes": {"type": Path, "help": "folder of `python -m semhitok encode`, read instead of the pictures"},
+    "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used"},
+    "text_tokenizer": {"help": "folder or hub id of a text tokenizer for --data (default: the model's)"},
+}  # fmt: skip
+"""Options of both programs beside `parse_arguments`' own."""
+
+
+def train_language_model(
+    args: Namespace, recipe: SftRecipe, freeze: Callable[[UniMLLMForConditionalGeneration], None] | None = None
+) -> None:
+    """Train on scenes, or on --data.
+
+    Args:
+        args, recipe: of `parse_arguments` with OPTIONS.
+        freeze: chooses what is trained; None: all but the image tokenizer.
+    """
+    check_options(args, recipe)
+    world_of_scenes = None if args.data else recipe.world.open()
+    text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
+    prepare_output(args.output_dir)
+    model, text_tokenizer = start_model(args, recipe, text_tokenizer)
+    check_taken(args.overrides, model.config)
+    if freeze:
+        freeze(model)
+    image = model.config.image_tokenizer_config
+    processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
+    rank, world_size = start_processes()
+    about: dict = {}
+    if args.data:
+        source, about = data_source(args, recipe, model, processor, rank, world_size)
+    else:
+        source = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
+
+    def export(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    if recipe.train.compile:
+        model.language_model.get_decoder().compile(dynamic=False)
+    task = SftTask(model, {"text": recipe.text_weight})
+    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about)
+
+
+def check_options(args: Namespace, recipe: SftRecipe) -> None:
+    """UserError for data that is not there, before a model is built, and for options that something else decides."""
+    if args.language_model and args.init_from:
+        raise UserError("--language-model and --init-from both name a language model to start from; choose one")
+    if args.chat_template and args.init_from:
+        raise UserError("--chat-template is for --language-model; the checkpoint of --init-from has its own")
+    for word in args.data:
+        find_files(parse_data(word).place, args.format)
+    if args.ratios:
+        parse_ratios(args.ratios)
+    for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer"):
+        if getattr(args, name) and not args.data:
+            raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
+    if recipe.world is None and not args.data:
+        raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
+    if args.text_tokenizer and backbone_name(args, recipe):
+        raise UserError("--text-tokenizer: a trained language model reads its own tokenizer alone; leave it out")
+
+
+# ---- the model -----------------------------------------------------------------------------------------------------
+
+
+def backbone_name(args: Namespace, recipe: SftRecipe) -> str:
+    """Folder or hub id of the language model that a run starts from; empty: a new one, or that of --init-from."""
+    return "" if args.init_from else args.language_model or recipe.language_model
+
+
+def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tuple | None):
+    """The text tokenizer of a new model or of --init-from; None where that of a backbone will be taken."""
+    if backbone_name(args, recipe):
+        return None
+    if world_of_scenes:
+        return build_text_tokenizer(world_of_scenes[0])
+    place = args.text_tokenizer or (find_checkpoint(args.init_from, "--init-from") if args.init_from else DEFAULT_MODEL)
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+        raise UserError(f"--text-tokenizer {place}: {first_line(error)}") from error
+
+
+def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[UniMLLMForConditionalGeneration, object]:
+    """The model that a run starts from, and its text tokenizer.
+
+    That of --init-from, with its own image tokenizer or with that of --image-tokenizer; else a trained image tokenizer
+    under the language model of --language-model or of the recipe; else under a new one.
+
+    Args:
+        text_tokenizer: of `open_text_tokenizer`.
+    """
+    if args.init_from:
+        model = load(args.init_from, "cpu", "--init-from")[0]
+        if args.image_tokenizer:
+            exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
+        return model, text_tokenizer
+    image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
+    seed_everything(recipe.train.seed)
+    name = backbone_name(args, recipe)
+    if name:
+        return start_from_backbone(name, chat_template(args, recipe), recipe, image_tokenizer)
+    recipe.model.image_tokenizer_config = image_tokenizer.config
+    recipe.model.text_config.vocab_size = len(text_tokenizer)
+    if args.data:
+        name_special_ids(recipe, text_tokenizer)
+    with sizes_told():
+        model = UniMLLMForConditionalGeneration(recipe.model)
+    model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+    return model, text_tokenizer
+
+
+def start_from_backbone(name: str, template: str, recipe: SftRecipe, image_tokenizer: SemHiTokModel):
+    """A unified model over a trained language model, whose vocabulary gains the image tokens; and its tokenizer."""
+    # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    language_model, text_tokenizer = load_backbone(name, template, dtype)
+    new = add_image_tokens(language_model, text_tokenizer)
+    print_once(f"language model: {name}, {len(text_tokenizer):,} tokens, {len(new)} of them new")
+    recipe.model.text_config = language_model.config
+    name_special_ids(recipe, text_tokenizer)
+    with sizes_told():
+        return UniMLLMForConditionalGeneration.from_parts(recipe.model, language_model, image_tokenizer), text_tokenizer
+
+
+def chat_template(args: Namespace, recipe: SftRecipe) -> str:
+    """A name of CHAT_TEMPLATES or a template; empty: the tokenizer's own."""
+    named = args.chat_template or recipe.chat_template
+    if not named or named in CHAT_TEMPLATES:
+        return named
+    try:
+        return Path(named).read_text()
+    except OSError as error:
+        known = ", ".join(CHAT_TEMPLATES)
+        raise UserError(f"--chat-template {named} is none of {known} and no file: {error.strerror}") from error
+
+
+def find_image_tokenizer(args: Namespace) -> str:
+    """Folder or hub id of the image tokenizer; UserError where none was named and the preset's is not trained yet."""
+    if args.image_tokenizer:
+        return args.image_tokenizer
+    for stage in ("decoder", "pixel"):
+        try:
+            return str(resolve(default_folder(args.preset, stage)))
+        except UserError as error:
+            last = error
+    raise UserError(f"{last}; train it with train/tokenizer.py or name its folder with --image-tokenizer")
+
+
+def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
+    """Put the ids that a text tokenizer gives the special tokens into the model's config."""
+    ids = special_ids(text_tokenizer)
+    for name in IMAGE_TOKENS:
+        setattr(recipe.model, f"{name}_token_id", ids[name])
+    for config in (recipe.model, recipe.model.text_config):
+        config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
+
+
+def freeze_language_model(model: UniMLLMForConditionalGeneration) -> None:
+    """Train what stands between pictures and words alone: adapter, image head, and the image tokens' rows.
+
+    LLaVA-1.5's first stage, which trains its projector alone, where pictures are also drawn.
+    """
+    model.language_model.requires_grad_(False)
+    config = model.config
+    rows = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
+    tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for table in tables.values():
+        OnlyRows(table.requires_grad_(True), rows)
+
+
+# ---- its data ------------------------------------------------------------------------------------------------------
+
+
+def scene_source(
+    args: Namespace, recipe: SftRecipe, model, processor, world, renderer, rank: int, world_size: int
+) -> SampleSource:
+    """Rows of conversations about scenes, whose pictures are tokenised once."""
+    codes = build_code_cache(
+        model.image_tokenizer, world, renderer, SCENE_SEED, recipe.num_scenes, args.output_dir.parent / "codes",
+        recipe.train.autocast(), rank, world_size,
+    )  # fmt: skip
+    return PackedConversations(
+        world, processor.conversation, codes, SCENE_SEED, model.config.image_offset, recipe.max_length,
+        recipe.drawing_share, recipe.text_drop, recipe.sequential_share, recipe.train.seed,
+    )  # fmt: skip
+
+
+def data_source(
+    args: Namespace, recipe: SftRecipe, model, processor, rank: int, world_size: int
+) -> tuple[PackedSamples, dict]:
+    """Rows of the samples of --data, and what run.json notes of them."""
+    offset = model.config.image_offset
+    if len(processor.tokenizer) > offset:
+        raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {offset:,}; name its own")
+    pictures = (
+        StoredCodes(args.codes, code_layout(model.image_tokenizer), offset)
+        if args.codes
+        else OnlinePixels(processor.image_processor)
+    )
+    context = model.config.text_config.max_position_embeddings
+    tokenizer = SampleTokenizer(processor.conversation, min(recipe.max_length, context))
+    config = recipe.train
+    source, about = open_data(
+        DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict), tokenizer, pictures,
+        recipe.max_length, recipe.text_drop, config.seed, config.max_steps * config.batch_size,
+        args.output_dir.parent / "index", rank, world_size, config.num_workers,
+    )  # fmt: skip
+    found = latest(args.output_dir)
+    before = read_run(found)["recipe"].get("data") if found else None
+    if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
+        print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
+              "now); from here on the run differs from one without a break", flush=True)  # fmt: skip
+    return source, {"data": about}
