@@ -16,6 +16,7 @@ from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, presets
 from unimllm.training.config import TrainConfig
+from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.overrides import as_dict, parse_arguments, set_field
 
 TOY = Path(__file__).parent / "toy_training.py"
@@ -228,3 +229,71 @@ def test_programs_end_with_one_line_and_code_2(program, argv, message, tmp_path)
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+# ---- --deepspeed FILE ----------------------------------------------------------------------------------------------
+
+
+def lay(tmp_path: Path, values, **fields) -> tuple[TrainConfig, list[str]]:
+    path = tmp_path / "ds.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    config = TrainConfig(**fields)
+    return config, lay_over(config, path)
+
+
+def test_a_deepspeed_file_as_people_have_it(tmp_path):
+    config, told = lay(
+        tmp_path,
+        {
+            "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}, "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": "auto", "gradient_clipping": 0.5,
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+            "zero_optimization": {"stage": 3, "overlap_comm": True, "stage3_prefetch_bucket_size": "auto",
+                                  "offload_param": {"device": "cpu"}},
+        },
+        batch_size=16,
+    )  # fmt: skip
+    assert (config.precision, config.zero_stage, config.micro_batch_size, config.max_grad_norm) == ("bf16", 3, 2, 0.5)
+    assert told == [
+        "optimizer: left out; set with --train.learning_rate and its neighbours",
+        "train.micro_batch_size: 0 -> 2",
+        "train.max_grad_norm: 1.0 -> 0.5",
+        "train.precision: auto -> bf16",
+        "train.zero_stage: 0 -> 3",
+        "zero_optimization.overlap_comm: unset -> True",
+        "zero_optimization.offload_param.device: unset -> cpu",
+    ]
+    made = config.deepspeed(4)
+    assert made["zero_optimization"] == {"stage": 3, "overlap_comm": True, "offload_param": {"device": "cpu"}}
+    assert made["bf16"] == {"enabled": True} and made["gradient_accumulation_steps"] == 2
+    assert "optimizer" not in made and "fp16" not in made
+
+
+def test_a_deepspeed_file_that_says_nothing_new(tmp_path):
+    config, told = lay(tmp_path, {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto"}, zero_stage=2)
+    assert told == [] and config == TrainConfig(zero_stage=2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("{", "is no JSON"),
+        ([], "holds no JSON object"),
+        ({"fp16": {"enabled": True}}, "fp16 is not to be had"),
+        ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage is 'two'; int is wanted"),
+        ({"train_batch_size": 1.5}, "train_batch_size is 1.5"),
+    ],
+)
+def test_a_deepspeed_file_that_cannot_be_used_is_one_line(values, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        lay(tmp_path, values)
+    with pytest.raises(UserError, match="--deepspeed .*nowhere.json: No such file"):
+        lay_over(TrainConfig(), tmp_path / "nowhere.json")
+
+
+def test_an_offloaded_optimiser_needs_zero():
+    assert TrainConfig(zero_stage=1, offload_optimizer=True).deepspeed(1)["zero_optimization"] == {
+        "stage": 1, "offload_optimizer": {"device": "cpu"}
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="needs ZeRO"):
+        TrainConfig(offload_optimizer=True).validate()

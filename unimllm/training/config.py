@@ -1,7 +1,7 @@
 """`TrainConfig`: every number of a training run, and the DeepSpeed JSON derived from it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -41,6 +41,10 @@ class TrainConfig:
     hardware multiplies bf16 fast, else fp32."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state in the CPU's memory (ZeRO 1 and up)."""
+    deepspeed_settings: dict = field(default_factory=dict)
+    """Further settings of DeepSpeed by dotted key, as `--deepspeed FILE` leaves them here."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of transformer blocks and run them again in the backward pass: less memory, more time."""
     compile: bool = False
@@ -64,6 +68,8 @@ class TrainConfig:
             raise ValueError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"train.zero_stage is {self.zero_stage}; DeepSpeed has stages 0 to 3")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("train.offload_optimizer needs ZeRO: set train.zero_stage to 1, 2 or 3")
         for name in ("max_steps", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -105,16 +111,27 @@ class TrainConfig:
     def deepspeed(self, world_size: int) -> dict:
         """The DeepSpeed JSON of this run."""
         micro, accumulation = self.per_device(world_size)
-        return {
+        zero: dict = {"stage": self.zero_stage}
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        made = {
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": self.max_grad_norm,
-            "zero_optimization": {"stage": self.zero_stage},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # offloaded or not, the optimiser is torch's: nothing is compiled
             "bf16": {"enabled": self.precision == "bf16"},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
+        for key, value in self.deepspeed_settings.items():
+            *sections, name = key.split(".")
+            target = made
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[name] = value
+        return made
 
 
 def has_fast_bf16() -> bool:

@@ -88,7 +88,7 @@ def train_language_model(
 
     if recipe.train.compile:
         model.language_model.get_decoder().compile(dynamic=False)
-    task = SftTask(model, {"text": recipe.text_weight})
+    task = SftTask(model, {"text": recipe.text_weight}, recipe.max_length)
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about)
 
 

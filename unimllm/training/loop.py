@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel
 
 from unimllm.data.faults import FaultLog
@@ -27,6 +26,7 @@ from unimllm.errors import UserError
 from unimllm.training import checkpoint
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
+from unimllm.training.step_log import Speed, StepLog
 
 
 def start_processes() -> tuple[int, int]:
@@ -88,6 +88,7 @@ def train(
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch) -> int` gets `num_items`: the number of targets of the whole step divided by the
             number of micro-batches, by which it must divide its summed loss (so every target weighs the same). One
+            that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second and MFU in its log. One
             that defines `apart() -> [(module, name of a child)]` keeps these frozen children from the engine, which
             would cut them into shards or turn their weights to bf16.
         source: data by sample index.
@@ -112,7 +113,7 @@ def train(
         skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
         _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
-    log = _Log(output_dir, config, step) if rank == 0 else None
+    log = StepLog(output_dir, config, step, Speed(task, engine.device, world_size)) if rank == 0 else None
     last_save = time.monotonic()
     engine.train()
     with name_dead_worker():
@@ -182,7 +183,7 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
     return dict(skipped.counts)
 
 
-def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "_Log | None", step: int) -> None:
+def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "StepLog | None", step: int) -> None:
     """Draw without gradients and without touching the run's random numbers, and log it on rank 0."""
     task.eval()
     with torch.random.fork_rng(), torch.no_grad():
@@ -211,6 +212,7 @@ def _step(
             dist.all_reduce(count)
         extra["num_items"] = count / (accumulation * world_size)
     sums: dict[str, float] = {}
+    norm = 0.0
     for batch in micro_batches:
         outputs = engine(**batch, **extra)
         if not torch.isfinite(outputs["loss"]):
@@ -219,9 +221,15 @@ def _step(
                 "--train.learning_rate and start again from the last checkpoint"
             )
         engine.backward(outputs["loss"])
+        if not engine.zero_optimization_stage():  # the only one in which DeepSpeed does not tell the norm
+            norm = float(nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
         engine.step()
         for name, value in outputs.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
+    told = engine.get_global_grad_norm()
+    sums["grad_norm"] = norm if told is None else float(told)
+    if hasattr(task, "count_tokens"):
+        sums["tokens"] = float(sum(task.count_tokens(b) for b in micro_batches))
     return mean_over_ranks(sums, engine.device)
 
 
@@ -269,33 +277,3 @@ def _git_commit() -> str:
     folder = Path(__file__).parent
     result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     return result.stdout.strip() or "unknown"
-
-
-class _Log:
-    """One line per logged step on stdout, and TensorBoard curves in OUTPUT/tensorboard."""
-
-    def __init__(self, output_dir: Path, config: TrainConfig, first_step: int):
-        self.config = config
-        self.writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
-        self.start = self.last = time.monotonic()
-        self.first_step = self.last_step = first_step
-        self.sums: dict[str, float] = {}
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        if step % self.config.log_every and step != self.config.max_steps:
-            return
-        now = time.monotonic()
-        steps = step - self.last_step
-        means = {name: value / steps for name, value in self.sums.items()}
-        speed = steps * self.config.batch_size / max(1e-9, now - self.last)
-        eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
-        rate = self.config.learning_rate_at(step - 1)
-        parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
-        print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} "
-              f"{speed:.0f} samples/s eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
-        for name, value in (means | {"learning_rate": rate, "samples_per_second": speed}).items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-        self.sums, self.last, self.last_step = {}, now, step

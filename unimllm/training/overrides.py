@@ -17,7 +17,9 @@ from transformers import PreTrainedConfig
 
 from semhitok.errors import first_line
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
+from unimllm.distributed import print_once
 from unimllm.errors import UserError
+from unimllm.training.deepspeed_config import lay_over
 
 
 def parse_arguments(
@@ -45,6 +47,7 @@ def parse_arguments(
     )
     parser.add_argument("--max-steps", type=int, help="optimiser steps in all, instead of the preset's")
     parser.add_argument("--init-from", type=Path, help="checkpoint folder to start a new run from")
+    parser.add_argument("--deepspeed", type=Path, metavar="FILE", help="DeepSpeed's JSON, laid over the one made here")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
     for name, options in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
@@ -61,6 +64,10 @@ def parse_arguments(
         args.overrides[key] = set_field(recipe, key, value)
     if args.max_steps is not None:
         recipe.train.max_steps = args.max_steps
+    if args.deepspeed:
+        told = lay_over(recipe.train, args.deepspeed)
+        print_once("\n".join([f"{args.deepspeed} changes:", *(f"  {line}" for line in told)] if told else
+                             [f"{args.deepspeed} changes nothing"]))  # fmt: skip
     try:
         recipe.train.validate()
     except ValueError as error:

@@ -6,6 +6,7 @@ from torch import nn
 from semhitok import SemHiTokModel
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
+from unimllm.training.throughput import matrix_weights, training_flops
 from unimllm.vocabulary import IGNORE
 
 CODE_SIZES = ("num_semantic_codes", "num_pixel_codes", "semantic_dim", "pixel_dim", "num_positions")
@@ -18,11 +19,13 @@ class SftTask(nn.Module):
     Args:
         model: the model.
         loss_weights: weight of each part: "text", and "image" or "semantic" and "pixel".
+        max_length: ids of a row, for the count of operations.
     """
 
-    def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float]):
+    def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float], max_length: int = 0):
         super().__init__()
         self.model = model
+        self.max_length = max_length
         self.loss_weights = loss_weights
 
     def train(self, mode: bool = True) -> "SftTask":
@@ -38,6 +41,20 @@ class SftTask(nn.Module):
     def count_targets(batch: dict[str, torch.Tensor]) -> int:
         """Targets of a micro-batch."""
         return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+    @staticmethod
+    def count_tokens(batch: dict[str, torch.Tensor]) -> int:
+        """Ids of a micro-batch that the language model goes through, padding included."""
+        return batch["input_ids"].numel()
+
+    def flops_per_token(self) -> float:
+        """Of a training step: language model and text head; the image head is left out, it runs on a part of them."""
+        text = self.model.config.text_config
+        weights = matrix_weights(self.model.language_model, but=("model.embed_tokens",))
+        if text.tie_word_embeddings:  # the head's product all the same
+            weights = tuple(n + text.vocab_size * text.hidden_size for n in weights)
+        heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return training_flops(*weights, text.num_hidden_layers, heads * text.num_attention_heads, self.max_length)
 
     @torch.no_grad()
     def place_images(

@@ -1,0 +1,55 @@
+"""How fast a run is: tokens a second, memory, and the share of the accelerator's peak that the model's products use."""
+
+import resource
+import sys
+
+import torch
+from torch import nn
+
+PEAK_FLOPS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12,
+}  # fmt: skip
+"""Dense bf16 (V100: fp16) products with fp32 sums, by a part of the device's name; NVIDIA's data sheets."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Of one device, in operations a second; None where it is not known (every CPU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def training_flops(num_matrix: int, num_trained: int, num_layers: int, hidden: int, length: int) -> float:
+    """Operations of a training step for one token of a packed row.
+
+    Two for each weight in a product forward, two for the gradient of its input backward, two more where the weight is
+    trained; causal attention over half of `length` positions: two products of hidden * length a layer, three times
+    (PaLM, arXiv 2204.02311, appendix B, halved for causality). Recomputed activations do not count.
+
+    Args:
+        num_matrix: weights of all matrices that a token passes, a tied head included.
+        num_trained: those of them that are trained.
+        num_layers, hidden, length: layers, channels of all heads together, ids of a row.
+    """
+    return 4 * num_matrix + 2 * num_trained + 6 * num_layers * hidden * length
+
+
+def matrix_weights(module: nn.Module, but: tuple[str, ...] = ()) -> tuple[int, int]:
+    """(all, trained) numbers in the matrices of a module, those under the names `but` left out."""
+    every = trained = 0
+    for name, parameter in module.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 keeps the true one there
+        if len(shape) >= 2 and not name.startswith(but):
+            every += shape.numel()
+            trained += shape.numel() * parameter.requires_grad
+    return every, trained
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that this process has held: of the GPU's memory, on a CPU of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
