@@ -231,6 +231,13 @@ def test_one_batch_is_learnt_by_heart(head):
     assert drawn.tolist() == [PICTURE]
 
 
+def test_a_loaded_models_image_tokenizer_is_not_trained(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    task = SftTask(UniMLLMForConditionalGeneration.from_pretrained(tmp_path), {"text": 1.0})
+    trained = [name for name, p in task.named_parameters() if p.requires_grad]
+    assert trained and not any(name.startswith("model.image_tokenizer.") for name in trained)
+
+
 def test_a_model_goes_on_over_a_tokenizer_whose_code_vectors_moved(model, tmp_path):
     other = SemHiTokModel(model.config.image_tokenizer_config).double()
     before = model.embed(row(10, PICTURE[0]))

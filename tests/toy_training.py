@@ -11,7 +11,9 @@ import torch
 
 from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
+from unimllm.discrete.lora import add_lora, merged_state, save_lora
 from unimllm.training.config import TrainConfig
+from unimllm.training.language_model import train_image_tokens
 from unimllm.training.loop import train
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
@@ -38,14 +40,19 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     config = TrainConfig(
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
+        weight_decay=0.0 if args.lora else 0.02,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
         num_threads=1,
     )  # fmt: skip
     seed_everything(0)
     model = UniMLLMForConditionalGeneration(tiny_config())
+    if args.lora:
+        add_lora(model.language_model, rank=2, alpha=0, dropout=0)
+        train_image_tokens(model)
     saves = []
 
     def export(folder: Path) -> None:
@@ -53,7 +60,11 @@ def main() -> None:
         if len(saves) == args.die_in_export:
             (folder / "model.safetensors").write_text("half")
             os._exit(9)
-        model.save_pretrained(folder)
+        if args.lora:
+            model.save_pretrained(folder, state_dict=merged_state(model))
+            save_lora(model, folder / "lora", "nowhere")
+        else:
+            model.save_pretrained(folder)
 
     def before_step(step: int, batch: dict) -> None:
         if args.die_after and step == args.die_after:
@@ -61,7 +72,8 @@ def main() -> None:
 
     train(SftTask(model, {"text": 1.0}), source, config, args.output, export, before_step=before_step)
     if args.zero_stage < 3:
-        torch.save(model.state_dict(), args.output / f"memory-{os.environ.get('RANK', 0)}.pt")
+        state = merged_state(model) if args.lora else model.state_dict()
+        torch.save(state, args.output / f"memory-{os.environ.get('RANK', 0)}.pt")
 
 
 if __name__ == "__main__":

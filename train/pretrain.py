@@ -8,7 +8,13 @@ bits. `train/sft.py --init-from` goes on from what this writes.
 """
 
 from unimllm.errors import UserError
-from unimllm.training.language_model import OPTIONS, backbone_name, freeze_language_model, train_language_model
+from unimllm.training.language_model import (
+    OPTIONS,
+    backbone_name,
+    check_words_stay,
+    freeze_language_model,
+    train_language_model,
+)
 from unimllm.training.overrides import parse_arguments, run_program
 from unimllm.training.presets import PRETRAIN_PRESETS
 
@@ -18,8 +24,7 @@ def main() -> None:
     args, recipe = parse_arguments(about, "pretrain", PRETRAIN_PRESETS, **OPTIONS)
     if not (args.init_from or backbone_name(args, recipe)):
         raise UserError("the language model stays as it is, so it must be a trained one: name it with --language-model")
-    if recipe.train.weight_decay:
-        raise UserError("--train.weight_decay must be 0: it would move the rows of words, which are to stay")
+    check_words_stay(recipe)
     train_language_model(args, recipe, freeze_language_model)
 
 

@@ -27,8 +27,9 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
     """Load a model and its processor.
 
     Args:
-        model: folder or hub id of a checkpoint; an output folder of `train/sft.py` means its newest checkpoint;
-            None: the small model that ships with the package.
+        model: folder or hub id of a checkpoint; an output folder of `train/sft.py` means its newest checkpoint; the
+            folder `lora` of a checkpoint means the model that it was trained on with the adapter merged into it; None:
+            the small model that ships with the package.
         device: "cpu", "cuda", ...; None: a GPU if there is one. On a CPU the weights are float32.
         option: of the command line that named it, for the messages.
 
@@ -38,6 +39,12 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
     Raises:
         UserError: the folder lacks a file or a tensor, or holds something else.
     """
+    if model is not None and (Path(model) / "adapter_config.json").is_file():
+        from unimllm.discrete.lora import base_of, load_lora
+
+        loaded, processor = load(base_of(Path(model)), device, option)
+        load_lora(loaded, Path(model))
+        return loaded, processor
     path = find_checkpoint(model, option)
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor

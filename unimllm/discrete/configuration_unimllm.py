@@ -63,6 +63,11 @@ class UniMLLMConfig(PreTrainedConfig):
         return self.text_config.vocab_size
 
     @property
+    def image_token_rows(self) -> list[int]:
+        """Rows of the embeddings that the tokens around and in the place of pictures have."""
+        return [self.image_start_token_id, self.image_end_token_id, self.image_token_id]
+
+    @property
     def vocab_size(self) -> int:
         """Text ids and image ids together."""
         return self.image_offset + self.image_tokenizer_config.num_codes

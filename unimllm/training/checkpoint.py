@@ -10,10 +10,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
 from semhitok.errors import first_line
 from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
+from unimllm.training.apart import shown
 
 STATE_FOLDER = "deepspeed"
 LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
@@ -44,11 +47,12 @@ def prepare_output(output_dir: Path) -> None:
         ) from error
 
 
-def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
+def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
     """Write one checkpoint (called by every rank) and delete the oldest beyond `keep`.
 
     Args:
         engine: DeepSpeed engine.
+        task: what it trains.
         run: goes to run.json; must hold "step".
         export: writes the Hugging Face folder; called on rank 0.
     """
@@ -60,7 +64,7 @@ def save(engine, output_dir: Path, run: dict, export: Callable[[Path], None], ke
         partial.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
-    with whole_weights(engine):
+    with whole_weights(engine), shown(task):
         if first:
             export(partial)
     if first:
@@ -83,15 +87,22 @@ def whole_weights(engine) -> contextlib.AbstractContextManager:
     return deepspeed.zero.GatheredParameters(cut)
 
 
-def load(engine, folder: Path, recipe: dict) -> dict:
+def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     """Restore the engine from a checkpoint and return its run.json.
 
     Args:
         recipe: of this run.
+        apart: `apart.digest` of this run.
 
     Raises:
         UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged.
     """
+    before = read_run(folder).get("apart", apart)
+    if before != apart:
+        raise UserError(
+            f"cannot resume from {folder}: the image tokenizer is another ({apart}) than the one it was trained with "
+            f"({before}); bring that back, or take another --output-dir"
+        )
     try:
         path, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
     except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit

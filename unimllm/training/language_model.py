@@ -22,6 +22,8 @@ from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.lora import FOLDER as LORA_FOLDER
+from unimllm.discrete.lora import add_lora, import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
@@ -73,6 +75,9 @@ def train_language_model(
     check_taken(args.overrides, model.config)
     if freeze:
         freeze(model)
+    if recipe.lora_rank:
+        add_lora(model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
+        train_image_tokens(model)
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
@@ -83,7 +88,11 @@ def train_language_model(
         source = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
 
     def export(folder: Path) -> None:
-        model.save_pretrained(folder)
+        if is_adapted(model):
+            model.save_pretrained(folder, state_dict=merged_state(model))
+            save_lora(model, folder / LORA_FOLDER, find_checkpoint(args.init_from, "--init-from"))
+        else:
+            model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
     if recipe.train.compile:
@@ -98,6 +107,11 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError("--language-model and --init-from both name a language model to start from; choose one")
     if args.chat_template and args.init_from:
         raise UserError("--chat-template is for --language-model; the checkpoint of --init-from has its own")
+    if recipe.lora_rank:
+        import_peft()
+        check_words_stay(recipe)
+        if not args.init_from:
+            raise UserError("LoRA tunes a unified model that was trained: name it with --init-from")
     for word in args.data:
         find_files(parse_data(word).place, args.format)
     if args.ratios:
@@ -213,11 +227,20 @@ def freeze_language_model(model: UniMLLMForConditionalGeneration) -> None:
     LLaVA-1.5's first stage, which trains its projector alone, where pictures are also drawn.
     """
     model.language_model.requires_grad_(False)
-    config = model.config
-    rows = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
+    train_image_tokens(model)
+
+
+def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
+    """Train the rows of the image tokens in a language model that is frozen."""
     tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     for table in tables.values():
-        OnlyRows(table.requires_grad_(True), rows)
+        OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+
+
+def check_words_stay(recipe: SftRecipe) -> None:
+    """UserError where weight decay would move the rows of words in a table of which only some rows are trained."""
+    if recipe.train.weight_decay:
+        raise UserError("--train.weight_decay must be 0: it would move the rows of words, which are to stay")
 
 
 # ---- its data ------------------------------------------------------------------------------------------------------

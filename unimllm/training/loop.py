@@ -4,7 +4,6 @@ A run is a pure function of its configuration: sample `i` of the data depends on
 (seed, step, rank) alone. So stopping and resuming, or another number of processes, sees the same data.
 """
 
-import contextlib
 import itertools
 import os
 import subprocess
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 from unimllm.data.faults import FaultLog
 from unimllm.errors import UserError
 from unimllm.training import checkpoint
+from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.step_log import Speed, StepLog
@@ -89,8 +89,7 @@ def train(
             `count_targets(batch) -> int` gets `num_items`: the number of targets of the whole step divided by the
             number of micro-batches, by which it must divide its summed loss (so every target weighs the same). One
             that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second and MFU in its log. One
-            that defines `apart() -> [(module, name of a child)]` keeps these frozen children from the engine, which
-            would cut them into shards or turn their weights to bf16.
+            that defines `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
@@ -105,10 +104,10 @@ def train(
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
     engine, optimizer = _build_engine(task, config, world_size)
-    step, cpu_before, skipped = 0, 0.0, FaultLog()
+    step, cpu_before, skipped, apart = 0, 0.0, FaultLog(), digest(task)
     found = checkpoint.latest(output_dir)
     if found:
-        run = checkpoint.load(engine, found, recipe)
+        run = checkpoint.load(engine, found, recipe, apart)
         step, cpu_before = run["step"], run["cpu_seconds"]
         skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
@@ -130,9 +129,11 @@ def train(
                 _show(task, draw_pictures, log, step)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                       "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped)}  # fmt: skip
-                checkpoint.save(engine, output_dir, run, export, config.keep_checkpoints)
+                       "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped),
+                       "apart": apart}  # fmt: skip
+                checkpoint.save(engine, task, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
+    show(task)
     return task
 
 
@@ -144,25 +145,15 @@ def _build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
     if config.gradient_checkpointing:
         checkpoint_activations(task)
-    with _taken_out(task.apart() if hasattr(task, "apart") else []):
-        engine, optimizer, _, _ = deepspeed.initialize(
-            model=_Autocast(task, config.autocast()),
-            optimizer=_make_optimizer(task, config),
-            config=config.deepspeed(world_size),
-        )
-    task.to(engine.device)  # those that the engine has not seen
+    hide(task)
+    engine, optimizer, _, _ = deepspeed.initialize(
+        model=_Autocast(task, config.autocast()),
+        optimizer=_make_optimizer(task, config),
+        config=config.deepspeed(world_size),
+    )
+    for parent, name in parts_apart(task):
+        getattr(parent, name).to(engine.device)
     return engine, optimizer
-
-
-@contextlib.contextmanager
-def _taken_out(children: list[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Without some children of modules; they are back afterwards."""
-    taken = [(parent, name, getattr(parent, name)) for parent, name in children]
-    for parent, name, _ in taken:
-        delattr(parent, name)
-    yield
-    for parent, name, child in taken:
-        setattr(parent, name, child)
 
 
 def checkpoint_activations(task: nn.Module) -> None:
@@ -244,7 +235,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int) -> None:
     """Say what is about to be trained and on what."""
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in task.parameters() if p.requires_grad)
     print(
         f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
         f"{torch.get_num_threads()} thread(s) each, {config.describe_precision()}",
