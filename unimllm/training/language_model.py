@@ -1,5 +1,6 @@
 """What `train/pretrain.py` and `train/sft.py` share: options, the model that a run starts from, its data."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from semhitok.errors import first_line
 from semhitok.fingerprint import code_layout
 from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.command_line import number
 from unimllm.conversation import special_ids
 from unimllm.data.code_cache import build_code_cache
 from unimllm.data.mixture import parse_ratios
@@ -25,7 +27,7 @@ from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import add_lora, import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
-from unimllm.distributed import print_once
+from unimllm.distributed import is_first_process, print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
 from unimllm.processing_unimllm import UniMLLMProcessor
@@ -33,6 +35,7 @@ from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, prepare_output, read_run, resolve
+from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, default_folder, sizes_told
 from unimllm.training.presets import SftRecipe
@@ -54,6 +57,8 @@ OPTIONS = {
     "codes": {"type": Path, "help": "folder of `python -m semhitok encode`, read instead of the pictures"},
     "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used"},
     "text_tokenizer": {"help": "folder or hub id of a text tokenizer for --data (default: the model's)"},
+    "dry_run": {"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
+                "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
 }  # fmt: skip
 """Options of both programs beside `parse_arguments`' own."""
 
@@ -68,16 +73,14 @@ def train_language_model(
         freeze: chooses what is trained; None: all but the image tokenizer.
     """
     check_options(args, recipe)
+    if args.dry_run is not None:
+        return print_plan(args, recipe, freeze)
     world_of_scenes = None if args.data else recipe.world.open()
     text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
     prepare_output(args.output_dir)
     model, text_tokenizer = start_model(args, recipe, text_tokenizer)
     check_taken(args.overrides, model.config)
-    if freeze:
-        freeze(model)
-    if recipe.lora_rank:
-        add_lora(model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
-        train_image_tokens(model)
+    choose_trained(model, recipe, freeze)
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
@@ -99,6 +102,23 @@ def train_language_model(
         model.language_model.get_decoder().compile(dynamic=False)
     task = SftTask(model, {"text": recipe.text_weight}, recipe.max_length)
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about)
+
+
+def print_plan(
+    args: Namespace, recipe: SftRecipe, freeze: Callable[[UniMLLMForConditionalGeneration], None] | None
+) -> None:
+    """What the run would be, for --dry-run; nothing is written."""
+    if not is_first_process():
+        return
+    with sizes_told():
+        model = build_on_meta(recipe)
+    with torch.device("meta"):
+        choose_trained(model, recipe, freeze)
+    task = SftTask(model, {}, recipe.max_length)
+    lines = [language_model_plan(args.preset, model, recipe, args.dry_run, task.flops_per_token())]
+    print("\n".join(lines + describe_data(args)))
+    if args.init_from or args.language_model or args.image_tokenizer:
+        print("the sizes are the preset's; the checkpoints are read by the run itself")
 
 
 def check_options(args: Namespace, recipe: SftRecipe) -> None:
@@ -219,6 +239,18 @@ def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
         setattr(recipe.model, f"{name}_token_id", ids[name])
     for config in (recipe.model, recipe.model.text_config):
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
+
+
+def choose_trained(
+    model: UniMLLMForConditionalGeneration, recipe: SftRecipe,
+    freeze: Callable[[UniMLLMForConditionalGeneration], None] | None,
+) -> None:  # fmt: skip
+    """Freeze what a run leaves as it is, or adapt it with LoRA."""
+    if freeze:
+        freeze(model)
+    if recipe.lora_rank:
+        add_lora(model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
+        train_image_tokens(model)
 
 
 def freeze_language_model(model: UniMLLMForConditionalGeneration) -> None:

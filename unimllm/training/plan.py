@@ -159,7 +159,7 @@ def spared_bytes(net: nn.Module, num_positions: int) -> int:
 
 def saved_bytes(net: nn.Module, *inputs: torch.Tensor) -> int:
     """Bytes of the tensors, weights aside, that autograd keeps of `net(*inputs)`."""
-    weights = set(map(storage, net.parameters()))
+    weights = set(map(storage, net.parameters())) if isinstance(net, nn.Module) else set()
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,6 +182,9 @@ class FlashAttention(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is nn.functional.scaled_dot_product_attention:
-            query, key, value = args[:3]  # (B, h, N, D/h) each
-            return query * key * value  # keeps three inputs and one result of their size, as flash attention
+            query, key, value = args[:3]  # (B, h, N, D/h) each; grouped queries share heads of keys and values
+            if query.shape[1] != key.shape[1]:
+                query, key, value = query.unflatten(1, (key.shape[1], -1)), key.unsqueeze(2), value.unsqueeze(2)
+            # keeps three inputs and one result of the queries' size, as flash attention
+            return (query * key * value).view(args[0].shape)
         return func(*args, **(kwargs or {}))

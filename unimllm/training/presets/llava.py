@@ -103,5 +103,5 @@ def _unified(recipe: SftRecipe) -> SftRecipe:
 
 def _on_one_gpu(recipe: SftRecipe) -> SftRecipe:
     train = recipe.train
-    train.zero_stage, train.micro_batch_size, train.gradient_checkpointing = 0, 4, False
+    train.zero_stage, train.micro_batch_size, train.gradient_checkpointing = 0, 5, False
     return _unified(_recipe(train, qwen25_0_5b(), "Qwen/Qwen2.5-0.5B-Instruct"))
