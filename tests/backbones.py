@@ -49,7 +49,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
 
 
 def write_backbone(folder: Path, family: str) -> Path:

@@ -36,7 +36,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     (tmp_path / "mine").mkdir()
     data, backbone = write_llava(tmp_path / "mine"), write_backbone(tmp_path / "backbone", family)
     common = [
-        "--data", data, "--image-root", data.parent / "images", "--max_length", 128, "--max-steps", 3,
+        "--data", data, "--image-root", data.parent / "images", "--max_length", 400, "--max-steps", 3,
         "--train.batch_size", 4, "--train.compile", "false", "--train.precision", "fp32", "--train.num_threads", 1,
     ]  # fmt: skip
     template = ["--chat-template", "vicuna"] if family == "llama" else []
