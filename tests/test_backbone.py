@@ -1,11 +1,13 @@
 """Pretrained language models under the unified one: vocabularies grow, old rows stay, templates tell the targets."""
 
+import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
-from backbones import CHATML, llama_tokenizer, qwen_tokenizer, write_backbone
-from transformers import AutoModelForImageTextToText
+from backbones import CHATML, SIZES, TEXTS, llama_tokenizer, qwen_tokenizer, write_backbone
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
@@ -108,6 +110,27 @@ def test_what_cannot_be_a_backbone_is_told(tmp_path, backbone_folder):
             load_backbone(str(backbone_folder))
 
 
+def test_a_folder_with_a_sentencepiece_model_alone(tmp_path):
+    """As lmsys/vicuna-7b-v1.5 has it: no tokenizer.json."""
+    corpus = tmp_path / "corpus.txt"
+    words = " ".join(TEXTS).replace("'", "").split()
+    corpus.write_text("\n".join(" ".join(words[i:] + words[:i]) for i in range(len(words)) for _ in range(20)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "tokenizer"), model_type="bpe", vocab_size=330,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"} | marks))
+    LlamaForCausalLM(LlamaConfig(vocab_size=330, tie_word_embeddings=False, **SIZES)).save_pretrained(tmp_path)
+    model, tokenizer = load_backbone(str(tmp_path), "vicuna")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("What color is the apple?", "Übermut:\n42 dogs"):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
+    assert add_image_tokens(model, tokenizer) == [330, 331, 332]
+    assert tokenizer.pad_token == "<unk>"
+    assert target_texts(ConversationTokenizer(tokenizer, N), CONVERSATION) == ["no</s>", "a red apple</s>"]
+
+
 # ---- what is a target -----------------------------------------------------------------------------------------------
 
 CONVERSATION = [
@@ -119,7 +142,7 @@ CONVERSATION = [
 
 
 def target_texts(tokenizer: ConversationTokenizer, messages: list[dict]) -> list[str]:
-    """The runs of targets as text, token by token apart."""
+    """The runs of targets as text."""
     tokenized = tokenizer(messages)
     runs, before = [], False
     for token, target in zip(tokenized.input_ids, tokenized.is_target, strict=True):
