@@ -210,8 +210,8 @@ def _step(
             first = step * engine.train_batch_size()
             raise UserError(
                 f"the loss is {outputs['loss'].item()} at step {step + 1}, samples {first:,} to "
-                f"{first + engine.train_batch_size() - 1:,}; nothing was updated: lower --train.learning_rate and start "
-                "again from the last checkpoint"
+                f"{first + engine.train_batch_size() - 1:,}; nothing was updated: lower --train.learning_rate and "
+                "start again from the last checkpoint"
             )
         engine.backward(outputs["loss"])
         if not engine.zero_optimization_stage():  # the only one in which DeepSpeed does not tell the norm
