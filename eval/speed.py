@@ -3,6 +3,7 @@
     python eval/speed.py                       # all that takes a minute or so
     python eval/speed.py --only quantize,encode --json speed.json
     python eval/speed.py --only memory         # slow: peak memory of encoding 64 pictures, in a fresh process
+    python eval/speed.py --only training       # slow: packed rows against a padded loop
 
 Baselines are measured in the same run; the peers' figures were measured elsewhere by the same method (their own code,
 one thread of another x86 machine) and hold only as far as two machines are alike. A further measurement is a function
@@ -10,32 +11,47 @@ under `@measurement`.
 """
 
 import argparse
+import json
 import multiprocessing
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
+from semhitok.shard_writer import ShardWriter
+from semhitok.shards import CodeLayout, CodeShards
+from unimllm import UniMLLMForConditionalGeneration
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
+from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.data.packing import PackedRow, stack_rows
+from unimllm.data.row_plan import best_fit
+from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
 from unimllm.errors import UserError
 from unimllm.images import check_writable
+from unimllm.inference import DEFAULT_MODEL
 from unimllm.report import describe_machine, write_json
+from unimllm.training.presets.scenes import scenes_64_sft
 from unimllm.training.presets.semhitok import semhitok_256_pixel
+from unimllm.training.sft import SftTask
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
+NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through
 
 PEERS = {
     "quantize": {
@@ -190,6 +206,104 @@ def peak_memory() -> int:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@measurement("cache")
+def measure_cache(config: SemHiTokConfig) -> list[Row]:
+    """Reading packed codes by batches of 32 pictures in random order; beside it ids as JSON text, a line a picture."""
+    rng = np.random.default_rng(0)
+    sizes = (config.num_semantic_codes, config.num_pixel_codes)
+    codes = rng.integers(0, sizes, (NUM_CACHED, config.num_positions, 2))
+    layout = CodeLayout("0" * 12, *sizes, config.num_positions, config.image_size)
+    batches = rng.permutation(NUM_CACHED).reshape(-1, 32)
+    lines = [json.dumps(row.tolist()) for row in codes[..., 0] * sizes[1] + codes[..., 1]]
+    with tempfile.TemporaryDirectory() as folder:
+        with ShardWriter(folder, layout) as writer:
+            writer.add([f"{i:08d}.jpg" for i in range(NUM_CACHED)], codes)
+        shards = CodeShards(folder, layout)
+        packed = cpu_seconds(lambda: [shards.codes(batch) for batch in batches], 5)
+        num_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+    text = cpu_seconds(lambda: [[np.array(json.loads(lines[i])) for i in batch] for batch in batches], 3)
+    return [
+        Row("packed shards, keys included", num_bytes / NUM_CACHED, "cache_bytes_per_image", "bytes a picture"),
+        Row("read and unpacked", 1e6 * packed / NUM_CACHED, "cache_decode_us_per_image", "CPU-us a picture"),
+        Row("ids as JSON text", sum(map(len, lines)) / NUM_CACHED, "cache_json_bytes_per_image", "bytes a picture"),
+        Row("read and parsed", 1e6 * text / NUM_CACHED, "cache_json_decode_us_per_image", "CPU-us a picture"),
+    ]
+
+
+@measurement("training", is_slow=True)
+def measure_training(config: SemHiTokConfig) -> list[Row]:
+    """Samples a second, forward and backward, of the scenes' model: packed rows and stored codes, against LLaVA's loop.
+
+    LLaVA's loop: batches of 16 samples padded to the longest, pictures encoded in every step. Both go through the same
+    samples: questions in one to eight turns about a picture, drawings, texts.
+    """
+    is_tiny = config.image_size < 64
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    recipe = scenes_64_sft()
+    model_config = tiny_model_config() if is_tiny else recipe.model
+    model_config.text_config.vocab_size, model_config.text_config.max_position_embeddings = len(tokenizer), 512
+    task = SftTask(UniMLLMForConditionalGeneration(model_config), {}).train()
+    image = model_config.image_tokenizer_config
+    conversation = ConversationTokenizer(tokenizer, image.num_positions)
+    samples = [conversation(messages) for messages in conversations(8 if is_tiny else NUM_TRAINED)]
+    placeholder = conversation.ids["image"]
+    pictures = [torch.rand(int(placeholder in s.input_ids), 3, image.image_size, image.image_size) for s in samples]
+    stored = [task.model.codes_to_ids(task.model.image_tokenizer.encode(p)) if len(p) else p for p in pictures]
+
+    def train_on(batch: dict) -> None:
+        with torch.enable_grad():
+            task(num_items=torch.tensor(100.0), **batch)["loss"].backward()
+
+    def padded() -> None:
+        for start in range(0, len(samples), 16):
+            rows = []
+            for sample in samples[start : start + 16]:
+                row = PackedRow(max(map(len, samples[start : start + 16])), conversation.ids["pad"])
+                row.add(sample.input_ids, sample.is_target)
+                rows.append(row)
+            batch = stack_rows(rows) | {"pixel_values": torch.cat(pictures[start : start + 16]) * 2 - 1}
+            train_on(batch | {"attention_mask": batch["input_ids"] != conversation.ids["pad"]})
+
+    def packed() -> None:
+        rows = []
+        for members in best_fit(np.array(list(map(len, samples))), 512):
+            rows.append(PackedRow(512, conversation.ids["pad"]))
+            for member in members:
+                ids = iter(stored[member].flatten().tolist())
+                with_codes = [next(ids) if token == placeholder else token for token in samples[member].input_ids]
+                rows[-1].add(with_codes, samples[member].is_target)
+        for start in range(0, len(rows), 4):
+            train_on(stack_rows(rows[start : start + 4]))
+
+    slow, fast = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
+    return [
+        Row(
+            "padded, pictures encoded in the step",
+            len(samples) / slow,
+            "train_padded_samples_per_s",
+            "samples/CPU-s",
+        ),
+        Row("packed, codes stored", len(samples) / fast, "train_packed_samples_per_s", "samples/CPU-s"),
+        Row("speed-up", slow / fast, "train_speedup_over_padded", "times"),
+    ]
+
+
+def conversations(count: int) -> list[list[dict]]:
+    """Six tenths ask about a picture, three draw one, one is text alone; each kind of a length of its own."""
+    rng = np.random.default_rng(0)
+    question, answer = text_message("user", "What color is the apple?"), text_message("assistant", "It is red.")
+    found = []
+    for kind in rng.choice(3, count, p=[0.6, 0.3, 0.1]).tolist():
+        turns = [question, answer] * int(rng.integers(1, 9))
+        asked = [text_message("user", "What color is the apple?", images=1), *turns[1:]]
+        drawn = [
+            text_message("user", "a photo of two red apples"),
+            text_message("assistant", "", images=1),
+        ]
+        found.append((asked, drawn, turns)[kind])
+    return found
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import torch
 from backbones import CHATML, SIZES, TEXTS, llama_tokenizer, qwen_tokenizer, write_backbone
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
@@ -53,6 +53,25 @@ def test_image_tokens_join_and_every_old_row_keeps_its_bits(backbone):
     is_tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert is_tied == model.config.tie_word_embeddings
     assert add_image_tokens(model, tokenizer) == []  # again: nothing happens
+
+
+def test_a_tokenizer_that_has_some_of_the_tokens_gains_the_others(backbone):
+    model, tokenizer = backbone
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    place = tokenizer.convert_tokens_to_ids("<image>")
+    row = model.get_input_embeddings().weight[place].clone()
+    assert add_image_tokens(model, tokenizer) == [place + 1, place + 2]
+    assert torch.equal(model.get_input_embeddings().weight[place], row)
+
+
+def test_tokens_without_rows_get_some(backbone_folder):
+    """As where somebody added them to a tokenizer and left the model as it was."""
+    model, tokenizer = load_backbone(str(backbone_folder), "vicuna" if is_llama(backbone_folder) else None)
+    tokenizer.add_tokens([f"<new {i}>" for i in range(12)])
+    tokenizer.add_special_tokens({"extra_special_tokens": list(IMAGE_TOKENS.values())})
+    assert add_image_tokens(model, tokenizer) == []
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) == model.lm_head.out_features
 
 
 def test_new_rows_have_the_mean_and_the_covariance_of_the_old():
@@ -129,6 +148,22 @@ def test_a_folder_with_a_sentencepiece_model_alone(tmp_path):
     assert add_image_tokens(model, tokenizer) == [330, 331, 332]
     assert tokenizer.pad_token == "<unk>"
     assert target_texts(ConversationTokenizer(tokenizer, N), CONVERSATION) == ["no</s>", "a red apple</s>"]
+
+
+def test_the_mark_that_ends_an_answer_is_the_templates(tmp_path, capsys):
+    """Qwen2.5's base model ends texts with <|endoftext|>, its template ends answers with <|im_end|>."""
+    write_backbone(tmp_path, "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.eos_token = "<|pad|>"
+    tokenizer.save_pretrained(tmp_path)
+    _, loaded = load_backbone(str(tmp_path))
+    assert loaded.eos_token == "<|im_end|>"
+    assert "note: answers end with <|im_end|>" in capsys.readouterr().out
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    with pytest.raises(UserError, match="ends an answer with no special token"):
+        load_backbone(str(tmp_path))
+    with pytest.raises(UserError, match="the chat template cannot be used"):
+        load_backbone(str(tmp_path), "{{ raise_exception('no') }}")
 
 
 # ---- what is a target -----------------------------------------------------------------------------------------------
@@ -215,7 +250,16 @@ def test_a_drawing_is_a_target_from_its_first_token_on():
         ids = conversation.ids
         assert targets[-1] == ids["end"]
         assert targets[-2 - N - 1 : -1] == [ids["image_start"], *[ids["image"]] * N, ids["image_end"]]
-        assert conversation.drawing_prompt("a red apple")[-1] == ids["image_start"]
+        prompt = conversation.drawing_prompt("a red apple")
+        assert prompt[-1] == ids["image_start"] and prompt == tokenized.input_ids[: len(prompt)]
+
+
+@pytest.mark.parametrize(("family", "opening"), [("qwen", "system\nBe kind.<|im_end|>"), ("vicuna", "Be kind. USER:")])
+def test_a_system_turn_is_no_target(family, opening):
+    conversation = make(family)
+    messages = [text_message("system", "Be kind."), *CONVERSATION]
+    assert opening in conversation.tokenizer.decode(conversation(messages).input_ids)
+    assert target_texts(conversation, messages) == target_texts(conversation, CONVERSATION)
 
 
 def test_a_template_that_changes_what_it_said_is_refused():

@@ -65,3 +65,4 @@ def test_lora_is_in_the_plan(capsys, tmp_path):
     lora = ["--lora_rank", 4, "--train.weight_decay", 0, "--init-from", tmp_path]
     told = plan(SFT_PRESETS, "--preset", "scenes_64", "--dry-run", *lora, capsys=capsys)
     assert "M trained" in told["language model"] and told["image head"].endswith("trained")
+    assert float(told["language model"].split()[0]) < 6  # a 5 M Qwen2

@@ -1,9 +1,13 @@
 """LoRA: nothing changes at first, merged and adapted compute the same, an adapter is laid over its model again."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 import unimllm
+from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import add_lora, load_lora, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
@@ -11,10 +15,23 @@ from unimllm.training.language_model import train_image_tokens
 from unimllm.training.sft import SftTask
 
 
+@pytest.fixture(params=["tied", "untied"])
+def base(request, tiny_checkpoint, tmp_path) -> Path:
+    """A checkpoint whose head is or is not its embeddings."""
+    if request.param == "tied":
+        return tiny_checkpoint
+    config = UniMLLMConfig.from_pretrained(tiny_checkpoint)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    shutil.copytree(tiny_checkpoint, tmp_path / "untied")
+    torch.manual_seed(1)
+    UniMLLMForConditionalGeneration(config).save_pretrained(tmp_path / "untied")
+    return tmp_path / "untied"
+
+
 @pytest.fixture
-def adapted(tiny_checkpoint) -> UniMLLMForConditionalGeneration:
+def adapted(base) -> UniMLLMForConditionalGeneration:
     """A model with LoRA as it is after some training: every trained number has moved."""
-    model = UniMLLMForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    model = UniMLLMForConditionalGeneration.from_pretrained(base)
     SftTask(model, {}).eval()
     ids = torch.tensor([[8, 9, 10, 11]])
     before = model(ids).logits
@@ -23,11 +40,11 @@ def adapted(tiny_checkpoint) -> UniMLLMForConditionalGeneration:
     model.eval()  # dropout included
     torch.testing.assert_close(model(ids).logits, before)
     torch.manual_seed(0)
-    words = model.get_input_embeddings().weight
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter is words:
-                words[model.config.image_token_rows] += 1
+            if any(parameter is table for table in tables):
+                parameter[model.config.image_token_rows] += 1
             elif parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
     assert not torch.allclose(model(ids).logits, before, atol=1e-3)
@@ -46,16 +63,17 @@ def test_what_is_trained_is_lora_the_adapter_the_head_and_three_rows(adapted):
     kinds = {"lora_" if ".lora_" in name else name.split(".")[0] for name in trained}
     assert kinds == {"lora_", "adapter", "image_head", "language_model"}
     whole = [name for name in trained if name.startswith("language_model.") and ".lora_" not in name]
-    assert len(whole) == 1 and "embed_tokens" in whole[0]  # tied
+    assert len(whole) == (1 if adapted.config.text_config.tie_word_embeddings else 2)
 
 
-def test_a_merged_checkpoint_needs_no_peft_and_an_adapter_lies_over_its_model(adapted, tiny_checkpoint, tmp_path):
+def test_a_merged_checkpoint_needs_no_peft_and_an_adapter_lies_over_its_model(adapted, base, tmp_path):
     expected = outputs(adapted)
-    adapted.save_pretrained(tmp_path, state_dict=merged_state(adapted))
-    merged, report = UniMLLMForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    adapted.save_pretrained(tmp_path / "merged", state_dict=merged_state(adapted))
+    merged, report = UniMLLMForConditionalGeneration.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    save_lora(adapted, tmp_path / "lora", str(tiny_checkpoint))
+    save_lora(adapted, tmp_path / "lora", str(base))
     laid, _ = unimllm.load(tmp_path / "lora", "cpu")
+    assert all(p.requires_grad for p in laid.language_model.parameters())  # a plain model again
     assert {name for name, _ in laid.named_parameters()} == {name for name, _ in merged.named_parameters()}
     for model in (merged.eval(), laid):
         for value, wanted in zip(outputs(model), expected, strict=True):
@@ -70,5 +88,5 @@ def test_adapters_that_do_not_fit_are_told(adapted, tiny_checkpoint, tmp_path):
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot lay the adapter"):
         load_lora(UniMLLMForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "lora")
-    with pytest.raises(UserError, match="LoRA finds nothing to adapt"):
+    with pytest.raises(UserError, match="has no layers q_proj, k_proj, .* of 0"):
         add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), 2, 0, 0)

@@ -184,6 +184,12 @@ def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
         checkpoint.load(Engine(), tmp_path, before)
 
 
+def test_a_run_whose_image_tokenizer_changed_is_not_resumed(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": {}, "apart": "0123"}))
+    with pytest.raises(UserError, match=r"the image tokenizer is another \(4567\) than .* \(0123\)"):
+        checkpoint.load(Engine(), tmp_path, {}, "4567")
+
+
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 

@@ -286,6 +286,10 @@ def test_a_deepspeed_file_that_says_nothing_new(tmp_path):
         ({"fp16": {"enabled": True}}, "fp16 is not to be had"),
         ({"zero_optimization": {"stage": "two"}}, "zero_optimization.stage is 'two'; int is wanted"),
         ({"train_batch_size": 1.5}, "train_batch_size is 1.5"),
+        ({"gradient_clipping": {"x": 1}}, "gradient_clipping.x is a section in the place of a value"),
+        ({"zero_optimization": 2}, "zero_optimization is a section in the place of a value"),
+        ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "cpu and none are to be had"),
     ],
 )
 def test_a_deepspeed_file_that_cannot_be_used_is_one_line(values, message, tmp_path):
@@ -293,6 +297,15 @@ def test_a_deepspeed_file_that_cannot_be_used_is_one_line(values, message, tmp_p
         lay(tmp_path, values)
     with pytest.raises(UserError, match="--deepspeed .*nowhere.json: No such file"):
         lay_over(TrainConfig(), tmp_path / "nowhere.json")
+
+
+def test_an_offloaded_optimiser_in_a_file_is_known_to_the_plan(tmp_path):
+    values = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
+    config, told = lay(tmp_path, values | {"bf16": {"enabled": True, "check_overflow": True}})
+    assert config.offload_optimizer and config.precision == "bf16"
+    assert "bf16.check_overflow: unset -> True" in told
+    assert config.deepspeed(1)["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert config.deepspeed(1)["bf16"] == {"enabled": True, "check_overflow": True}
 
 
 def test_an_offloaded_optimiser_needs_zero():

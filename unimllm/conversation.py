@@ -13,6 +13,7 @@ get other ids from a sentencepiece model, which puts a space before everything t
 from dataclasses import dataclass
 from functools import lru_cache
 
+from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.vocabulary import IMAGE_TOKENS
 
@@ -62,7 +63,7 @@ class ConversationTokenizer:
         self.tokenizer = tokenizer
         self.num_positions = num_positions
         self.ids = special_ids(tokenizer)
-        self._encode = lru_cache(maxsize=200_000)(self._encode_text)
+        self._encode = lru_cache(maxsize=4096)(self._encode_text)
 
     def __call__(self, messages: list[dict]) -> Tokenized:
         """A whole conversation, for training."""
@@ -81,7 +82,9 @@ class ConversationTokenizer:
 
     def drawing_prompt(self, text: str) -> list[int]:
         """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt."""
-        return [*self.prompt([text_message("user", text)]), self.ids["image_start"]]
+        # Not the prompt and one id more: a tokenizer may put something between the two.
+        ids = self([text_message("user", text), text_message("assistant", "", images=1)]).input_ids
+        return ids[: ids.index(self.ids["image_start"]) + 1]
 
     def _answer(self, flat: list[dict], index: int, whole: str) -> tuple[int, int]:
         """Where in the rendered conversation the answer of message `index` stands, its end token included."""
@@ -126,3 +129,24 @@ def special_ids(tokenizer) -> dict[str, int]:
             f"{type(tokenizer).__name__} does not tell where its tokens stand; save the tokenizer as tokenizer.json"
         )
     return {"pad": tokenizer.pad_token_id, "end": tokenizer.eos_token_id} | ids
+
+
+def end_of_answer(tokenizer) -> str:
+    """The special token with which a tokenizer's chat template ends what the assistant says.
+
+    Raises:
+        UserError: the template cannot be used, or ends an answer with none.
+    """
+    answer = "a red apple"
+    flat = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": answer}]
+    try:
+        rendered = tokenizer.apply_chat_template(flat, tokenize=False)
+        tokenizer.apply_chat_template(flat[:1], tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # of jinja
+        raise UserError(f"the chat template cannot be used: {first_line(error)}") from error
+    rest = rendered.rpartition(answer)[2]
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    marks = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in tokenizer.added_tokens_decoder]
+    if answer not in rendered or not marks:
+        raise UserError("the chat template ends an answer with no special token, so a model cannot learn to stop")
+    return marks[0]

@@ -11,6 +11,7 @@ from semhitok.errors import first_line
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
+    import torch
     from PIL import Image
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
@@ -23,7 +24,12 @@ NEEDED_FILES = (
 )  # fmt: skip
 
 
-def load(model: str | Path | None = None, device: str | None = None, option: str = "--model"):
+def load(
+    model: str | Path | None = None,
+    device: str | None = None,
+    option: str = "--model",
+    dtype: torch.dtype | None = None,
+):
     """Load a model and its processor.
 
     Args:
@@ -32,6 +38,7 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
             the small model that ships with the package.
         device: "cpu", "cuda", ...; None: a GPU if there is one. On a CPU the weights are float32.
         option: of the command line that named it, for the messages.
+        dtype: of the weights, the image tokenizer's aside, which are always float32.
 
     Returns:
         (model in evaluation mode, processor).
@@ -42,7 +49,7 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
     if model is not None and (Path(model) / "adapter_config.json").is_file():
         from unimllm.discrete.lora import base_of, load_lora
 
-        loaded, processor = load(base_of(Path(model)), device, option)
+        loaded, processor = load(base_of(Path(model)), device, option, dtype)
         load_lora(loaded, Path(model))
         return loaded, processor
     path = find_checkpoint(model, option)
@@ -52,7 +59,7 @@ def load(model: str | Path | None = None, device: str | None = None, option: str
     import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
 
     device = choose_device(device)
-    dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)

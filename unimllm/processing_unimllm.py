@@ -12,7 +12,7 @@ class UniMLLMProcessor(ProcessorMixin):
 
     Args:
         image_processor: a SemHiTokImageProcessor.
-        tokenizer: a text tokenizer that holds `vocabulary.SPECIAL_TOKENS`.
+        tokenizer: a text tokenizer that `ConversationTokenizer` can use.
         num_positions: N, image ids per picture.
     """
 

@@ -31,7 +31,7 @@ Made = tuple[Tokenized, list]  # ids and targets of a sample, and what was loade
 
 
 class PackedSamples:
-    """The sample source of `train/sft.py --data`.
+    """The sample source of `train/pretrain.py` and `train/sft.py` with --data.
 
     Args:
         indices: of the sources, as the plan numbers them.

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.conversation import end_of_answer
+from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.vocabulary import IMAGE_TOKENS
 
@@ -24,10 +26,11 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
         dtype: of the weights.
 
     Returns:
-        (model, tokenizer); the tokenizer has a chat template and a padding token.
+        (model, tokenizer); the tokenizer has a chat template and a padding token, and its end-of-text token is the one
+        with which the template ends an answer.
 
     Raises:
-        UserError: one of them cannot be loaded, or has no chat template.
+        UserError: one of them cannot be loaded, or has no chat template that can be used.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -42,6 +45,10 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     if not tokenizer.chat_template:
         known = ", ".join(CHAT_TEMPLATES)
         raise UserError(f"the text tokenizer of {name} has no chat template: name one with --chat-template ({known})")
+    end = end_of_answer(tokenizer)
+    if end != tokenizer.eos_token:
+        print_once(f"note: answers end with {end}, as the chat template has it, not with {tokenizer.eos_token}")
+        tokenizer.eos_token = end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return model, tokenizer
@@ -57,24 +64,26 @@ def add_image_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
     Returns:
         The ids of the new tokens, in their order; empty where the tokenizer had them all.
     """
-    num_old = len(tokenizer)  # rows behind it are spare: nobody has trained them
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": list(IMAGE_TOKENS.values())}, replace_extra_special_tokens=False
-    )
-    new = list(range(num_old, len(tokenizer)))
-    if not new:
-        return new
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    known = tokenizer.get_vocab()
+    trained = max(known.values()) + 1  # rows behind it are spare: nobody has trained them
+    tokens = {"extra_special_tokens": list(IMAGE_TOKENS.values())}
+    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
+    new = [tokenizer.convert_tokens_to_ids(token) for token in IMAGE_TOKENS.values() if token not in known]
+    old_rows = model.get_input_embeddings().num_embeddings
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > old_rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
     tables = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not tables[0]:
         tables.append(head.weight)
+    fresh = sorted({*new, *range(old_rows, needed)})
+    old = slice(min(trained, old_rows))
     with torch.no_grad():
-        for table in tables:
-            table[new] = rows_like(table[:num_old], len(new))
-        if head is not None and head.bias is not None:
-            head.bias[new] = head.bias[:num_old].mean()
+        for table in tables if fresh else []:
+            table[fresh] = rows_like(table[old], len(fresh)).to(table)
+        if fresh and getattr(head, "bias", None) is not None:
+            head.bias[fresh] = head.bias[old].mean()
     return new
 
 
@@ -100,7 +109,7 @@ class OnlyRows:
 
     def __init__(self, table: nn.Parameter, rows: list[int]):
         self.rows = rows
-        self.handle = table.register_hook(self)
+        table.register_hook(self)
 
     def __call__(self, gradient: torch.Tensor) -> torch.Tensor:
         kept = torch.zeros_like(gradient)

@@ -20,26 +20,33 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 """The linear layers of a block, by the names that Llama, Qwen2, Mistral and their like share."""
 
 
-def add_lora(language_model: nn.Module, rank: int, alpha: float, dropout: float) -> None:
-    """Freeze a language model and put trainable A and B beside the layers of TARGETS; B is 0, so nothing changes yet.
+def add_lora(
+    language_model: nn.Module, rank: int, alpha: float, dropout: float, targets: tuple[str, ...] = TARGETS
+) -> None:
+    """Freeze a language model and put trainable A and B beside its linear layers; B is 0, so nothing changes yet.
 
     Args:
         rank: of both.
         alpha: B A is scaled by alpha / rank; 0: by 2.
         dropout: of what goes into A.
+        targets: last part of the names of the layers.
 
     Raises:
-        UserError: peft is not installed, or the model has no such layers.
+        UserError: peft is not installed, or the model lacks one of those layers.
     """
     peft = import_peft()
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=list(TARGETS), bias="none"
+        r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=dropout, target_modules=list(targets), bias="none"
     )
+    linear = {name.rpartition(".")[2] for name, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+    missing = [name for name in targets if name not in linear]
+    if missing:
+        raise UserError(
+            f"LoRA: the language model has no layers {', '.join(missing)}; name those to adapt with --lora_targets, of "
+            f"{', '.join(sorted(linear))}"
+        )
     language_model.requires_grad_(False)
-    try:
-        peft.inject_adapter_in_model(config, language_model)
-    except ValueError as error:
-        raise UserError(f"LoRA finds nothing to adapt: {first_line(error)}") from error
+    peft.inject_adapter_in_model(config, language_model)
     language_model.lora_config = config
 
 
@@ -75,7 +82,7 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
         plain = name.replace(".base_layer.", ".")
         layer = adapted.get(plain.removesuffix(".weight"))
         if layer is not None and plain.endswith(".weight"):
-            value = (value.float() + layer.get_delta_weight("default").float()).to(value.dtype)
+            value = (value.float() + layer.get_delta_weight("default").float()).to(value.dtype).cpu()
         merged[plain] = value
     return merged
 
@@ -92,7 +99,7 @@ def save_lora(model: nn.Module, folder: Path, base: str) -> None:
     config = model.language_model.lora_config
     config.base_model_name_or_path = base
     config.save_pretrained(folder)
-    state = peft.get_peft_model_state_dict(model.language_model, adapter_name="default")
+    state = peft.get_peft_model_state_dict(model.language_model, adapter_name="default", save_embedding_layers=False)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     in_full = {name: p.data for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
     for name, table in tables(model).items():  # of these a few rows alone
@@ -140,3 +147,5 @@ def load_lora(model: nn.Module, folder: Path) -> None:
         parent, _, child = name.rpartition(".")
         layer.merge()
         setattr(model.language_model.get_submodule(parent), child, layer.get_base_layer())
+    del model.language_model.peft_config  # a plain model again, for LoRA anew or for being trained whole
+    model.language_model.requires_grad_(True)

@@ -65,6 +65,7 @@ class UniMLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["image_tokenizer"]  # codes are those of the checkpoint, whatever the precision
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

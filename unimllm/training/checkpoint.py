@@ -95,7 +95,8 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
         apart: `apart.digest` of this run.
 
     Raises:
-        UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged.
+        UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged; or the image
+            tokenizer is another.
     """
     before = read_run(folder).get("apart", apart)
     if before != apart:

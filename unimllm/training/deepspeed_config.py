@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from unimllm.command_line import nearest
 from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 
@@ -20,6 +21,17 @@ FIELDS = {
 """DeepSpeed's key -> the field of TrainConfig."""
 OWN = {"optimizer": "--train.learning_rate and its neighbours", "scheduler": "--train.warmup_steps and max_steps"}
 """Sections that this package decides, and where."""
+SECTIONS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
+    "fp16", "bf16", "amp", "data_types", "gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+    "sparse_gradients", "steps_per_print", "wall_clock_breakdown", "dump_state", "flops_profiler", "comms_logger",
+    "activation_checkpointing", "aio", "checkpoint", "compile", "torch_autocast", "tensorboard", "wandb", "csv_monitor",
+    "autotuning", "elasticity", "data_efficiency", "timers", "memory_breakdown", "communication_data_type",
+    "disable_allgather", "seq_parallel_communication_data_type", "use_node_local_storage", "graph_harvesting",
+    "hybrid_engine", "curriculum_learning", "compression_training", "sparse_attention", "zenflow", "tensor_parallel",
+)  # fmt: skip
+"""Names at the top of DeepSpeed's JSON; it takes any other in silence."""
 FOLLOWS = ("gradient_accumulation_steps",)  # from the batch size and the number of processes
 
 
@@ -42,18 +54,32 @@ def lay_over(config: TrainConfig, path: Path) -> list[str]:
             told.append(f"{name}: left out; it follows from the batch size and the number of processes")
     if is_on(values.get("fp16")):
         raise UserError(f"--deepspeed {path}: fp16 is not to be had; train in bf16 (--train.precision bf16)")
+    unknown = [key for key in values if key not in SECTIONS]
+    if unknown:
+        raise UserError(f"--deepspeed {path}: {unknown[0]} is no setting of DeepSpeed{nearest(unknown[0], SECTIONS)}")
     before = asdict(config)
-    bf16 = values.pop("bf16", None)
     values.pop("fp16", None)
-    if is_on(bf16):
-        config.precision = "bf16"
-    elif config.precision == "bf16" and isinstance(bf16, dict) and bf16.get("enabled") is False:
-        config.precision = "auto"
     settings = flatten(values)
+    if settings.pop("bf16.enabled", None) is not None:
+        if is_on(values["bf16"]):
+            config.precision = "bf16"
+        elif config.precision == "bf16":
+            config.precision = "auto"
+    device = settings.pop("zero_optimization.offload_optimizer.device", None)
+    if device is not None:
+        if device not in ("cpu", "none"):
+            raise UserError(f"--deepspeed {path}: offload_optimizer.device is {device!r}; cpu and none are to be had")
+        config.offload_optimizer = device == "cpu"
     for key, field in FIELDS.items():
         if key in settings:
             setattr(config, field, as_type_of(getattr(config, field), settings.pop(key), key, path))
     own = flatten(config.deepspeed(1))
+    for key in settings:
+        parents = {key[:i] for i, letter in enumerate(key) if letter == "."}
+        if parents & own.keys() or any(name.startswith(f"{key}.") for name in own):
+            raise UserError(
+                f"--deepspeed {path}: {key} is a section where DeepSpeed has a value, or the other way round"
+            )
     config.deepspeed_settings = {key: value for key, value in settings.items() if own.get(key) != value}
     now = asdict(config) | {"deepspeed_settings": before["deepspeed_settings"]}
     told += [f"train.{name}: {before[name]} -> {now[name]}" for name in before if before[name] != now[name]]

@@ -24,6 +24,7 @@ from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import add_lora, import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -75,6 +76,8 @@ def train_language_model(
     check_options(args, recipe)
     if args.dry_run is not None:
         return print_plan(args, recipe, freeze)
+    recipe.language_model, recipe.chat_template = backbone_name(args, recipe), chat_template(args, recipe)
+    args.init_from = starting_point(args)
     world_of_scenes = None if args.data else recipe.world.open()
     text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
     prepare_output(args.output_dir)
@@ -84,16 +87,17 @@ def train_language_model(
     image = model.config.image_tokenizer_config
     processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
-    about: dict = {}
+    about: dict = {"init_from": args.init_from}
     if args.data:
-        source, about = data_source(args, recipe, model, processor, rank, world_size)
+        source, described = data_source(args, recipe, model, processor, rank, world_size)
+        about |= described
     else:
         source = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
 
     def export(folder: Path) -> None:
         if is_adapted(model):
             model.save_pretrained(folder, state_dict=merged_state(model))
-            save_lora(model, folder / LORA_FOLDER, find_checkpoint(args.init_from, "--init-from"))
+            save_lora(model, folder / LORA_FOLDER, args.init_from)
         else:
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -110,6 +114,8 @@ def print_plan(
     """What the run would be, for --dry-run; nothing is written."""
     if not is_first_process():
         return
+    if not args.data:
+        recipe.model.text_config.vocab_size = len(build_text_tokenizer(recipe.world.open()[0]))
     with sizes_told():
         model = build_on_meta(recipe)
     with torch.device("meta"):
@@ -123,15 +129,22 @@ def print_plan(
 
 def check_options(args: Namespace, recipe: SftRecipe) -> None:
     """UserError for data that is not there, before a model is built, and for options that something else decides."""
+    for field in ("language_model", "chat_template"):
+        if field in args.overrides:
+            raise UserError(f"--{field}: write --{field.replace('_', '-')}")
     if args.language_model and args.init_from:
         raise UserError("--language-model and --init-from both name a language model to start from; choose one")
-    if args.chat_template and args.init_from:
-        raise UserError("--chat-template is for --language-model; the checkpoint of --init-from has its own")
+    if args.chat_template and not backbone_name(args, recipe):
+        raise UserError("--chat-template is for --language-model; other models have their own")
+    if args.text_tokenizer and (args.init_from or backbone_name(args, recipe)):
+        raise UserError("--text-tokenizer: a trained language model reads its own tokenizer alone; leave it out")
     if recipe.lora_rank:
         import_peft()
         check_words_stay(recipe)
         if not args.init_from:
             raise UserError("LoRA tunes a unified model that was trained: name it with --init-from")
+        if args.image_tokenizer:
+            raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
     for word in args.data:
         find_files(parse_data(word).place, args.format)
     if args.ratios:
@@ -141,8 +154,6 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
     if recipe.world is None and not args.data:
         raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
-    if args.text_tokenizer and backbone_name(args, recipe):
-        raise UserError("--text-tokenizer: a trained language model reads its own tokenizer alone; leave it out")
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -153,13 +164,22 @@ def backbone_name(args: Namespace, recipe: SftRecipe) -> str:
     return "" if args.init_from else args.language_model or recipe.language_model
 
 
+def starting_point(args: Namespace) -> str | None:
+    """--init-from as the one checkpoint that it means now, by its whole path or hub id; None without it."""
+    if not args.init_from:
+        return None
+    is_adapter = (Path(args.init_from) / LORA_CONFIG).is_file()
+    place = str(args.init_from) if is_adapter else find_checkpoint(args.init_from, "--init-from")
+    return str(Path(place).resolve()) if Path(place).is_dir() else place
+
+
 def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tuple | None):
-    """The text tokenizer of a new model or of --init-from; None where that of a backbone will be taken."""
-    if backbone_name(args, recipe):
+    """The text tokenizer of a new model; None where the model that a run starts from brings its own."""
+    if args.init_from or backbone_name(args, recipe):
         return None
     if world_of_scenes:
         return build_text_tokenizer(world_of_scenes[0])
-    place = args.text_tokenizer or (find_checkpoint(args.init_from, "--init-from") if args.init_from else DEFAULT_MODEL)
+    place = args.text_tokenizer or DEFAULT_MODEL
     try:
         return AutoTokenizer.from_pretrained(place)
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
@@ -175,16 +195,17 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Uni
     Args:
         text_tokenizer: of `open_text_tokenizer`.
     """
+    # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     if args.init_from:
-        model = load(args.init_from, "cpu", "--init-from")[0]
+        model, processor = load(args.init_from, "cpu", "--init-from", dtype)
         if args.image_tokenizer:
             exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
-        return model, text_tokenizer
+        return model, processor.tokenizer
     image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
     seed_everything(recipe.train.seed)
-    name = backbone_name(args, recipe)
-    if name:
-        return start_from_backbone(name, chat_template(args, recipe), recipe, image_tokenizer)
+    if recipe.language_model:
+        return start_from_backbone(recipe, image_tokenizer, dtype)
     recipe.model.image_tokenizer_config = image_tokenizer.config
     recipe.model.text_config.vocab_size = len(text_tokenizer)
     if args.data:
@@ -195,13 +216,13 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Uni
     return model, text_tokenizer
 
 
-def start_from_backbone(name: str, template: str, recipe: SftRecipe, image_tokenizer: SemHiTokModel):
-    """A unified model over a trained language model, whose vocabulary gains the image tokens; and its tokenizer."""
-    # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
-    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    language_model, text_tokenizer = load_backbone(name, template, dtype)
+def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):
+    """A unified model over the recipe's language model, whose vocabulary gains the image tokens; and its tokenizer."""
+    language_model, text_tokenizer = load_backbone(recipe.language_model, recipe.chat_template, dtype)
     new = add_image_tokens(language_model, text_tokenizer)
-    print_once(f"language model: {name}, {len(text_tokenizer):,} tokens, {len(new)} of them new")
+    print_once(
+        f"language model: {recipe.language_model}, {len(text_tokenizer):,} tokens, {len(new)} of them new, {dtype}"
+    )
     recipe.model.text_config = language_model.config
     name_special_ids(recipe, text_tokenizer)
     with sizes_told():
@@ -209,15 +230,15 @@ def start_from_backbone(name: str, template: str, recipe: SftRecipe, image_token
 
 
 def chat_template(args: Namespace, recipe: SftRecipe) -> str:
-    """A name of CHAT_TEMPLATES or a template; empty: the tokenizer's own."""
-    named = args.chat_template or recipe.chat_template
+    """A name of CHAT_TEMPLATES or a template; empty: the tokenizer's own. A preset's is for its own model alone."""
+    named = args.chat_template or ("" if args.language_model or args.init_from else recipe.chat_template)
     if not named or named in CHAT_TEMPLATES:
         return named
     try:
         return Path(named).read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(CHAT_TEMPLATES)
-        raise UserError(f"--chat-template {named} is none of {known} and no file: {error.strerror}") from error
+        raise UserError(f"--chat-template {named} is none of {known} and no text file: {first_line(error)}") from error
 
 
 def find_image_tokenizer(args: Namespace) -> str:
@@ -249,7 +270,9 @@ def choose_trained(
     if freeze:
         freeze(model)
     if recipe.lora_rank:
-        add_lora(model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
+        add_lora(
+            model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_targets
+        )  # fmt: skip
         train_image_tokens(model)
 
 

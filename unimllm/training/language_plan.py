@@ -55,7 +55,7 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     memory = state_bytes(held, count_trained(model), train, num_processes)
     if train.offload_optimizer:
         memory.pop("optimiser state")
-    memory |= {"the tokenizer, in float32": 4.0 * count(apart)} | activation_bytes(model, recipe, micro)
+    memory |= {"image tokenizer, float32": 4.0 * count(apart)} | activation_bytes(model, recipe, micro)
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
     hours = train.max_steps * tokens * flops_per_token / num_processes / (0.4 * PEAK_FLOPS["H100"]) / 3600

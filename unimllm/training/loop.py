@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
 from unimllm.errors import UserError
 from unimllm.training import checkpoint
@@ -146,11 +147,16 @@ def _build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     if config.gradient_checkpointing:
         checkpoint_activations(task)
     hide(task)
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=_Autocast(task, config.autocast()),
-        optimizer=_make_optimizer(task, config),
-        config=config.deepspeed(world_size),
-    )
+    try:
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=_Autocast(task, config.autocast()),
+            optimizer=_make_optimizer(task, config),
+            config=config.deepspeed(world_size),
+        )
+    except Exception as error:  # pydantic's and DeepSpeed's own
+        if not config.deepspeed_settings:
+            raise
+        raise UserError(f"DeepSpeed does not take the settings of --deepspeed: {first_line(error)}") from error
     for parent, name in parts_apart(task):
         getattr(parent, name).to(engine.device)
     return engine, optimizer
@@ -203,7 +209,9 @@ def _step(
             dist.all_reduce(count)
         extra["num_items"] = count / (accumulation * world_size)
     sums: dict[str, float] = {}
-    norm = 0.0
+    norm, last = 0.0, micro_batches[-1]
+    # The one case in which DeepSpeed does not tell the norm: ZeRO 0 without its optimiser for bf16 weights.
+    untold = not engine.zero_optimization_stage() and not engine.bfloat16_enabled()
     for batch in micro_batches:
         outputs = engine(**batch, **extra)
         if not torch.isfinite(outputs["loss"]):
@@ -214,7 +222,7 @@ def _step(
                 "start again from the last checkpoint"
             )
         engine.backward(outputs["loss"])
-        if not engine.zero_optimization_stage():  # the only one in which DeepSpeed does not tell the norm
+        if untold and batch is last:
             norm = float(nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
         engine.step()
         for name, value in outputs.items():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 PEAK_FLOPS = {
-    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12,
 }  # fmt: skip
 """Dense bf16 (V100: fp16) products with fp32 sums, by a part of the device's name; NVIDIA's data sheets."""

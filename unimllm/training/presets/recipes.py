@@ -75,13 +75,15 @@ class SftRecipe:
     language_model: str = ""
     """Folder or hub id of the causal language model that a run without --init-from starts from; empty: a new one."""
     chat_template: str = ""
-    """Of that model, where its tokenizer brings none: a name of `chat_templates.CHAT_TEMPLATES`."""
+    """Of that model, instead of its tokenizer's own: a name of `chat_templates.CHAT_TEMPLATES`."""
     lora_rank: int = 0
     """Rank of LoRA on the language model, whose own weights then stay; 0: they are trained."""
     lora_alpha: float = 0.0
     """LoRA's product is scaled by alpha / rank; 0: by 2."""
     lora_dropout: float = 0.0
     """Of what goes into LoRA's first matrix."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that LoRA adapts, by the last part of their names."""
     num_scenes: int = 80_000
     """Scenes whose pictures are tokenised once and trained on."""
     max_length: int = 168
