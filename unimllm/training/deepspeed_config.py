@@ -77,9 +77,7 @@ def lay_over(config: TrainConfig, path: Path) -> list[str]:
     for key in settings:
         parents = {key[:i] for i, letter in enumerate(key) if letter == "."}
         if parents & own.keys() or any(name.startswith(f"{key}.") for name in own):
-            raise UserError(
-                f"--deepspeed {path}: {key} is a section where DeepSpeed has a value, or the other way round"
-            )
+            raise UserError(f"--deepspeed {path}: {key} is a section in the place of a value, or the reverse")
     config.deepspeed_settings = {key: value for key, value in settings.items() if own.get(key) != value}
     now = asdict(config) | {"deepspeed_settings": before["deepspeed_settings"]}
     told += [f"train.{name}: {before[name]} -> {now[name]}" for name in before if before[name] != now[name]]
