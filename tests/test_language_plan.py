@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from unimllm.discrete.configuration_unimllm import tiny_config
-from unimllm.training.language_model import OPTIONS, freeze_language_model, train_language_model
+from unimllm.training.language_model import OPTIONS, train_language_model
 from unimllm.training.language_plan import build_on_meta
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
 from unimllm.training.sft import SftTask
+from unimllm.training.start_model import freeze_language_model
 from unimllm.training.throughput import training_flops
 
 

@@ -11,8 +11,8 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import add_lora, load_lora, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
-from unimllm.training.language_model import train_image_tokens
 from unimllm.training.sft import SftTask
+from unimllm.training.start_model import train_image_tokens
 
 
 @pytest.fixture(params=["tied", "untied"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from llava_files import write_llava
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unimllm
 from unimllm.errors import UserError
@@ -59,11 +60,16 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
     shutil.copytree(tmp_path / "straight" / "sft", stopped)
     for step in (3, 4):
         shutil.rmtree(stopped / f"step-00000{step}")
-    resumed = run_sft(*command, "--output-dir", stopped, "--train.num_workers", 1)
+    drawing = ["--train.picture_every", 3, "--train.num_workers", 1]  # neither changes the run
+    resumed = run_sft(*command, "--output-dir", stopped, *drawing)
     assert "resuming from step-000002" in resumed.stdout and "warning" not in resumed.stdout
     assert losses(resumed) == {3: expected[3], 4: expected[4]}
     weights = [(place / "model.safetensors").read_bytes() for place in (folder, checkpoint.latest(stopped))]
     assert weights[0] == weights[1]
+
+    curves = EventAccumulator(str(stopped / "tensorboard")).Reload()
+    assert [event.step for event in curves.Images("pictures")] == [3]
+    assert {"loss", "grad_norm", "tokens_per_second", "memory_gib"} <= set(curves.Tags()["scalars"])
 
     model, processor = unimllm.load(folder, "cpu")
     assert unimllm.draw(model, processor, ["a photo of two dogs"])[0].size == (16, 16)

@@ -15,7 +15,7 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
-from unimllm.training import checkpoint, language_model, tokenizer
+from unimllm.training import checkpoint, start_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
@@ -228,7 +228,7 @@ def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_
 
     def build(**options):
         args = Namespace(preset="tiny", **nothing | options)
-        return language_model.start_model(args, SFT_PRESETS["scenes_64"](), range(300))[0]
+        return start_model.start_model(args, SFT_PRESETS["scenes_64"](), range(300))[0]
 
     with pytest.raises(UserError, match="train it with train/tokenizer.py or name its folder"):
         build()

@@ -13,10 +13,10 @@ from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.lora import add_lora, merged_state, save_lora
 from unimllm.training.config import TrainConfig
-from unimllm.training.language_model import train_image_tokens
 from unimllm.training.loop import train
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
+from unimllm.training.start_model import train_image_tokens
 
 
 def source(indices: range) -> dict[str, torch.Tensor]:

@@ -94,5 +94,11 @@ class SftRecipe:
     """Share of the drawing prompts that are emptied, for classifier-free guidance."""
     sequential_share: float = 0.2
     """Share of the pictures asked about in one conversation of several turns; the others in branches (data/packing)."""
+    shown_prompts: tuple[str, ...] = (
+        "a photo of a red apple", "a photo of two dogs", "a photo of a cat and a car", "a photo of three clocks",
+        "a photo of a blue bus", "a photo of a bird above a boat", "a photo of a yellow cake and a green chair",
+        "a photo of a horse",
+    )  # fmt: skip
+    """What TensorBoard shows a drawing of every `train.picture_every` steps."""
     text_weight: float = 2.0
     """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""

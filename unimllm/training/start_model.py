@@ -1,0 +1,167 @@
+"""What `train/pretrain.py` and `train/sft.py` start from: the model, its text tokenizer, and what is trained of it."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
+from semhitok.errors import first_line
+from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.conversation import special_ids
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.lora import CONFIG as LORA_CONFIG
+from unimllm.discrete.lora import add_lora
+from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.distributed import print_once
+from unimllm.errors import UserError
+from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
+from unimllm.scenes.text import build_text_tokenizer
+from unimllm.training.checkpoint import resolve
+from unimllm.training.overrides import default_folder, sizes_told
+from unimllm.training.presets import SftRecipe
+from unimllm.training.seeding import seed_everything
+from unimllm.training.sft import exchange_image_tokenizer
+from unimllm.vocabulary import IMAGE_TOKENS
+
+
+def backbone_name(args: Namespace, recipe: SftRecipe) -> str:
+    """Folder or hub id of the language model that a run starts from; empty: a new one, or that of --init-from."""
+    return "" if args.init_from else args.language_model or recipe.language_model
+
+
+def starting_point(args: Namespace) -> str | None:
+    """--init-from as the one checkpoint that it means now, by its whole path or hub id; None without it."""
+    if not args.init_from:
+        return None
+    is_adapter = (Path(args.init_from) / LORA_CONFIG).is_file()
+    place = str(args.init_from) if is_adapter else find_checkpoint(args.init_from, "--init-from")
+    return str(Path(place).resolve()) if Path(place).is_dir() else place
+
+
+def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tuple | None):
+    """The text tokenizer of a new model; None where the model that a run starts from brings its own."""
+    if args.init_from or backbone_name(args, recipe):
+        return None
+    if world_of_scenes:
+        return build_text_tokenizer(world_of_scenes[0])
+    place = args.text_tokenizer or DEFAULT_MODEL
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+        raise UserError(f"--text-tokenizer {place}: {first_line(error)}") from error
+
+
+def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[UniMLLMForConditionalGeneration, object]:
+    """The model that a run starts from, and its text tokenizer.
+
+    That of --init-from, with its own image tokenizer or with that of --image-tokenizer; else a trained image tokenizer
+    under the language model of --language-model or of the recipe; else under a new one.
+
+    Args:
+        text_tokenizer: of `open_text_tokenizer`.
+    """
+    # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    if args.init_from:
+        model, processor = load(args.init_from, "cpu", "--init-from", dtype)
+        if args.image_tokenizer:
+            exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
+        return model, processor.tokenizer
+    image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
+    seed_everything(recipe.train.seed)
+    if recipe.language_model:
+        return start_from_backbone(recipe, image_tokenizer, dtype)
+    recipe.model.image_tokenizer_config = image_tokenizer.config
+    recipe.model.text_config.vocab_size = len(text_tokenizer)
+    if args.data:
+        name_special_ids(recipe, text_tokenizer)
+    with sizes_told():
+        model = UniMLLMForConditionalGeneration(recipe.model)
+    model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+    return model, text_tokenizer
+
+
+def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):
+    """A unified model over the recipe's language model, whose vocabulary gains the image tokens; and its tokenizer."""
+    language_model, text_tokenizer = load_backbone(recipe.language_model, recipe.chat_template, dtype)
+    new = add_image_tokens(language_model, text_tokenizer)
+    print_once(
+        f"language model: {recipe.language_model}, {len(text_tokenizer):,} tokens, {len(new)} of them new, {dtype}"
+    )
+    recipe.model.text_config = language_model.config
+    name_special_ids(recipe, text_tokenizer)
+    with sizes_told():
+        return UniMLLMForConditionalGeneration.from_parts(recipe.model, language_model, image_tokenizer), text_tokenizer
+
+
+def chat_template(args: Namespace, recipe: SftRecipe) -> str:
+    """A name of CHAT_TEMPLATES or a template; empty: the tokenizer's own. A preset's is for its own model alone."""
+    named = args.chat_template or ("" if args.language_model or args.init_from else recipe.chat_template)
+    if not named or named in CHAT_TEMPLATES:
+        return named
+    try:
+        return Path(named).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(CHAT_TEMPLATES)
+        raise UserError(f"--chat-template {named} is none of {known} and no text file: {first_line(error)}") from error
+
+
+def find_image_tokenizer(args: Namespace) -> str:
+    """Folder or hub id of the image tokenizer; UserError where none was named and the preset's is not trained yet."""
+    if args.image_tokenizer:
+        return args.image_tokenizer
+    for stage in ("decoder", "pixel"):
+        try:
+            return str(resolve(default_folder(args.preset, stage)))
+        except UserError as error:
+            last = error
+    raise UserError(f"{last}; train it with train/tokenizer.py or name its folder with --image-tokenizer")
+
+
+def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
+    """Put the ids that a text tokenizer gives the special tokens into the model's config."""
+    ids = special_ids(text_tokenizer)
+    for name in IMAGE_TOKENS:
+        setattr(recipe.model, f"{name}_token_id", ids[name])
+    for config in (recipe.model, recipe.model.text_config):
+        config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
+
+
+def choose_trained(
+    model: UniMLLMForConditionalGeneration, recipe: SftRecipe,
+    freeze: Callable[[UniMLLMForConditionalGeneration], None] | None,
+) -> None:  # fmt: skip
+    """Freeze what a run leaves as it is, or adapt it with LoRA."""
+    if freeze:
+        freeze(model)
+    if recipe.lora_rank:
+        add_lora(
+            model.language_model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_targets
+        )  # fmt: skip
+        train_image_tokens(model)
+
+
+def freeze_language_model(model: UniMLLMForConditionalGeneration) -> None:
+    """Train what stands between pictures and words alone: adapter, image head, and the image tokens' rows.
+
+    LLaVA-1.5's first stage, which trains its projector alone, where pictures are also drawn.
+    """
+    model.language_model.requires_grad_(False)
+    train_image_tokens(model)
+
+
+def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
+    """Train the rows of the image tokens in a language model that is frozen."""
+    tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for table in tables.values():
+        OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+
+
+def check_words_stay(recipe: SftRecipe) -> None:
+    """UserError where weight decay would move the rows of words in a table of which only some rows are trained."""
+    if recipe.train.weight_decay:
+        raise UserError("--train.weight_decay must be 0: it would move the rows of words, which are to stay")
