@@ -43,7 +43,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     first = tmp_path / "runs" / "pretrain"
     told = run_program(
         "pretrain.py", *common, "--language-model", backbone, "--image-tokenizer", tokenizer_folder, *template,
-        "--output-dir", first,
+        "--pad_to_square", "true", "--output-dir", first,
     )  # fmt: skip
     assert f"language model: {backbone}, " in told and "3 of them new" in told
 
@@ -65,6 +65,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     norm = "language_model.model.norm.weight"
     assert not torch.equal(tuned[norm], after[norm])
     model, processor = unimllm.load(second, "cpu")
+    assert processor.image_processor.pad_to_square  # as the first stage was told; the second was not
     picture = unimllm.draw(model, processor, ["a dog"])[0]
     assert picture.size == (16, 16)
     assert isinstance(unimllm.answer(model, processor, picture, "Is there a dog?", max_new_tokens=3), str)

@@ -11,7 +11,7 @@ from transformers.image_utils import SizeDict
 from semhitok import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.discriminator import AdversarialLoss
-from semhitok.image_processing_semhitok import adm_center_crop, for_size, to_pixel_values, to_uint8
+from semhitok.image_processing_semhitok import adm_center_crop, for_size, for_tokenizer, to_pixel_values, to_uint8
 from semhitok.losses import ReconstructionLosses, coarse_loss, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
 
@@ -237,6 +237,17 @@ def test_pictures_of_the_right_size_reach_the_model_as_they_always_did():
         before.append(processor.normalize(x, [0.5] * 3, [0.5] * 3))
     now = processor(images, return_tensors="np")["pixel_values"]
     assert now.dtype == np.float32 and np.array_equal(now, np.stack(before))
+
+
+def test_a_wide_picture_is_padded_or_cut(tmp_path):
+    wide = Image.new("RGB", (32, 16), (255, 0, 0))
+    cut = for_tokenizer(tiny_config())
+    padded = for_tokenizer(tiny_config(), pad_to_square=True)
+    assert torch.equal(cut(wide, return_tensors="pt")["pixel_values"][0, 0], torch.ones(16, 16))
+    padded.save_pretrained(tmp_path)
+    seen = SemHiTokImageProcessor.from_pretrained(tmp_path)(wide, return_tensors="pt")["pixel_values"][0]
+    assert seen.shape == (3, 16, 16) and torch.equal(seen[0, 4:12], torch.ones(8, 16))
+    assert seen[:, :3].abs().max() < 0.02 and seen[:, 13:].abs().max() < 0.02  # grey
 
 
 def test_a_wrong_colour_weighs_in_the_coarse_loss_and_a_fine_pattern_does_not():

@@ -15,6 +15,7 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
+from unimllm.scenes.text import train_text_tokenizer
 from unimllm.training import checkpoint, start_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
@@ -225,10 +226,11 @@ def test_a_stage_without_the_one_before_says_which(tmp_path, monkeypatch):
 def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nothing = {"init_from": None, "image_tokenizer": None, "language_model": None, "data": []}
+    text_tokenizer = train_text_tokenizer(["a red apple"], vocab_size=300)
 
     def build(**options):
         args = Namespace(preset="tiny", **nothing | options)
-        return start_model.start_model(args, SFT_PRESETS["scenes_64"](), range(300))[0]
+        return start_model.start_model(args, SFT_PRESETS["scenes_64"](), text_tokenizer)[0]
 
     with pytest.raises(UserError, match="train it with train/tokenizer.py or name its folder"):
         build()

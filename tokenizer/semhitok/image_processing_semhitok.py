@@ -8,9 +8,14 @@ from transformers.image_utils import PILImageResampling
 
 from semhitok.configuration_semhitok import SemHiTokConfig
 
+GREY = (127, 127, 127)
+
 
 class SemHiTokImageProcessor(PilBackend):
-    """Crops the centre square at the tokenizer's size as training does (`adm_center_crop`), and scales RGB to -1..1."""
+    """Crops the centre square at the tokenizer's size as training does (`adm_center_crop`), and scales RGB to -1..1.
+
+    With `pad_to_square` nothing is cut off: the shorter sides are filled with grey first, as LLaVA-1.5 shows pictures.
+    """
 
     resample = PILImageResampling.BICUBIC
     image_mean = [0.5, 0.5, 0.5]
@@ -23,13 +28,16 @@ class SemHiTokImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    pad_to_square = False
 
     def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
         """(3, H, W) uint8 with its shorter side at `size.shortest_edge`, see `adm_resize`; the rest as transformers."""
         if image.dtype != np.uint8 or not size.shortest_edge:
             return super().resize(image, size, resample, **kwargs)
-        resized = adm_resize(Image.fromarray(image.transpose(1, 2, 0)), size.shortest_edge, resample)
-        return np.asarray(resized).transpose(2, 0, 1)
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        if self.pad_to_square:
+            picture = pad_square(picture)
+        return np.asarray(adm_resize(picture, size.shortest_edge, resample)).transpose(2, 0, 1)
 
     def post_process_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
         """(B, 3, S, S) in -1..1 -> B pictures (values outside are clamped)."""
@@ -46,9 +54,19 @@ def for_size(image_size: int, resample: int = PILImageResampling.BICUBIC) -> Sem
     )
 
 
-def for_tokenizer(config: SemHiTokConfig) -> SemHiTokImageProcessor:
+def for_tokenizer(config: SemHiTokConfig, pad_to_square: bool = False) -> SemHiTokImageProcessor:
     """The processor to save beside a tokenizer: its SigLIP's size and interpolation."""
-    return for_size(config.image_size, config.resample)
+    processor = for_size(config.image_size, config.resample)
+    processor.pad_to_square = pad_to_square
+    return processor
+
+
+def pad_square(image: Image.Image) -> Image.Image:
+    """An RGB picture in the middle of the smallest square that holds it, on the grey that is 0 in `pixel_values`."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), GREY)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def adm_center_crop(image: Image.Image, size: int, resample: int = PILImageResampling.BICUBIC) -> Image.Image:

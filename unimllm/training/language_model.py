@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from semhitok.fingerprint import code_layout
-from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
+from semhitok.image_processing_semhitok import to_uint8
 from unimllm.chat_templates import CHAT_TEMPLATES
 from unimllm.command_line import number
 from unimllm.data.code_cache import build_code_cache
@@ -83,11 +83,9 @@ def train_language_model(
     world_of_scenes = None if args.data else recipe.world.open()
     text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
     prepare_output(args.output_dir)
-    model, text_tokenizer = start_model(args, recipe, text_tokenizer)
+    model, processor = start_model(args, recipe, text_tokenizer)
     check_taken(args.overrides, model.config)
     choose_trained(model, recipe, freeze)
-    image = model.config.image_tokenizer_config
-    processor = UniMLLMProcessor(for_tokenizer(image), text_tokenizer, num_positions=image.num_positions)
     rank, world_size = start_processes()
     about: dict = {"init_from": args.init_from}
     if args.data:

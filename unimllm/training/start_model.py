@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
+from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm.chat_templates import CHAT_TEMPLATES
 from unimllm.conversation import special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
@@ -19,6 +20,7 @@ from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
+from unimllm.processing_unimllm import UniMLLMProcessor
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
@@ -55,8 +57,10 @@ def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tup
         raise UserError(f"--text-tokenizer {place}: {first_line(error)}") from error
 
 
-def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[UniMLLMForConditionalGeneration, object]:
-    """The model that a run starts from, and its text tokenizer.
+def start_model(
+    args: Namespace, recipe: SftRecipe, text_tokenizer
+) -> tuple[UniMLLMForConditionalGeneration, UniMLLMProcessor]:
+    """The model that a run starts from, and its processor.
 
     That of --init-from, with its own image tokenizer or with that of --image-tokenizer; else a trained image tokenizer
     under the language model of --language-model or of the recipe; else under a new one.
@@ -70,11 +74,13 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Uni
         model, processor = load(args.init_from, "cpu", "--init-from", dtype)
         if args.image_tokenizer:
             exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
-        return model, processor.tokenizer
+        recipe.pad_to_square = recipe.pad_to_square or getattr(processor.image_processor, "pad_to_square", False)
+        return model, make_processor(model, processor.tokenizer, recipe)
     image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
     seed_everything(recipe.train.seed)
     if recipe.language_model:
-        return start_from_backbone(recipe, image_tokenizer, dtype)
+        model, text_tokenizer = start_from_backbone(recipe, image_tokenizer, dtype)
+        return model, make_processor(model, text_tokenizer, recipe)
     recipe.model.image_tokenizer_config = image_tokenizer.config
     recipe.model.text_config.vocab_size = len(text_tokenizer)
     if args.data:
@@ -82,7 +88,14 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Uni
     with sizes_told():
         model = UniMLLMForConditionalGeneration(recipe.model)
     model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
-    return model, text_tokenizer
+    return model, make_processor(model, text_tokenizer, recipe)
+
+
+def make_processor(model: UniMLLMForConditionalGeneration, text_tokenizer, recipe: SftRecipe) -> UniMLLMProcessor:
+    """The processor of a model, for its image tokenizer."""
+    image = model.config.image_tokenizer_config
+    image_processor = for_tokenizer(image, recipe.pad_to_square)
+    return UniMLLMProcessor(image_processor, text_tokenizer, num_positions=image.num_positions)
 
 
 def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):

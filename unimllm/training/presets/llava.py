@@ -67,6 +67,7 @@ def _recipe(train: TrainConfig, text_config, language_model: str, chat_template:
     return SftRecipe(
         train, UniMLLMConfig(text_config, semhitok_256_pixel().model, image_head="flat"), world=None,
         language_model=language_model, chat_template=chat_template, max_length=MAX_LENGTH, text_weight=1.0,
+        pad_to_square=True,
     )  # fmt: skip
 
 

@@ -84,6 +84,8 @@ class SftRecipe:
     """Of what goes into LoRA's first matrix."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that LoRA adapts, by the last part of their names."""
+    pad_to_square: bool = False
+    """Fill pictures of --data to a square instead of cutting their middle out; a checkpoint that does so goes on so."""
     num_scenes: int = 80_000
     """Scenes whose pictures are tokenised once and trained on."""
     max_length: int = 168
