@@ -48,7 +48,10 @@ class FactorisedHead(nn.Module):
         """Scores of the m candidates under `semantic` (P,): (P, H) -> (P, m) float32."""
         semantic_table, pixel_table = tables
         proposal = self.proposal(torch.cat([hidden, semantic_table[semantic].to(hidden)], -1))  # (P, dim)
-        candidates = self.candidate(pixel_table.to(hidden))[semantic]  # (P, m, dim)
+        if len(semantic) < len(pixel_table):  # a few positions being drawn: their sub-codebooks alone
+            candidates = self.candidate(pixel_table[semantic].to(hidden))  # (P, m, dim)
+        else:
+            candidates = self.candidate(pixel_table.to(hidden))[semantic]
         return (candidates @ proposal.unsqueeze(-1)).squeeze(-1).float()
 
     def loss(self, hidden: torch.Tensor, codes: torch.Tensor, tables) -> dict[str, torch.Tensor]:
