@@ -119,6 +119,8 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
     base_model_prefix = "image_tokenizer"
     main_input_name = "pixel_values"
     _no_split_modules = ["Block"]
+    # What else lies in the checkpoint of a language model that holds this tokenizer.
+    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^adapter\.", r"^image_head\."]
     supports_gradient_checkpointing = True
 
     @torch.no_grad()
