@@ -9,7 +9,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 PROMPT="a photo of a red apple"
-QUESTIONS=("Is there an apple in the image?" "What color is the apple?" "Is there a dog in the image?")
+QUESTIONS=("What is in the picture?" "What color is the apple?" "Is there a dog in the image?")
 PICTURE="$ROOT/demo/drawing.png"
 
 # The questions as one conversation, so that the model is loaded once; /reset makes each independent of the others.
