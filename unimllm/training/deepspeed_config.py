@@ -27,7 +27,7 @@ SECTIONS = (
     "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
     "sparse_gradients", "steps_per_print", "wall_clock_breakdown", "dump_state", "flops_profiler", "comms_logger",
     "activation_checkpointing", "aio", "checkpoint", "compile", "torch_autocast", "tensorboard", "wandb", "csv_monitor",
-    "autotuning", "elasticity", "data_efficiency", "timers", "memory_breakdown", "communication_data_type",
+    "autotuning", "elasticity", "data_efficiency", "timers", "memory_breakdown",
     "disable_allgather", "seq_parallel_communication_data_type", "use_node_local_storage", "graph_harvesting",
     "hybrid_engine", "curriculum_learning", "compression_training", "sparse_attention", "zenflow", "tensor_parallel",
 )  # fmt: skip

@@ -105,12 +105,10 @@ def train(
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
     engine, optimizer = _build_engine(task, config, world_size)
-    step, cpu_before, skipped, apart = 0, 0.0, FaultLog(), digest(task)
-    found = checkpoint.latest(output_dir)
-    if found:
-        run = checkpoint.load(engine, found, recipe, apart)
-        step, cpu_before = run["step"], run["cpu_seconds"]
-        skipped = FaultLog(run.get("skipped") if rank == 0 else None)
+    apart, found = digest(task), checkpoint.latest(output_dir)
+    run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
+    step, cpu_before = run["step"], run["cpu_seconds"]
+    skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
         _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
     log = StepLog(output_dir, config, step, Speed(task, engine.device, world_size)) if rank == 0 else None

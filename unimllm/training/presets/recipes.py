@@ -6,6 +6,7 @@ from transformers import SiglipConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.discrete.lora import TARGETS
 from unimllm.scenes.sources import WorldConfig
 from unimllm.training.config import TrainConfig
 
@@ -82,7 +83,7 @@ class SftRecipe:
     """LoRA's product is scaled by alpha / rank; 0: by 2."""
     lora_dropout: float = 0.0
     """Of what goes into LoRA's first matrix."""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets: tuple[str, ...] = TARGETS
     """Linear layers that LoRA adapts, by the last part of their names."""
     pad_to_square: bool = False
     """Fill pictures of --data to a square instead of cutting their middle out; a checkpoint that does so goes on so."""
