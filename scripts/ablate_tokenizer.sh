@@ -16,7 +16,8 @@
 #   --smoke             20 steps of everything, to see that it runs (out: runs/ablation_smoke)
 #
 # Run it again after a kill: what is finished is passed over, the broken step goes on from its last checkpoint. What has
-# been measured stays; remove its folder in OUT/results to measure it again. PROCESSES and MASTER_PORT as in install.sh.
+# been measured stays and is not trained again, so OUT/results is all that another machine needs to go on; remove a
+# variant's folder there to measure it again. PROCESSES and MASTER_PORT as in install.sh.
 set -euo pipefail
 
 # shellcheck source=scripts/install.sh
@@ -103,8 +104,15 @@ measure() { # FILE PROGRAM OPTIONS...: unless the file is there
     took
 }
 
+is_measured() { # VARIANT RESULTS: whether every file that run_variant writes is there
+    [ -s "$2/tokenizer.json" ] || [[ " $HEADS " == *" $1 "* ]] || return 1
+    case "$1" in longer | enhanced) return ;; esac
+    [ -s "$2/understanding.json" ] || [ "$understand" = no ]
+}
+
 run_variant() { # VARIANT with $seed
     local results="$out/results/$1/seed-$seed" here="$out/seed-$seed" of="$1" drawing=() reading=(--no-drawing)
+    ! is_measured "$1" "$results" || return 0
     mkdir -p "$results" # from here on a missing file is named as such
     if [[ " $HEADS " == *" $1 "* ]]; then
         of=phased drawing=(--drawing_share 0.55 --model.image_head "$1") reading=()

@@ -173,3 +173,16 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path):
     commands = plan(tmp_path, *options)
     assert commands[0] == first and after(commands[1], "--model.num_pixel_codes") == "4"
     assert [command[1] for command in commands[2:]] == ["eval/reconstruction.py", "eval/compare.py"]
+
+
+def test_results_alone_are_enough_to_go_on_elsewhere(tmp_path):
+    plan(tmp_path, "--only", "joint,flat", "--teacher", "T")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "ablation" / "results").rename(tmp_path / "elsewhere" / "results")
+    (again,) = plan(tmp_path, "--only", "joint,flat", "--teacher", "T", "--out", "elsewhere")
+    assert again[1] == "eval/compare.py"
+    (tmp_path / "elsewhere" / "results" / "joint" / "seed-0" / "understanding.json").unlink()
+    commands = plan(tmp_path, "--only", "joint,flat", "--teacher", "T", "--out", "elsewhere")
+    assert [command[1] for command in commands] == [
+        "train/tokenizer.py", "train/sft.py", "eval/scenes.py", "eval/compare.py",
+    ]  # fmt: skip

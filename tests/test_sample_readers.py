@@ -166,6 +166,17 @@ def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("part", [{"image": "10.png"}, {"path": "10.png"}, {"image_url": {"url": "10.png"}}])
+def test_parts_may_name_their_pictures_themselves(tmp_path, part):
+    parts = [{"type": "image", **part}, {"type": "text", "text": "a"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]}
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row))
+    (sample,) = read_all(open_samples(str(path), None, None))
+    assert words(sample) == ["<image>a", "b"]
+    assert [picture.path for picture in pictures_of(sample.variants[0])] == [tmp_path / "10.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "count", "damage"),
     [

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from unimllm.data.samples import PICTURE_KEYS, BadSample, Sample, layout_of, make_sample, picture_on_disk
+from unimllm.data.samples import (
+    PICTURE_KEYS,
+    BadSample,
+    Sample,
+    layout_of,
+    make_sample,
+    picture_on_disk,
+    pictures_in_parts,
+)
 
 BLOCK = 1 << 26  # bytes that are searched for line ends at a time
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -49,7 +57,7 @@ class JsonSamples:
         if not isinstance(row, dict):
             raise BadSample("no object", f"a {type(row).__name__} instead of an object with keys")
         layout = self.layout or layout_of(row)
-        named = next((row[key] for key in PICTURE_KEYS[layout] if row.get(key)), [])
+        named = next((row[key] for key in PICTURE_KEYS[layout] if row.get(key)), None) or pictures_in_parts(row)
         names = named if isinstance(named, list) else [named]
         if not all(isinstance(name, str) and "\0" not in name for name in names):
             raise BadSample("no picture", f"{named!r} is no path of a picture")

@@ -3,6 +3,7 @@
     layout     a row of a file has                                            becomes
     llava      conversations: [{from, value}], or messages: [{role, content}]  that conversation
                and image or images; `<image>` in a text stands for the next
+               (or the parts of a turn name their pictures themselves)
     captions   caption, captions, prompt or text; and one picture             the picture, drawn for the text
 
 Messages are as in `unimllm.conversation`; the picture of an image part lies under its key "image".
@@ -24,6 +25,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 CONVERSATION_KEYS = ("conversations", "messages")
 CAPTION_KEYS = ("caption", "captions", "prompt", "text")
 PICTURE_KEYS = {"llava": ("image", "images"), "captions": ("image", "path", "file_name", "filename", "file", "img")}
+
+PART_KEYS = ("image", "path", "image_url")
 
 
 class BadSample(ValueError):
@@ -169,6 +172,15 @@ def _read_turn(turn: dict) -> tuple[str, str]:
     if not isinstance(text, str):
         raise BadSample("no text", f"a turn of {speaker} holds {type(text).__name__}, not text")
     return ROLES[speaker], text
+
+
+def pictures_in_parts(row: dict) -> list:
+    """What OpenAI's parts of a row name as their pictures, in reading order: paths, if it is a good row."""
+    turns = next((row[key] for key in CONVERSATION_KEYS if isinstance(row.get(key), list)), [])
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    found = [next((part[key] for key in PART_KEYS if part.get(key)), None) for part in parts]
+    return [name["url"] if isinstance(name, dict) and "url" in name else name for name in found if name is not None]
 
 
 def check_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -133,12 +133,13 @@ def survey_samples(
     surveyor = Surveyor(index, tokenizer, check_picture, numbers)
     parts = _share(surveyor, strict, rank, world_size, num_workers)
     changed = _merge(survey, numbers, parts, index)
-    if file and changed and rank == 0:
+    usable = bool((survey.lengths > 0).any())
+    if file and changed and usable and rank == 0:
         write_atomically(file, lambda out: _write(survey, out))
     if strict and survey.findings:
         number, reason, message = survey.findings[0]
         raise UserError(f"{Fault(reason, index.key(number), message)} (--strict)")
-    if not (survey.lengths > 0).any():
+    if not usable:
         number, reason, message = survey.findings[0]
         raise UserError(
             f"no sample of {index.name} can be used; the first: {Fault(reason, index.key(number), message)}"
