@@ -9,6 +9,7 @@ group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-tas
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     results |= describe_machine(__file__) | {"command": command_told("eval/mme.py", argv)}
     if args.json:
         write_json(args.json, results)
-    Console().print(make_table(results))
+    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
 
 
 def score_folder(folder: Path, seed: int) -> dict:
@@ -89,7 +90,7 @@ def score_folder(folder: Path, seed: int) -> dict:
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
     table = Table(title=f"MME, {results['model']}: {results['num_questions']:,} questions", box=box.SIMPLE_HEAD)
-    for heading in ("", "score", "95 %", "acc", "acc+", "neither yes nor no", "questions"):
+    for heading in ("", "score", "95 %", "acc", "acc+", "neither", "questions"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for group, tasks in mme.GROUPS.items():
         for task in (task for task in tasks if task in results["subtasks"]):

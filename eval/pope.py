@@ -14,6 +14,7 @@ nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     results |= describe_machine(__file__) | {"command": command_told("eval/pope.py", argv)}
     if args.json:
         write_json(args.json, results)
-    Console().print(make_table(results))
+    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def make_table(results: dict) -> Table:
     """A row for every split and parsing."""
     editions = [f"{name}: {entry['file']}, {entry['edition']}" for name, entry in results["splits"].items()]
     table = Table(title=f"POPE, {results['model']}", caption="\n".join(editions), box=box.SIMPLE_HEAD)
-    for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "says yes", "says neither"):
+    for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither"):
         table.add_column(heading, justify="left" if heading in ("", "parsing") else "right", no_wrap=True)
     for name, entry in (*results["splits"].items(), ("mean of splits", results["mean"])):
         if name == "mean of splits" and len(results["splits"]) == 1:
