@@ -31,6 +31,8 @@ from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
 from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw, find_checkpoint, load
 from unimllm.metrics.geneval_records import (
+    IMAGES_PER_PROMPT,
+    NUM_PROMPTS,
     Record,
     intervals,
     read_folder,
@@ -68,7 +70,7 @@ def parse_generate(argv: list[str]) -> argparse.Namespace:
     parser.add_model_options()
     parser.add_argument("--prompts", type=Path, help="GenEval's evaluation_metadata.jsonl")
     parser.add_argument("--out", type=Path, help="the folder for the pictures")
-    parser.add_argument("--images-per-prompt", type=number(int, 1), default=4)
+    parser.add_argument("--images-per-prompt", type=number(int, 1), default=IMAGES_PER_PROMPT)
     parser.add_argument("--batch-size", type=number(int, 1), default=32, help="pictures at once (%(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=0)
     parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
@@ -118,6 +120,11 @@ def local_gpu() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
+def named(model: str) -> str:
+    """The checkpoint that `load` takes for `model`: pictures of two of them must not mix."""
+    return model if (Path(model) / "adapter_config.json").is_file() else find_checkpoint(model)
+
+
 def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
     """Write the settings and every prompt into the folder, or see that they are the ones already there.
 
@@ -125,7 +132,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
         UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
     """
     settings = {
-        "model": find_checkpoint(args.model) if args.model else "unimllm/default",
+        "model": named(args.model) if args.model else "unimllm/default",
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
         "sampling": {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k},
@@ -200,6 +207,8 @@ def score(argv: list[str]) -> None:
         correct = [not reasons for reasons in lacks]
         detectors = sorted({records[file].detector for file in pictures})
         results |= {"benchmark": LABEL, "detector": "; ".join(detectors)}
+        if (args.folder / SETTINGS).is_file():
+            results["generation"] = json.loads((args.folder / SETTINGS).read_text())
         if args.results:
             write_results(args.results, args.folder, pictures, lacks)
     results |= summary(tags, prompts, correct) | {"intervals": intervals(tags, prompts, correct, args.seed)}
@@ -254,7 +263,9 @@ def write_results(path: Path, folder: Path, pictures: dict[str, dict], lacks: li
 
 def make_table(results: dict) -> Table:
     """Tags, their mean, and the two shares that the official summary prints besides."""
-    caption = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts; {results['detector']}"
+    size = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts"
+    part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of {NUM_PROMPTS}"
+    caption = f"{size}{part}; {results['detector']}"
     table = Table(title=f"{results['benchmark']}, {results['model']}", caption=caption, box=box.SIMPLE_HEAD)
     for heading in ("", "score", "95 %", "pictures"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, nearest, run
+from unimllm.command_line import CommandLine, nearest, number, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.metrics import mme
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("results_dir", nargs="?", type=Path, help="the folder of <sub-task>.txt")
     parser.add_argument("--name", help="of the model, for the report (default: the folder's)")
     parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
     args = parser.parse_args(argv)
     if args.command not in COMMANDS:
         what = f"unknown command {args.command!r}{nearest(args.command, COMMANDS)}" if args.command else "no command"

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, nearest, run
+from unimllm.command_line import CommandLine, nearest, number, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.json_rows import read_rows
@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--question-file", type=Path, help="llava_pope_test.jsonl, which tells the splits apart")
     parser.add_argument("--name", help="of the model, for the report (default: the first file's)")
     parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
     args = parser.parse_args(argv)
     if args.command not in COMMANDS:
         what = f"unknown command {args.command!r}{nearest(args.command, COMMANDS)}" if args.command else "no command"
@@ -139,14 +139,14 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     """
     if len(rows) != len(questions):
         raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
-    for number, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
+    for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
         if question["label"] not in ("yes", "no"):
-            raise UserError(f"{labels}, row {number}: the label is {question['label']!r}, not yes or no")
+            raise UserError(f"{labels}, row {n}: the label is {question['label']!r}, not yes or no")
         asked = first_of(row, QUESTION_KEYS) or ""
         wanted = first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
         if asked and not asked.replace("imange", "image").startswith(wanted.replace("imange", "image")):
-            raise UserError(f"{path}, row {number} answers {asked!r}, but {labels} asks {wanted!r} there")
+            raise UserError(f"{path}, row {n} answers {asked!r}, but {labels} asks {wanted!r} there")
     answers = [first_of(row, ANSWER_KEYS) for row in rows]
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")

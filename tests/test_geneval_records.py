@@ -280,7 +280,7 @@ def test_the_summary_by_hand(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(RIGHT)))
     tags, prompts, correct = (list(column) for column in zip(*read_official(path), strict=True))
     result = summary(tags, prompts, correct)
-    assert (result["num_pictures"], result["num_prompts"]) == (28, 7)
+    assert (result["num_pictures"], result["num_prompts"], result["complete"]) == (28, 7, False)
     assert result["correct_pictures"] == 10 / 28 and result["correct_prompts"] == 4 / 7
     # The mean of the four tags that occur, not of the pictures.
     assert result["scores"] == pytest.approx(

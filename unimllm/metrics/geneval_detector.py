@@ -217,7 +217,8 @@ def _load(kind, name: str, option: str):
     """`from_pretrained`; UserError with the option that named what cannot be loaded, or whose weights are not all."""
     is_model = issubclass(kind, torch.nn.Module)
     try:
-        loaded = kind.from_pretrained(name, **({"output_loading_info": True} if is_model else {}))
+        options = {"output_loading_info": True, "dtype": torch.float32} if is_model else {}
+        loaded = kind.from_pretrained(name, **options)
     except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included
         raise UserError(f"{option} {name} cannot be loaded: {first_line(error)}") from error
     if not is_model:

@@ -34,6 +34,7 @@ OBJECT_NAMES = (
     "tv", "laptop", "computer mouse", "tv remote", "computer keyboard", "cell phone", "microwave", "oven", "toaster",
     "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+NUM_PROMPTS, IMAGES_PER_PROMPT = 553, 4
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PICTURE = re.compile(r"\d+\.png")  # what GenEval's evaluator takes for a picture
 
@@ -176,11 +177,13 @@ def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
         tags: of each picture.
         prompts: of each picture, whatever tells prompts apart (the official script: its metadata as text).
     """
+    num_prompts = len(set(prompts))
     return {
         "num_pictures": len(correct),
-        "num_prompts": len(set(prompts)),
+        "num_prompts": num_prompts,
+        "complete": num_prompts == NUM_PROMPTS and len(correct) == NUM_PROMPTS * IMAGES_PER_PROMPT,
         "correct_pictures": sum(correct) / len(correct),
-        "correct_prompts": len({p for p, c in zip(prompts, correct, strict=True) if c}) / len(set(prompts)),
+        "correct_prompts": len({p for p, c in zip(prompts, correct, strict=True) if c}) / num_prompts,
         "scores": summarize(tags, correct),
         "num_pictures_by_tag": {tag: tags.count(tag) for tag in dict.fromkeys(tags)},
     }
@@ -204,4 +207,4 @@ def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:
     for row in read_rows(path, ("tag", "metadata", "correct")):
         if not isinstance(row["correct"], bool):
             raise UserError(f"{path}: 'correct' is {row['correct']!r}, not true or false")
-        yield row["tag"], row["metadata"], row["correct"]
+        yield row["tag"], str(row["metadata"]), row["correct"]
