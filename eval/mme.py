@@ -89,21 +89,22 @@ def score_folder(folder: Path, seed: int) -> dict:
 
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
-    table = Table(title=f"MME, {results['model']}: {results['num_questions']:,} questions", box=box.SIMPLE_HEAD)
+    caption = f"no total without {', '.join(results['missing'])}" if results["missing"] else None
+    title = f"MME, {results['model']}: {results['num_questions']:,} questions"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
     for heading in ("", "score", "95 %", "acc", "acc+", "neither", "questions"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for group, tasks in mme.GROUPS.items():
         for task in (task for task in tasks if task in results["subtasks"]):
             row = results["subtasks"][task]
-            shares = (f"{100 * row[name]:.2f}" for name in ("acc", "acc_plus", "other_ratio"))
+            shares = (f"{100 * row[name]:.1f}" for name in ("acc", "acc_plus", "other_ratio"))
             questions = f"{row['num_questions']}" + (f" of {tasks[task]}" if task in results["incomplete"] else "")
             table.add_row(task, f"{row['score']:.2f}", as_range(results["intervals"][task], 1), *shares, questions)
-        missing = [task for task in tasks if task in results["missing"]]
-        if missing:
-            table.add_row(f"{group}: no total, without {', '.join(missing)}", style="bold")
+        name = f"{group}, of {200 * len(tasks):,}"
+        if results[group] is None:
+            table.add_row(name, "no total", style="bold")
         else:
-            total, interval = f"{results[group]:.2f} of {200 * len(tasks):,}", as_range(results["intervals"][group], 1)
-            table.add_row(group, total, interval, style="bold")
+            table.add_row(name, f"{results[group]:.2f}", as_range(results["intervals"][group], 1), style="bold")
         table.add_section()
     return table
 

@@ -202,13 +202,12 @@ def make_table(results: dict) -> Table:
     table = Table(title=f"POPE, {results['model']}", caption="\n".join(editions), box=box.SIMPLE_HEAD)
     for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither"):
         table.add_column(heading, justify="left" if heading in ("", "parsing") else "right", no_wrap=True)
-    for name, entry in (*results["splits"].items(), ("mean of splits", results["mean"])):
-        if name == "mean of splits" and len(results["splits"]) == 1:
+    for name, entry in (*results["splits"].items(), ("mean", results["mean"])):
+        if name == "mean" and len(results["splits"]) == 1:
             continue
-        key = "mean" if entry is results["mean"] else name
         for parsing in pope.PARSERS:
-            shares = [f"{entry[parsing][score]:.4f}" for score in SCORES]
-            interval = as_range(results["intervals"][key][parsing]["f1"])
+            shares = [f"{entry[parsing][score]:.3f}" for score in SCORES]
+            interval = as_range(results["intervals"][name][parsing]["f1"])
             table.add_row(name, parsing, *shares[:4], interval, *shares[4:])
     return table
 
