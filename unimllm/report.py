@@ -4,7 +4,9 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -45,6 +47,16 @@ def describe_machine(program: str) -> dict[str, str | int | float | None]:
         "load_average": round(os.getloadavg()[0], 1),
         "commit": git.stdout.strip() or None,
     }
+
+
+def command_told(program: str, argv: list[str] | None) -> str:
+    """The command that made a result, to be repeated.
+
+    Args:
+        program: as it is called, such as "eval/pope.py".
+        argv: what its `main` was given; None: what the process was.
+    """
+    return shlex.join(["python", program, *(sys.argv[1:] if argv is None else argv)])
 
 
 def processor() -> str:

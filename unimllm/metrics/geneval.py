@@ -59,34 +59,66 @@ def directions(offset: list[float], length: float) -> set[str]:
 
 def is_correct(detections: list[Detection], metadata: dict) -> bool:
     """Whether a picture with these detections fulfils every clause of the prompt."""
+    return not failures(detections, metadata)
+
+
+def failures(detections: list[Detection], metadata: dict) -> list[str]:
+    """What a picture with these detections lacks, one line for each clause of the prompt that does not hold.
+
+    The surest `count` boxes of a class are the ones whose colour and position are judged; a clause whose count or
+    colour fails has no boxes for others to lie beside.
+    """
+    found = kept(detections, metadata)
+    groups: list[list[Detection] | None] = []
+    reasons = []
+    for clause in metadata["include"]:
+        group = found[clause["class"]][: clause["count"]]
+        reason = _failure(clause, group, groups)
+        groups.append(None if reason else group)
+        reasons += [reason] if reason else []
+    for clause in metadata.get("exclude", []):
+        number = len(found[clause["class"]])
+        if number >= clause["count"]:
+            reasons.append(f"{number} {clause['class']} found, fewer than {clause['count']} wanted")
+    return reasons
+
+
+def kept(detections: list[Detection], metadata: dict) -> dict[str, list[Detection]]:
+    """What counts under a prompt: by class, the surest first, above the tag's threshold, at most MAX_OBJECTS."""
     threshold = COUNTING_THRESHOLD if metadata["tag"] == "counting" else THRESHOLD
     found: dict[str, list[Detection]] = defaultdict(list)
     for detection in sorted(detections, key=lambda d: -d.score):
         if detection.score > threshold and len(found[detection.name]) < MAX_OBJECTS:
             found[detection.name].append(detection)
+    return found
 
-    groups: list[list[Detection] | None] = []
-    correct = True
-    for clause in metadata["include"]:
-        group = found[clause["class"]][: clause["count"]]
-        fulfilled = len(group) == clause["count"]
-        if fulfilled and "color" in clause:
-            fulfilled = sum(d.color == clause["color"] for d in group) >= clause["count"]
-        if fulfilled and "position" in clause:
-            relation, index = clause["position"]
-            target = groups[index]
-            fulfilled = target is not None and all(relation in relations(d.box, t.box) for d in group for t in target)
-        groups.append(group if fulfilled else None)
-        correct &= fulfilled
-    for clause in metadata.get("exclude", []):
-        correct &= len(found[clause["class"]]) < clause["count"]
-    return correct
+
+def _failure(clause: dict, group: list[Detection], groups: list[list[Detection] | None]) -> str | None:
+    """Why an include clause does not hold for the surest boxes of its class, None if it does.
+
+    Args:
+        groups: the boxes of the clauses before it, None for those that do not hold.
+    """
+    name, count = clause["class"], clause["count"]
+    if len(group) < count:
+        return f"{len(group)} {name} found, {count} wanted"
+    if "color" in clause:
+        colored = sum(d.color == clause["color"] for d in group)
+        if colored < count:
+            return f"{colored} {clause['color']} {name} found, {count} wanted"
+    if "position" in clause:
+        relation, index = clause["position"]
+        if groups[index] is None:
+            return f"nothing for the {name} to be {relation}"
+        if not all(relation in relations(d.box, t.box) for d in group for t in groups[index]):
+            return f"{name} not {relation} its target"
+    return None
 
 
 def summarize(tags: list[str], correct: list[bool]) -> dict[str, float]:
     """Share of correct pictures per tag, and `overall`: the unweighted mean of the tags that occur (GenEval's rule)."""
     scores = {}
-    for tag in TAGS:
+    for tag in dict.fromkeys((*TAGS, *tags)):
         of_tag = [c for t, c in zip(tags, correct, strict=True) if t == tag]
         if of_tag:
             scores[tag] = sum(of_tag) / len(of_tag)

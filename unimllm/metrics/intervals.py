@@ -35,13 +35,37 @@ def bootstrap(statistic: Callable[[np.ndarray], float], clusters: Sequence[int],
         statistic(np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return percentiles(values)
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """`bootstrap` of the mean of independent values, fast enough for tens of thousands of pictures."""
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    return percentiles(means)
+
+
+def resampled_sums(counts: np.ndarray, clusters: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Sums of counts under resampling of whole clusters: what every ratio of counts can be bootstrapped from at once.
+
+    Strata (the splits, sub-tasks or tags whose sizes a benchmark fixes) are resampled one by one, with one `rng` for
+    all of them: equal seeds would make them rise and fall together.
+
+    Args:
+        counts: (n, k), what each sample adds to each of k sums.
+        clusters: (n,), see `bootstrap`.
+
+    Returns:
+        (RESAMPLES, k) float64.
+    """
+    names, members = np.unique(np.asarray(clusters), return_inverse=True)
+    of_cluster = np.zeros((len(names), counts.shape[1]))
+    np.add.at(of_cluster, members, counts)
+    times_drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)  # (RESAMPLES, C)
+    return times_drawn @ of_cluster
+
+
+def percentiles(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled values (RESAMPLES,)."""
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

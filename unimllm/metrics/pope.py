@@ -8,6 +8,12 @@ Two ways to read an answer, because they tell different things of a model that s
 
 from collections.abc import Callable
 
+import numpy as np
+
+SPLITS = ("random", "popular", "adversarial")  # how the objects that are not there were chosen
+FULL, OLDER_RANDOM = 3000, 2910  # questions of a split today, and of the first random file
+OUTCOMES = tuple((label, prediction) for label in ("yes", "no") for prediction in ("yes", "no", "other"))
+
 
 def parse_official(answer: str) -> str:
     """ "yes" or "no": no if No, not or no is a word of the first sentence, else yes ("NO" and "" are yes, as there)."""
@@ -40,19 +46,36 @@ def score(labels: list[str], answers: list[str], parsing: str = "official") -> d
     Raises:
         ValueError: a label that is neither yes nor no, or unequally many labels and answers.
     """
+    return {name: float(value) for name, value in rates(outcomes(labels, answers, parsing).sum(0)).items()}
+
+
+def outcomes(labels: list[str], answers: list[str], parsing: str) -> np.ndarray:
+    """(n, 6) int64, one in every row: its (label, prediction) among OUTCOMES; raises as `score`."""
     if set(labels) - {"yes", "no"}:
         raise ValueError(f"POPE labels are yes or no, got {sorted(set(labels) - {'yes', 'no'})}")
-    pairs = list(zip(labels, map(PARSERS[parsing], answers), strict=True))
-    hits = pairs.count(("yes", "yes"))
-    predicted_yes = hits + pairs.count(("no", "yes"))
-    precision = hits / max(1, predicted_yes)
-    recall = hits / max(1, labels.count("yes"))
-    total = max(1, len(pairs))
+    pairs = zip(labels, map(PARSERS[parsing], answers), strict=True)
+    return np.eye(len(OUTCOMES), dtype=np.int64)[[OUTCOMES.index(pair) for pair in pairs]]
+
+
+def rates(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """What `score` returns, of summed OUTCOMES (..., 6) -> (...)."""
+    hits, missed, missed_by_other, false_alarms, right_no, no_by_other = np.moveaxis(sums, -1, 0)
+    total = np.maximum(1, sums.sum(-1))
+    predicted_yes, labelled_yes = hits + false_alarms, hits + missed + missed_by_other
     return {
-        "accuracy": (hits + pairs.count(("no", "no"))) / total,
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+        "accuracy": (hits + right_no) / total,
+        "precision": hits / np.maximum(1, predicted_yes),
+        "recall": hits / np.maximum(1, labelled_yes),
+        "f1": 2 * hits / np.maximum(1, predicted_yes + labelled_yes),
         "yes_ratio": predicted_yes / total,
-        "other_ratio": sum(prediction == "other" for _, prediction in pairs) / total,
+        "other_ratio": (missed_by_other + no_by_other) / total,
     }
+
+
+def edition(split: str, num_questions: int) -> str:
+    """What a question file is, by its length: numbers on different files are not comparable."""
+    if split == "random" and num_questions == OLDER_RANDOM:
+        return f"older random file of {OLDER_RANDOM:,} questions (POPE at commit e3e3926, as LLaVA-1.5 reports)"
+    if split in SPLITS and num_questions == FULL:
+        return f"full split of {FULL:,} questions"
+    return f"{num_questions:,} questions, not a full split of {FULL:,}"

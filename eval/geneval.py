@@ -1,0 +1,284 @@
+"""GenEval without its detector's 2022 software: draw the pictures, score them, or sum up official results.
+
+    python eval/geneval.py generate --model PATH --prompts evaluation_metadata.jsonl --out pictures/
+    python eval/geneval.py score pictures/ --detector MASK2FORMER --clip CLIP --detections seen.jsonl
+    python eval/geneval.py score pictures/ --detections seen.jsonl                   # again, in a second
+    python eval/geneval.py score --official-results results.jsonl
+
+`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, and under
+torchrun every process draws its share. `score` takes any model's folder in that layout. MASK2FORMER is
+facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub id. The rules are
+GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not GenEval's.
+--official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
+Intervals: 95 %, bootstrap over the prompts of each tag.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from unimllm.command_line import CommandLine, nearest, number, out_of_memory_told, run, silence_libraries
+from unimllm.errors import UserError
+from unimllm.images import check_writable, open_picture, save_picture, write_atomically
+from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw, find_checkpoint, load
+from unimllm.metrics.geneval_records import (
+    IMAGES_PER_PROMPT,
+    NUM_PROMPTS,
+    Record,
+    intervals,
+    read_folder,
+    read_official,
+    read_prompts,
+    read_records,
+    summary,
+    verdicts,
+)
+from unimllm.report import as_range, command_told, describe_machine, write_json
+from unimllm.scenes.examination import picture_seed
+
+LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
+SETTINGS = "generation.json"
+SAVE_EVERY = 50  # pictures between two writings of the record of detections
+
+
+def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    commands = {"generate": generate, "score": score}
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"{__doc__.strip()}\n\nEach has its own --help.")
+        return
+    if not words or words[0] not in commands:
+        what = f"unknown command {words[0]!r}{nearest(words[0], commands)}" if words else "no command"
+        raise UserError(f"{what}; choose one of {', '.join(commands)}, or see --help")
+    commands[words[0]](words[1:])
+
+
+# ---- generate ------------------------------------------------------------------------------------------------------
+
+
+def parse_generate(argv: list[str]) -> argparse.Namespace:
+    parser = CommandLine("eval/geneval.py generate", __doc__)
+    parser.add_model_options()
+    parser.add_argument("--prompts", type=Path, help="GenEval's evaluation_metadata.jsonl")
+    parser.add_argument("--out", type=Path, help="the folder for the pictures")
+    parser.add_argument("--images-per-prompt", type=number(int, 1), default=IMAGES_PER_PROMPT)
+    parser.add_argument("--batch-size", type=number(int, 1), default=32, help="pictures at once (%(default)s)")
+    parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
+    parser.add_argument("--temperature", type=number(float, 0), default=TEMPERATURE)
+    parser.add_argument("--top-k", type=number(int, 0), default=0, help="0: all codes")
+    parser.add_argument("--limit", type=number(int, 1), help="the first so many prompts")
+    args = parser.parse_args(argv)
+    for name, what in (("prompts", "GenEval's evaluation_metadata.jsonl"), ("out", "the folder for the pictures")):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing: {what}; see --help")
+    return args
+
+
+def generate(argv: list[str]) -> None:
+    """Draw what is missing of this process's share of the prompts."""
+    args = parse_generate(argv)
+    prompts = read_prompts(args.prompts)[: args.limit]
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    silence_libraries()
+    model, processor = load(args.model, args.device or local_gpu())
+    check_prompts(model, processor, [prompt["prompt"] for prompt in prompts])
+    lay_out(args, prompts)
+    wanted = [
+        (index, image, path)
+        for index in range(rank, len(prompts), world_size)
+        for image in range(args.images_per_prompt)
+        if not (path := args.out / f"{index:05d}" / "samples" / f"{image:04d}.png").exists()
+    ]
+    sampling = {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k}
+    started = time.perf_counter()
+    with out_of_memory_told(args.batch_size):
+        for start in tqdm(range(0, len(wanted), args.batch_size), desc="drawing", unit="batch", disable=rank > 0):
+            batch = wanted[start : start + args.batch_size]
+            seeds = [picture_seed(args.seed, index, image) for index, image, _ in batch]
+            texts = [prompts[index]["prompt"] for index, _, _ in batch]
+            for picture, (_, _, path) in zip(draw(model, processor, texts, seeds, **sampling), batch, strict=True):
+                save_picture(picture, path)
+    rate = len(wanted) / (time.perf_counter() - started)
+    print(f"{args.out}: {len(wanted):,} pictures drawn" + (f", {rate:.2f} pictures/s" if wanted else ""))
+
+
+def local_gpu() -> str | None:
+    """The GPU of this process under torchrun, None outside it or without one."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def named(model: str) -> str:
+    """The checkpoint that `load` takes for `model`: pictures of two of them must not mix."""
+    return model if (Path(model) / "adapter_config.json").is_file() else find_checkpoint(model)
+
+
+def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
+    """Write the settings and every prompt into the folder, or see that they are the ones already there.
+
+    Raises:
+        UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
+    """
+    settings = {
+        "model": named(args.model) if args.model else "unimllm/default",
+        "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
+        "seed": args.seed,
+        "sampling": {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k},
+    }
+    told = args.out / SETTINGS
+    # Looked at before the settings, which are written first: another process may be laying out the same run.
+    occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
+    if told.is_file():
+        before = json.loads(told.read_text())
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{args.out} holds pictures of another run: its {name} is {before.get(name)}, now it is "
+                f"{settings[name]}; choose another --out"
+            )
+    elif occupied:
+        raise UserError(
+            f"{args.out} holds pictures but no {SETTINGS}: those of two runs would mix; choose another --out"
+        )
+    write_json(told, settings)
+    for index, prompt in enumerate(prompts):
+        line = (json.dumps(prompt) + "\n").encode()
+        write_atomically(args.out / f"{index:05d}" / "metadata.jsonl", lambda file, line=line: file.write(line))
+
+
+# ---- score ---------------------------------------------------------------------------------------------------------
+
+
+def parse_score(argv: list[str]) -> argparse.Namespace:
+    parser = CommandLine("eval/geneval.py score", __doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="pictures in GenEval's layout")
+    parser.add_argument("--detector", help="a Mask2Former by folder or hub id; without it --detections are scored")
+    parser.add_argument("--clip", help="the CLIP that tells colours, by folder or hub id")
+    parser.add_argument("--detections", type=Path, help="the record of what the detector saw; --detector adds to it")
+    parser.add_argument("--official-results", type=Path, help="what the official evaluate_images.py wrote")
+    parser.add_argument("--results", type=Path, help="also write a row for each picture here, as the official script")
+    parser.add_argument("--json", type=Path, help="also write the scores here")
+    parser.add_argument("--name", help="of the model, for the report (default: the folder's or file's)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+    args = parser.parse_args(argv)
+    if args.official_results:
+        if args.folder or args.detector or args.detections or args.results:
+            raise UserError("--official-results is scored alone: neither folder nor detections")
+    elif args.folder is None:
+        raise UserError("the folder of pictures is missing; see --help")
+    elif args.detector is None and args.detections is None:
+        raise UserError(
+            "--detector is missing, the Mask2Former that looks at the pictures, or --detections, its record"
+        )
+    elif (args.detector is None) != (args.clip is None):
+        raise UserError("--detector and --clip belong together: one finds objects, the other tells their colours")
+    return args
+
+
+def score(argv: list[str]) -> None:
+    """Score a folder or sum up official results: a table, and JSON where it is asked for."""
+    args = parse_score(argv)
+    for path in filter(None, (args.json, args.results, args.detections if args.detector else None)):
+        check_writable(path)
+    results = {"model": args.name or (args.folder or args.official_results).resolve().stem, "seed": args.seed}
+    if args.official_results:
+        tags, prompts, correct = (list(column) for column in zip(*read_official(args.official_results), strict=True))
+        results |= {"benchmark": OFFICIAL, "detector": "the official one"}
+    else:
+        pictures = read_folder(args.folder)
+        records = detect(args, pictures) if args.detector else read_records(args.detections)
+        lacks = verdicts(records, pictures)
+        tags = [metadata["tag"] for metadata in pictures.values()]
+        prompts = [json.dumps(metadata) for metadata in pictures.values()]
+        correct = [not reasons for reasons in lacks]
+        detectors = sorted({records[file].detector for file in pictures})
+        results |= {"benchmark": LABEL, "detector": "; ".join(detectors)}
+        if (args.folder / SETTINGS).is_file():
+            results["generation"] = json.loads((args.folder / SETTINGS).read_text())
+        if args.results:
+            write_results(args.results, args.folder, pictures, lacks)
+    results |= summary(tags, prompts, correct) | {"intervals": intervals(tags, prompts, correct, args.seed)}
+    results |= describe_machine(__file__) | {"command": command_told("eval/geneval.py", ["score", *argv])}
+    if args.json:
+        write_json(args.json, results)
+    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+
+
+def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:
+    """Look at every picture that the record does not hold yet, and keep the record."""
+    from unimllm.metrics.geneval_detector import GenEvalDetector
+
+    silence_libraries()
+    detector = GenEvalDetector.load(args.detector, args.clip, args.device)
+    records = read_records(args.detections) if args.detections and args.detections.is_file() else {}
+    others = {record.detector for record in records.values()} - {detector.name}
+    if others:
+        raise UserError(f"{args.detections} is the record of {others.pop()}, not of {detector.name}; name another file")
+
+    def save() -> None:
+        if args.detections:
+            lines = b"".join(record.line() for record in records.values())
+            write_atomically(args.detections, lambda file: file.write(lines))
+
+    unseen = [file for file in pictures if file not in records]
+    with out_of_memory_told(1, "detect with --device cpu"):
+        for done, file in enumerate(tqdm(unseen, desc="detecting", unit="picture"), 1):
+            records[file] = detector.look(open_picture(args.folder / file), file, pictures[file])
+            if done % SAVE_EVERY == 0:
+                save()
+    save()
+    return records
+
+
+def write_results(path: Path, folder: Path, pictures: dict[str, dict], lacks: list[list[str]]) -> None:
+    """A row for each picture under the official script's names, for its summary and for galleries of failures."""
+    rows = [
+        {
+            "filename": str(folder / file),
+            "tag": metadata["tag"],
+            "prompt": metadata["prompt"],
+            "correct": not reasons,
+            "reason": "\n".join(reasons),
+            "metadata": json.dumps(metadata),
+        }
+        for (file, metadata), reasons in zip(pictures.items(), lacks, strict=True)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def make_table(results: dict) -> Table:
+    """Tags, their mean, and the two shares that the official summary prints besides."""
+    size = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts"
+    part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of {NUM_PROMPTS}"
+    caption = f"{size}{part}; {results['detector']}"
+    table = Table(title=f"{results['benchmark']}, {results['model']}", caption=caption, box=box.SIMPLE_HEAD)
+    for heading in ("", "score", "95 %", "pictures"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for tag, value in results["scores"].items():
+        if tag == "overall":
+            table.add_section()
+        number_of = f"{results['num_pictures_by_tag'].get(tag, results['num_pictures']):,}"
+        name, style = ("overall (mean of tags)", "bold") if tag == "overall" else (tag, None)
+        table.add_row(name, f"{value:.4f}", as_range(results["intervals"][tag]), number_of, style=style)
+    table.add_row("correct pictures", f"{results['correct_pictures']:.4f}")
+    table.add_row("prompts with any correct", f"{results['correct_prompts']:.4f}")
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,216 @@
+"""POPE's scores from answer files, under the official parsing and a strict one.
+
+    python eval/pope.py score random.jsonl popular.jsonl adversarial.jsonl \\
+        --label-file coco_pope_random.json coco_pope_popular.json coco_pope_adversarial.json
+    python eval/pope.py score answers.jsonl --question-file llava_pope_test.jsonl --annotation-dir pope/coco
+
+The first is the official evaluate.py's shape: one file of answers ({"question", "answer"}) for each file of questions,
+in the same order. The second is LLaVA's: one file of answers ({"question_id", "prompt", "text"}) to all splits, told
+apart by the category of its question file. Rows that carry their own "label" need neither.
+
+official: no if No, not or no is a word of the first sentence, anything else is yes. strict: the answer is yes or no and
+nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from unimllm.command_line import CommandLine, nearest, number, run
+from unimllm.errors import UserError
+from unimllm.images import check_writable
+from unimllm.json_rows import read_rows
+from unimllm.metrics import pope
+from unimllm.metrics.intervals import percentiles, resampled_sums
+from unimllm.report import as_range, command_told, describe_machine, write_json
+
+COMMANDS = ("score",)
+ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
+SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The questions of one split (rows with "label", "image") and what was answered, in the same order.
+
+    Args:
+        name: of the split.
+        file: that holds the labels, without its folder.
+    """
+
+    name: str
+    file: str
+    questions: list[dict]
+    answers: list[str]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("eval/pope.py", __doc__)
+    parser.add_argument("command", nargs="?", help="score")
+    parser.add_argument("answers", nargs="*", type=Path, help="files of answers")
+    parser.add_argument(
+        "--label-file", nargs="+", type=Path, help="POPE's question files, one for each file of answers"
+    )
+    parser.add_argument("--annotation-dir", type=Path, help="the folder of POPE's question files (LLaVA's way)")
+    parser.add_argument("--question-file", type=Path, help="llava_pope_test.jsonl, which tells the splits apart")
+    parser.add_argument("--name", help="of the model, for the report (default: the first file's)")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+    args = parser.parse_args(argv)
+    if args.command not in COMMANDS:
+        what = f"unknown command {args.command!r}{nearest(args.command, COMMANDS)}" if args.command else "no command"
+        raise UserError(f"{what}; it is `score ANSWERS...`, see --help")
+    if not args.answers:
+        raise UserError("the files of answers are missing; see --help")
+    if (args.annotation_dir is None) != (args.question_file is None):
+        raise UserError("--annotation-dir and --question-file belong together: questions without labels, and labels")
+    if args.annotation_dir and args.label_file:
+        raise UserError("--label-file and --annotation-dir both name labels; choose one")
+    if args.annotation_dir and len(args.answers) > 1:
+        raise UserError(f"{len(args.answers)} files of answers; with --question-file one file answers all splits")
+    if args.label_file and len(args.label_file) != len(args.answers):
+        raise UserError(
+            f"{len(args.answers)} files of answers but {len(args.label_file)} after --label-file; name one for each, "
+            "in the same order"
+        )
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.json:
+        check_writable(args.json)
+    results = {"benchmark": "POPE", "model": args.name or args.answers[0].stem, "seed": args.seed}
+    results |= score_splits(list(read_splits(args)), args.seed)
+    results |= describe_machine(__file__) | {"command": command_told("eval/pope.py", argv)}
+    if args.json:
+        write_json(args.json, results)
+    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_splits(args: argparse.Namespace) -> Iterator[Split]:
+    """What the command line names, split by split.
+
+    Raises:
+        UserError: a file cannot be read, or answers do not belong to their questions.
+    """
+    if args.annotation_dir:
+        yield from read_llava(args.answers[0], args.question_file, args.annotation_dir)
+        return
+    names = [split_name(path) for path in args.label_file or args.answers]
+    if len(set(names)) < len(names):
+        raise UserError(f"two files are of the split {max(names, key=names.count)}; score them one by one")
+    for path, labels, name in zip(args.answers, args.label_file or args.answers, names, strict=True):
+        questions = read_rows(labels, ("label",))
+        yield join(name, questions, read_rows(path), labels, path)
+
+
+def read_llava(answers: Path, question_file: Path, folder: Path) -> Iterator[Split]:
+    """LLaVA's one file of answers: those to each category, in their order, meet that split's labels."""
+    category = {row["question_id"]: row["category"] for row in read_rows(question_file, ("question_id", "category"))}
+    rows = read_rows(answers, ("question_id",))
+    unknown = [row["question_id"] for row in rows if row["question_id"] not in category]
+    if unknown:
+        raise UserError(f"{answers}: question {unknown[0]!r} is not in {question_file}")
+    files = {split_name(path): path for path in sorted(folder.glob("*pope*.json"))}
+    for name in dict.fromkeys(category.values()):
+        if name not in files:
+            raise UserError(f"{folder} holds no question file of the split {name!r}, such as coco_pope_{name}.json")
+        said = [row for row in rows if category[row["question_id"]] == name]
+        yield join(name, read_rows(files[name], ("label",)), said, files[name], answers)
+
+
+def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path: Path) -> Split:
+    """Answers and questions in one order.
+
+    Raises:
+        UserError: unequally many, an answer to another question, a label that is neither yes nor no.
+    """
+    if len(rows) != len(questions):
+        raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
+    for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
+        if question["label"] not in ("yes", "no"):
+            raise UserError(f"{labels}, row {n}: the label is {question['label']!r}, not yes or no")
+        asked = first_of(row, QUESTION_KEYS) or ""
+        wanted = first_of(question, ("text", "question")) or ""
+        # LLaVA's prompts go on after the question; the older random file misspells one word.
+        if asked and not asked.replace("imange", "image").startswith(wanted.replace("imange", "image")):
+            raise UserError(f"{path}, row {n} answers {asked!r}, but {labels} asks {wanted!r} there")
+    answers = [first_of(row, ANSWER_KEYS) for row in rows]
+    if None in answers:
+        raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
+    return Split(name, labels.name, questions, answers)
+
+
+def first_of(row: dict, keys: tuple[str, ...]) -> str | None:
+    """The text under the first of `keys` that there is one under."""
+    return next((row[key] for key in keys if isinstance(row.get(key), str)), None)
+
+
+def split_name(path: Path) -> str:
+    """The split in a file's name, else the name."""
+    return next((split for split in pope.SPLITS if split in path.stem.lower()), path.stem)
+
+
+# ---- scoring -------------------------------------------------------------------------------------------------------
+
+
+def score_splits(splits: list[Split], seed: int) -> dict:
+    """Every split under both parsings, and the means over splits that papers report."""
+    rng = np.random.default_rng(seed)
+    results: dict = {"splits": {}, "intervals": {}, "mean": {}}
+    resampled: dict[str, list[dict]] = {parsing: [] for parsing in pope.PARSERS}
+    for split in splits:
+        labels, pictures = ([q.get(key) for q in split.questions] for key in ("label", "image"))
+        clusters = pictures if None not in pictures else range(len(labels))
+        entry = {"file": split.file, "edition": pope.edition(split.name, len(labels)), "num_questions": len(labels)}
+        for parsing in pope.PARSERS:
+            counted = pope.outcomes(labels, split.answers, parsing)
+            resampled[parsing].append(pope.rates(resampled_sums(counted, clusters, rng)))
+            entry[parsing] = pope.score(labels, split.answers, parsing)
+        results["splits"][split.name] = entry
+        results["intervals"][split.name] = {p: _intervals(resampled[p][-1]) for p in pope.PARSERS}
+    for parsing in pope.PARSERS:
+        entries = [entry[parsing] for entry in results["splits"].values()]
+        results["mean"][parsing] = {name: statistics.mean(e[name] for e in entries) for name in SCORES}
+    results["intervals"]["mean"] = {
+        parsing: _intervals({name: np.mean([r[name] for r in resampled[parsing]], 0) for name in SCORES})
+        for parsing in pope.PARSERS
+    }
+    results["num_questions"] = sum(entry["num_questions"] for entry in results["splits"].values())
+    return results
+
+
+def _intervals(resampled: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    return {name: percentiles(values) for name, values in resampled.items()}
+
+
+def make_table(results: dict) -> Table:
+    """A row for every split and parsing."""
+    editions = [f"{name}: {entry['file']}, {entry['edition']}" for name, entry in results["splits"].items()]
+    table = Table(title=f"POPE, {results['model']}", caption="\n".join(editions), box=box.SIMPLE_HEAD)
+    for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither"):
+        table.add_column(heading, justify="left" if heading in ("", "parsing") else "right", no_wrap=True)
+    for name, entry in (*results["splits"].items(), ("mean", results["mean"])):
+        if name == "mean" and len(results["splits"]) == 1:
+            continue
+        for parsing in pope.PARSERS:
+            shares = [f"{entry[parsing][score]:.3f}" for score in SCORES]
+            interval = as_range(results["intervals"][name][parsing]["f1"])
+            table.add_row(name, parsing, *shares[:4], interval, *shares[4:])
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,380 @@
+"""eval/geneval.py and its detector on tiny random models: drawing and scoring from end to end, and the arithmetic."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unimllm.errors import UserError
+from unimllm.metrics.geneval_detector import (
+    GREY,
+    ColorClassifier,
+    GenEvalDetector,
+    clip_pixels,
+    cut_out,
+    instances,
+    prepare,
+    scaled_size,
+    tight_box,
+)
+from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, read_records
+
+PROGRAM = Path(__file__).parents[1] / "eval" / "geneval.py"
+PROMPTS = [
+    {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+    {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a red apple"},
+]
+
+needs_program = pytest.mark.skipif(
+    not PROGRAM.is_file(), reason="eval/geneval.py is not beside the tests (they run on an installed package)"
+)
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("eval_geneval", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tiny_mask2former(num_labels: int = 80):
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        dim_feedforward=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=5,
+        num_labels=num_labels,
+    )  # fmt: skip
+    return Mask2FormerForUniversalSegmentation(config).eval()
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory) -> Path:
+    """Folder of a random Mask2Former of 80 classes that is sure of whatever it sees."""
+    model = tiny_mask2former()
+    with torch.no_grad():
+        model.class_predictor.weight *= 200
+        model.class_predictor.bias[-1] -= 50  # never no object
+    folder = tmp_path_factory.mktemp("mask2former")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """Folder of a random CLIP with a text tokenizer."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer([f"a photo of a {color} apple object" for color in COLORS], vocab_size=320)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    text = tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+# ---- what enters the detector --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [
+        ((512, 512), (800, 800)),
+        ((1024, 1024), (800, 800)),
+        ((640, 480), (1067, 800)),  # 1066.67
+        ((480, 640), (800, 1067)),
+        ((1000, 500), (1333, 667)),  # the longer side stops it; 666.5
+        ((64, 64), (800, 800)),
+    ],
+)
+def test_pictures_are_scaled_as_mmdet_does(size, scaled):
+    assert scaled_size(*size) == scaled
+
+
+def test_pixel_values_are_normalised_and_padded_below_and_to_the_right():
+    image = Image.new("RGB", (640, 480), (124, 116, 104))
+    pixel_values, scaled = prepare(image)
+    assert pixel_values.shape == (1, 3, 800, 1088) and scaled == (800, 1067)
+    expected = torch.tensor([(124 - 123.675) / 58.395, (116 - 116.28) / 57.12, (104 - 103.53) / 57.375])
+    assert torch.allclose(pixel_values[0, :, 799, 1066], expected, atol=1e-5)
+    assert (pixel_values[..., 1067:] == 0).all()
+
+
+# ---- what leaves it ------------------------------------------------------------------------------------------------
+
+
+def test_instances_by_hand():
+    # Three classes, no object last. Query 0 is sure of class 2; query 1 divides itself between 0 and 1.
+    third = float(np.log(1 / 3))
+    class_logits = torch.tensor([[-50.0, -50, 0, third], [0, 0, -50, -50]])
+    masks = torch.full((2, 8, 8), -30.0)
+    masks[0, 2:6, 0:4] = 30  # rows 2..5, columns 0..3
+    seen = instances(class_logits, masks, (8, 8), (8, 8), (8, 8))
+    assert seen.classes[:3].tolist()[0] == 2 and set(seen.classes[1:3].tolist()) == {0, 1}
+    assert len(seen.scores) == 6  # every pair of a query and a class: fewer than a hundred
+    assert seen.boxes[0].tolist() == [0, 2, 4, 6] and seen.masks[0].sum() == 16
+    assert seen.scores[0] == pytest.approx(3 / 4)  # 1 / (1 + 1/3), the mask being sure
+    assert seen.boxes[1].tolist() == [0, 0, 0, 0] and seen.scores[1] == 0  # no mask, no object
+
+
+def test_a_score_is_weighed_by_the_mean_inside_the_mask():
+    class_logits = torch.tensor([[20.0, -20]])
+    masks = torch.full((1, 4, 4), -3.0)
+    masks[0, 0, 0], masks[0, 0, 1] = 1.0, 2.0
+    seen = instances(class_logits, masks, (4, 4), (4, 4), (4, 4))
+    sigmoid = 1 / (1 + np.exp(-np.array([1.0, 2.0])))
+    assert seen.scores[0] == pytest.approx(sigmoid.mean(), abs=1e-5)
+    assert seen.boxes[0].tolist() == [0, 0, 2, 1]
+
+
+def test_masks_lose_their_padding_before_they_are_scaled_back():
+    masks = torch.full((1, 4, 8), 30.0)
+    masks[..., 4:] = -30  # the padding: without it the whole picture is the object
+    seen = instances(torch.tensor([[20.0, -20]]), masks, (16, 32), (16, 14), (64, 56))
+    assert seen.masks.shape == (1, 64, 56) and seen.masks.all()
+    assert seen.boxes[0].tolist() == [0, 0, 56, 64]
+
+
+def test_at_most_a_hundred_instances():
+    generator = torch.Generator().manual_seed(0)
+    class_logits, masks = torch.randn(5, 81, generator=generator), torch.randn(5, 4, 4, generator=generator)
+    seen = instances(class_logits, masks, (16, 16), (16, 16), (8, 8))
+    assert len(seen.classes) == 100
+    assert seen.classes[0] == class_logits.softmax(-1)[:, :-1].argmax() % 80
+    assert (seen.scores <= 1).all() and len({tuple(b) for b in seen.boxes.tolist()}) <= 5
+
+
+def test_boxes_are_tight():
+    mask = torch.zeros(6, 9, dtype=torch.bool)
+    assert tight_box(mask).tolist() == [0, 0, 0, 0]
+    mask[2, 3] = mask[4, 7] = True
+    assert tight_box(mask).tolist() == [3, 2, 8, 5]
+
+
+# ---- colours -------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_cut_out_of_grey():
+    image, mask = noise(20, 10), np.zeros((10, 20), bool)
+    mask[2:4, 5:8] = True
+    mask[3, 6] = False
+    crop = np.asarray(cut_out(image, mask, (5, 2, 8, 4)))
+    assert crop.shape == (2, 3, 3) and tuple(crop[1, 1]) == GREY == (0x99, 0x99, 0x99)
+    assert (crop[0, 0] == np.asarray(image)[2, 5]).all()
+
+
+def test_clip_sees_the_centre():
+    pixels = np.zeros((16, 40, 3), np.uint8)
+    pixels[:, 12:28] = 255  # columns 12..27 are the centre 16 of 40
+    white = clip_pixels(Image.fromarray(pixels), 16)
+    assert white.shape == (3, 16, 16)
+    assert torch.allclose(white[0], torch.tensor((1 - 0.48145466) / 0.26862954))
+    assert clip_pixels(noise(3, 300), 16).shape == clip_pixels(noise(300, 3), 16).shape == (3, 16, 16)
+
+
+class Colorful:
+    """A CLIP by hand: a picture's features are its mean RGB, a text's are those of the first colour it names."""
+
+    VALUES = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+    device = torch.device("cpu")
+
+    class config:
+        class vision_config:
+            image_size = 8
+
+    def get_image_features(self, pixel_values):
+        return self._output(pixel_values.mean((2, 3)).clamp(0))
+
+    def get_text_features(self, texts):
+        return self._output(torch.tensor([self._value(text) for text in texts]))
+
+    def _value(self, text: str) -> tuple[float, ...]:
+        return next((v for c, v in self.VALUES.items() if f" {c} " in text or f" {c}-" in text), (0.1, 0.1, 0.1))
+
+    def _output(self, features):
+        return type("Output", (), {"pooler_output": features.float()})
+
+
+class Texts(dict):
+    """What a tokenizer would return: the texts themselves."""
+
+    def to(self, device):
+        return self
+
+
+def test_colours_are_the_nearest_mean_of_templates():
+    asked = []
+
+    def tokenizer(texts, **kwargs):
+        asked.append(texts)
+        return Texts(texts=texts)
+
+    classifier = ColorClassifier(Colorful(), tokenizer)
+    crops = [Image.new("RGB", (9, 9), value) for value in ((0, 0, 255), (255, 0, 0), (0, 255, 0))]
+    assert classifier.classify(crops, "tv remote") == ["blue", "red", "green"]
+    assert classifier.classify(crops[:1], "tv remote") == ["blue"]
+    assert len(asked) == len(COLORS)  # once for each colour, then remembered
+    red = ["a photo of a red tv remote", "a photo of a red-colored tv remote", "a photo of a red object"]
+    assert asked[0] == red
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_detector_that_is_none_is_told(mask2former, clip, tmp_path):
+    with pytest.raises(UserError, match="--detector .* cannot be loaded"):
+        GenEvalDetector.load(str(tmp_path), str(clip), "cpu")
+    with pytest.raises(UserError, match="--clip .* cannot be loaded"):
+        GenEvalDetector.load(str(mask2former), str(tmp_path), "cpu")
+    tiny_mask2former(79).save_pretrained(tmp_path / "79")
+    with pytest.raises(UserError, match="knows 79 classes"):
+        GenEvalDetector.load(str(tmp_path / "79"), str(clip), "cpu")
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    return path
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@needs_program
+def test_pictures_are_drawn_in_geneval_s_layout_and_drawn_once(program, call, tiny_checkpoint, prompts, tmp_path):
+    out = tmp_path / "out"
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--batch-size", 3)
+    ended = call(program, *words, "--out", out)
+    assert ended.code == 0 and "8 pictures drawn" in ended.out, ended.err
+    samples = [f"{n:05d}/samples/{k:04d}.png" for n in range(2) for k in range(4)]
+    assert names_of(out) == sorted([*samples, "00000/metadata.jsonl", "00001/metadata.jsonl", "generation.json"])
+    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == PROMPTS[1]
+    pictures = {name: (out / name).read_bytes() for name in samples}
+    assert len(set(pictures.values())) > 4  # one seed each
+
+    (out / samples[5]).unlink()
+    (out / samples[0]).write_bytes(b"mine")
+    assert "1 pictures drawn" in call(program, *words, "--out", out).out
+    assert (out / samples[5]).read_bytes() == pictures[samples[5]]  # the same picture in any batch
+    assert (out / samples[0]).read_bytes() == b"mine"
+
+
+@needs_program
+def test_ranks_divide_the_prompts(program, call, tiny_checkpoint, prompts, tmp_path, monkeypatch):
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--images-per-prompt", 1)
+    call(program, *words, "--out", tmp_path / "one")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        assert "1 pictures drawn" in call(program, *words, "--out", tmp_path / "two").out
+    for name in names_of(tmp_path / "one"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@needs_program
+def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
+    out = tmp_path / "out"
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
+    assert call(program, *words, "--images-per-prompt", 1).code == 0
+    assert "its seed is 0, now it is 1" in call(program, *words, "--seed", 1).refusal()
+    (out / "generation.json").unlink()
+    assert "holds pictures but no generation.json" in call(program, *words).refusal()
+
+
+@needs_program
+def test_a_folder_is_looked_at_once_and_scored_again(
+    program, call, tiny_checkpoint, mask2former, clip, prompts, tmp_path
+):
+    out, record, scores = tmp_path / "out", tmp_path / "seen.jsonl", tmp_path / "scores.json"
+    model = ("--model", tiny_checkpoint, "--device", "cpu")
+    assert call(program, "generate", *model, "--prompts", prompts, "--out", out, "--images-per-prompt", 1).code == 0
+    look = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", record)
+    ended = call(program, "score", out, *look, "--json", scores, "--results", tmp_path / "results.jsonl")
+    assert ended.code == 0 and "GenEval-style (HF detector)" in ended.out, ended.err
+    first = json.loads(scores.read_text())
+    assert first["num_pictures"] == first["num_prompts"] == 2 and first["benchmark"] == "GenEval-style (HF detector)"
+    assert set(first["scores"]) == {"single_object", "colors", "overall"} and str(mask2former) in first["detector"]
+
+    records = read_records(record)
+    assert list(records) == ["00000/samples/0000.png", "00001/samples/0000.png"]
+    for seen in records.values():
+        assert len(seen.boxes) == 100 and all(0 <= x0 <= x1 <= 16 for x0, _, x1, _ in seen.boxes)
+
+    again = call(program, "score", out, "--detections", record, "--json", scores)
+    assert again.code == 0
+    second = json.loads(scores.read_text())
+    same = ("scores", "intervals", "correct_pictures", "correct_prompts", "detector")
+    assert [first[key] for key in same] == [second[key] for key in same]
+
+    official = call(program, "score", "--official-results", tmp_path / "results.jsonl", "--json", scores)
+    assert official.code == 0 and "GenEval (official results)" in official.out
+    assert json.loads(scores.read_text())["scores"] == first["scores"]
+
+
+@needs_program
+def test_known_detections_get_known_scores(program, call, mask2former, clip, tmp_path):
+    detector = GenEvalDetector.load(str(mask2former), str(clip), "cpu")
+    seen = detector.look(noise(48, 32), "a", PROMPTS[0])
+    surest = OBJECT_NAMES[seen.classes[int(np.argmax(seen.scores))]]
+    assert max(seen.scores) > 0.3 and set(seen.colors) == {None}
+    asked = {"tag": "colors", "include": [{"class": surest, "count": 1, "color": "red"}], "prompt": "x"}
+    colored = detector.look(noise(48, 32), "a", asked)
+    assert (colored.boxes, colored.scores) == (seen.boxes, seen.scores)
+    for name, score, color in zip(colored.classes, colored.scores, colored.colors, strict=True):
+        assert (color in COLORS) == (OBJECT_NAMES[name] == surest and score > 0.3)
+
+
+@needs_program
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no command"),
+        (("generat",), "did you mean 'generate'"),
+        (("generate",), "--prompts is missing"),
+        (("score",), "the folder of pictures is missing"),
+        (("score", "x"), "--detector is missing"),
+        (("score", "x", "--detector", "y"), "belong together"),
+        (("score", "x", "--official-results", "y"), "scored alone"),
+        (("score", "x", "--detections", "y"), "no such folder"),
+    ],
+)
+def test_the_program_tells_what_to_mend(program, call, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in call(program, *words).refusal()
+
+
+@needs_program
+def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former, clip, tmp_path):
+    samples = tmp_path / "out" / "00000" / "samples"
+    samples.mkdir(parents=True)
+    (samples.parent / "metadata.jsonl").write_text(json.dumps(PROMPTS[0]))
+    noise(16, 16).save(samples / "0000.png")
+    row = {"file": "x", "detector": "another", "boxes": [], "scores": [], "classes": [], "colors": []}
+    (tmp_path / "seen.jsonl").write_text(json.dumps(row))
+    words = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", tmp_path / "seen.jsonl")
+    assert "is the record of another" in call(program, "score", tmp_path / "out", *words).refusal()

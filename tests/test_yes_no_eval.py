@@ -1,0 +1,327 @@
+"""eval/pope.py and eval/mme.py: every branch of the parsing by hand, and what constant and random answers give."""
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unimllm.errors import UserError
+from unimllm.json_rows import read_rows
+from unimllm.metrics import mme, pope
+from unimllm.metrics.intervals import bootstrap, percentiles, resampled_sums
+
+PROGRAMS = Path(__file__).parents[1] / "eval"
+
+needs_programs = pytest.mark.skipif(
+    not PROGRAMS.is_dir(), reason="eval/ is not beside the tests (they run on an installed package)"
+)
+
+
+def load_program(name: str):
+    spec = importlib.util.spec_from_file_location(f"eval_{name}", PROGRAMS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# ---- files of rows -------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_lines_or_one_array(tmp_path):
+    rows = [{"a": 1}, {"a": "[2]"}]
+    lines, array = write_rows(tmp_path / "lines", rows), tmp_path / "array"
+    array.write_text(json.dumps(rows, indent=4))
+    assert read_rows(lines) == read_rows(array, ("a",)) == rows
+    for text, what in (
+        ("", "is empty"), ("[]", "is empty"), ('{"a": 1}\n\n{"b": 2}', "row 3 lacks 'a'"), ("[1]", "not a JSON object"),
+        ('{"a": 1}\n{"a"', "line 2 is no JSON"),
+    ):  # fmt: skip
+        lines.write_text(text)
+        with pytest.raises(UserError, match=what):
+            read_rows(lines, ("a",))
+    with pytest.raises(UserError, match="cannot read"):
+        read_rows(tmp_path / "nothing")
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+def test_resampled_sums_give_the_bootstrap_s_interval():
+    rng = np.random.default_rng(0)
+    values, clusters = rng.integers(0, 2, 600), np.repeat(np.arange(100), 6)
+    sums = resampled_sums(np.stack([values, np.ones(600)], 1), clusters, np.random.default_rng(1))
+    assert sums.shape == (1000, 2) and (sums[:, 1] == 600).all()  # equal clusters: always as many samples
+    slow = bootstrap(lambda picked: values[picked].mean(), clusters)
+    assert percentiles(sums[:, 0] / sums[:, 1]) == pytest.approx(slow, abs=0.01)
+
+
+def test_strata_are_resampled_independently():
+    counts, rng = np.arange(50)[:, None], np.random.default_rng(0)
+    first, second = (resampled_sums(counts, range(50), rng)[:, 0] for _ in range(2))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+
+
+# ---- POPE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program():
+    return load_program("pope")
+
+
+# Every branch of both parsings: (label, answer, official, strict).
+POPE_BRANCHES = [
+    ("yes", "yes", "yes", "yes"),
+    ("yes", "Yes.", "yes", "yes"),
+    ("yes", "Yes, there is a dog in the image.", "yes", "other"),
+    ("yes", "No, there is none.", "no", "other"),
+    ("yes", "There is not, I think.", "no", "other"),
+    ("yes", "", "yes", "other"),
+    ("no", "no", "no", "no"),
+    ("no", "No.", "no", "no"),
+    ("no", "NO", "yes", "no"),
+    ("no", "I see a cat. There is no dog.", "yes", "other"),
+    ("no", "nothing like it", "yes", "other"),
+    ("no", "yes", "yes", "yes"),
+]
+
+
+def questions_of(branches) -> list[dict]:
+    return [
+        {"question_id": i + 1, "image": f"{i // 6}.jpg", "text": f"Is there a thing {i}?", "label": label}
+        for i, (label, *_) in enumerate(branches)
+    ]
+
+
+def answers_of(branches) -> list[dict]:
+    return [{"question": f"Is there a thing {i}?", "answer": answer} for i, (_, answer, *_) in enumerate(branches)]
+
+
+def scored(call, program, tmp_path, *words) -> dict:
+    ended = call(program, "score", *words, "--json", tmp_path / "out.json")
+    assert ended.code == 0, ended.err
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+@needs_programs
+def test_pope_of_every_branch_by_hand(call, program, tmp_path):
+    for _, answer, official, strict in POPE_BRANCHES:
+        assert (pope.parse_official(answer), pope.parse_strict(answer)) == (official, strict), answer
+    answers = write_rows(tmp_path / "a.jsonl", answers_of(POPE_BRANCHES))
+    labels = write_rows(tmp_path / "coco_pope_random.json", questions_of(POPE_BRANCHES))
+    results = scored(call, program, tmp_path, answers, "--label-file", labels)
+    split = results["splits"]["random"]
+    # Official: of six yes 4 are said, of six no 2; 8 predictions are yes.
+    official = {"accuracy": 6 / 12, "precision": 4 / 8, "recall": 4 / 6, "f1": 8 / 14, "yes_ratio": 8 / 12}
+    assert split["official"] == pytest.approx(official | {"other_ratio": 0})
+    # Strict: 2 of six yes, 3 of six no, 3 predictions are yes, 6 answers are neither.
+    strict = {"accuracy": 5 / 12, "precision": 2 / 3, "recall": 2 / 6, "f1": 4 / 9, "yes_ratio": 3 / 12}
+    assert split["strict"] == pytest.approx(strict | {"other_ratio": 6 / 12})
+    assert split["edition"] == "12 questions, not a full split of 3,000"
+    assert results["mean"]["official"] == split["official"]
+    low, high = results["intervals"]["random"]["official"]["accuracy"]
+    assert low == pytest.approx(2 / 6) and high == pytest.approx(4 / 6)  # two pictures: 4 of 6 right, and 2 of 6
+    assert results["command"].startswith("python eval/pope.py score") and results["model"] == "a"
+
+
+@needs_programs
+def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    branches = POPE_BRANCHES
+    said, asked = [], []
+    for number, split in enumerate(("random", "popular", "adversarial")):
+        write_rows(folder / f"coco_pope_{split}.json", questions_of(branches))
+        for i, (_, answer, *_) in enumerate(branches):
+            key = 1000 * number + i
+            asked.append({"question_id": key, "image": "x", "text": "?", "category": split})
+            # The popular split is answered with yes alone, the adversarial one with no.
+            text = {"random": answer, "popular": "Yes", "adversarial": "No"}[split]
+            said.append({"question_id": key, "prompt": f"Is there a thing {i}?\nAnswer briefly.", "text": text})
+    questions = write_rows(tmp_path / "llava_pope_test.jsonl", asked)
+    answers = write_rows(tmp_path / "model.jsonl", said)
+    words = (answers, "--question-file", questions, "--annotation-dir", folder)
+    results = scored(call, program, tmp_path, *words)
+    f1 = {name: entry["official"]["f1"] for name, entry in results["splits"].items()}
+    assert f1 == pytest.approx({"random": 8 / 14, "popular": 2 / 3, "adversarial": 0})
+    assert results["mean"]["official"]["f1"] == pytest.approx((8 / 14 + 2 / 3) / 3)
+    assert results["splits"]["popular"]["strict"]["yes_ratio"] == 1
+    assert results["num_questions"] == 36
+    assert scored(call, program, tmp_path, *words)["intervals"] == results["intervals"]  # one seed, one interval
+
+
+@needs_programs
+@pytest.mark.parametrize(("said", "expected"), [("yes", (0.5, 0.5, 1, 2 / 3, 1)), ("no", (0.5, 0, 0, 0, 0))])
+def test_pope_of_constant_answers_to_a_full_split(program, said, expected):
+    questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(3000)]
+    results = program.score_splits([program.Split("popular", "x.json", questions, [said] * 3000)], 0)
+    for parsing in pope.PARSERS:
+        entry = results["splits"]["popular"][parsing]
+        assert tuple(entry[s] for s in program.SCORES[:5]) == pytest.approx(expected)
+    assert results["splits"]["popular"]["edition"] == "full split of 3,000 questions"
+    # Every picture has three of each label: no resampling changes the score of a constant answer.
+    assert results["intervals"]["popular"]["strict"]["accuracy"] == pytest.approx((0.5, 0.5))
+
+
+@needs_programs
+def test_pope_of_random_answers_is_a_half(program):
+    rng = random.Random(0)
+    questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(3000)]
+    answers = [rng.choice(("yes", "no")) for _ in questions]
+    results = program.score_splits([program.Split("random", "x.json", questions, answers)], 0)
+    entry, intervals = results["splits"]["random"]["official"], results["intervals"]["random"]["official"]
+    for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
+        assert entry[name] == pytest.approx(0.5, abs=0.04)
+        low, high = intervals[name]
+        assert low < entry[name] < high and 0.02 < high - low < 0.07  # 2 * 1.96 * 0.5 / sqrt(3000) = 0.036
+
+
+def test_the_older_random_file_is_named():
+    assert "older random file" in pope.edition("random", 2910) and "e3e3926" in pope.edition("random", 2910)
+    assert "not a full split" in pope.edition("popular", 2910)
+    assert "not a full split" in pope.edition("mine", 3000)
+
+
+@needs_programs
+def test_pope_reads_the_misspelt_question_and_labels_of_its_own(call, program, tmp_path):
+    question = {"image": "1.jpg", "text": "Is there a dog in the imange?", "label": "no"}
+    labels = write_rows(tmp_path / "coco_pope_random.json", [question])
+    answers = write_rows(tmp_path / "a.jsonl", [{"question": "Is there a dog in the image?", "answer": "no"}])
+    assert scored(call, program, tmp_path, answers, "--label-file", labels)["mean"]["strict"]["accuracy"] == 1
+    own = write_rows(tmp_path / "mine.jsonl", [{"question": "Is it?", "answer": "yes", "label": "no"}])
+    assert scored(call, program, tmp_path, own)["splits"]["mine"]["official"]["accuracy"] == 0
+
+
+@needs_programs
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"answer": "yes"}], "answers 1 questions of the split random"),
+        ([{"answer": "yes"}, {"question": "Is there a cat?", "answer": "no"}], "row 2 answers 'Is there a cat?'"),
+        ([{"answer": "yes"}, {"reply": "no"}], "row 2 has no answer"),
+    ],
+)
+def test_pope_tells_what_does_not_fit(call, program, tmp_path, rows, message):
+    labels = write_rows(tmp_path / "coco_pope_random.json", questions_of(POPE_BRANCHES[:2]))
+    answers = write_rows(tmp_path / "a.jsonl", rows)
+    assert message in call(program, "score", answers, "--label-file", labels).refusal()
+
+
+@needs_programs
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no command"),
+        (("scor", "a"), "did you mean 'score'"),
+        (("score",), "files of answers are missing"),
+        (("score", "a", "--question-file", "b"), "belong together"),
+        (("score", "a", "b", "--label-file", "c"), "2 files of answers but 1"),
+        (("score", "random_1", "random_2"), "two files are of the split random"),
+        (("score", "a"), "cannot read a"),
+    ],
+)
+def test_pope_tells_what_to_mend(call, program, words, message):
+    assert message in call(program, *words).refusal()
+
+
+# ---- MME -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "parsed"),
+    [
+        ("yes", "yes"), ("No", "no"), ("YES.", "yes"), ("Yes, it is", "yes"), ("no\r", "no"), (" yes", "yes"),
+        ("  yes", "other"), ("I say yes", "other"), ("know", "no"), ("not at all", "no"), ("", "other"),
+        ("ye", "other"), ("a no", "no"), ("the no", "other"),
+    ],
+)  # fmt: skip
+def test_mme_parsing_by_hand(answer, parsed):
+    assert mme.parse(answer) == parsed
+
+
+def mme_file(path: Path, answers: list[tuple[str, str]]) -> Path:
+    """Pairs of answers, one pair a picture; the labels are Yes and No."""
+    lines = [
+        f"{i}.jpg\tIs it {label}? Please answer yes or no.\t{label}\t{said}"
+        for i, pair in enumerate(answers)
+        for label, said in zip(("Yes", "No"), pair, strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_mme_of_one_sub_task_by_hand(tmp_path):
+    # Both right, one right, none right, one right and garbage: 4 of 8 answers, 1 of 4 pictures.
+    pairs = [("Yes", "no."), ("Yes", "yes"), ("No", "Yes"), ("yes it is", "hard to say")]
+    rows = mme.read_results(mme_file(tmp_path / "OCR.txt", pairs))
+    assert mme.score(rows) == {"acc": 0.5, "acc_plus": 0.25, "score": 75.0, "other_ratio": 1 / 8}
+
+
+@needs_programs
+@pytest.mark.parametrize(
+    ("pair", "perception", "cognition"),
+    [(("yes", "no"), 2000, 800), (("no", "yes"), 0, 0), (("yes", "yes"), 500, 200), (("no", "no"), 500, 200),
+     (("I think", "so"), 0, 0)],
+)  # fmt: skip
+def test_mme_of_constant_answers(call, tmp_path, pair, perception, cognition):
+    for task, size in (mme.PERCEPTION | mme.COGNITION).items():
+        mme_file(tmp_path / f"{task}.txt", [pair] * (size // 2))
+    results = scored(call, load_program("mme"), tmp_path, tmp_path)
+    assert (results["perception"], results["cognition"]) == (perception, cognition)
+    assert results["num_questions"] == 2374 and results["missing"] == results["incomplete"] == []
+    assert results["intervals"]["perception"] == [perception, perception]
+
+
+@needs_programs
+def test_mme_of_random_answers_is_what_arithmetic_says(call, tmp_path):
+    rng = random.Random(0)
+    for task, size in (mme.PERCEPTION | mme.COGNITION).items():
+        mme_file(tmp_path / f"{task}.txt", [tuple(rng.choice(("yes", "no")) for _ in "ab") for _ in range(size // 2)])
+    results = scored(call, load_program("mme"), tmp_path, tmp_path)
+    # 100 / 2 + 100 / 4 a sub-task.
+    assert results["perception"] == pytest.approx(750, abs=90) and results["cognition"] == pytest.approx(300, abs=70)
+    low, high = results["intervals"]["perception"]
+    assert low < 750 < high and low < results["perception"] < high
+
+
+@needs_programs
+def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):
+    mme_file(tmp_path / "count.txt", [("yes", "no")])
+    program = load_program("mme")
+    results = scored(call, program, tmp_path, tmp_path, "--name", "mine")
+    assert results["subtasks"]["count"]["score"] == 200 and results["perception"] is results["cognition"] is None
+    assert results["incomplete"] == ["count"] and len(results["missing"]) == 13 and results["model"] == "mine"
+    assert "no total without existence" in call(program, "score", tmp_path).out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg\tq\tYes\n", "line 1: 3 fields"),
+        ("a.jpg\tq\tMaybe\tyes\n", "line 1: the label is 'Maybe'"),
+        ("a.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
+        ("a.jpg\tq\tYes\tyes\nb.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
+        ("\n", "is empty"),
+    ],
+)
+def test_mme_refuses_files_that_the_official_script_would_miscount(tmp_path, text, message):
+    (tmp_path / "OCR.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        mme.read_results(tmp_path / "OCR.txt")
+
+
+@needs_programs
+@pytest.mark.parametrize(
+    ("words", "message"), [((), "no command"), (("score",), "is missing"), (("score", "."), "no r")]
+)
+def test_mme_tells_what_to_mend(call, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in call(load_program("mme"), *words).refusal()

@@ -1,0 +1,210 @@
+"""GenEval on files: its folders of pictures, records of what a detector saw in them, and the summary of its scores.
+
+A record is one JSON line for each picture, so pictures are looked at once and can be scored again:
+
+    {"file": "00000/samples/0000.png", "detector": "...", "boxes": [[x0, y0, x1, y1], ...], "scores": [...],
+     "classes": [index in OBJECT_NAMES, ...], "colors": ["red", null, ...]}
+
+A color is null where the prompt asks for none of that box's class.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from semhitok.errors import first_line
+from unimllm.errors import UserError
+from unimllm.json_rows import read_rows
+from unimllm.metrics.geneval import THRESHOLD, Box, Detection, failures, summarize
+from unimllm.metrics.intervals import percentiles, resampled_sums
+
+# GenEval's object_names.txt (github.com/djghosh13/geneval, MIT): COCO's 80 classes in COCO's order, a few by a fuller
+# name. A detector's classes are told by their index, never by its own names ("mouse", "remote", "keyboard").
+OBJECT_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "computer mouse", "tv remote", "computer keyboard", "cell phone", "microwave", "oven", "toaster",
+    "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+NUM_PROMPTS, IMAGES_PER_PROMPT = 553, 4
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+PICTURE = re.compile(r"\d+\.png")  # what GenEval's evaluator takes for a picture
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a detector saw in a picture; see the file's docstring.
+
+    Args:
+        file: below the folder of pictures, with forward slashes.
+        detector: what looked, for the report.
+    """
+
+    file: str
+    detector: str
+    boxes: list[Box]
+    scores: list[float]
+    classes: list[int]
+    colors: list[str | None]
+
+    def detections(self) -> list[Detection]:
+        """The boxes that can count under any prompt."""
+        rows = zip(self.classes, self.boxes, self.scores, self.colors, strict=True)
+        return [Detection(OBJECT_NAMES[c], box, score, color) for c, box, score, color in rows if score > THRESHOLD]
+
+    def line(self) -> bytes:
+        """As it stands in a file."""
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+def read_prompts(path: Path) -> list[dict]:
+    """GenEval's evaluation_metadata.jsonl, or any part of it.
+
+    Raises:
+        UserError: a row that is no prompt of GenEval's.
+    """
+    rows = read_rows(path, ("tag", "include", "prompt"))
+    for number, row in enumerate(rows, 1):
+        check_prompt(row, f"{path}, row {number}")
+    return rows
+
+
+def check_prompt(metadata: dict, where: str) -> None:
+    """UserError if a prompt names what GenEval does not know: then no picture could be right."""
+    try:
+        for number, clause in enumerate(metadata["include"]):
+            if clause.get("color", COLORS[0]) not in COLORS:
+                raise UserError(f"{where}: {clause['color']!r} is none of GenEval's colours, {', '.join(COLORS)}")
+            if "position" in clause and not 0 <= clause["position"][1] < number:
+                raise UserError(f"{where}: a position must refer to an earlier include clause")
+        for clause in (*metadata["include"], *metadata.get("exclude", [])):
+            if clause["class"] not in OBJECT_NAMES:
+                raise UserError(f"{where}: {clause['class']!r} is none of GenEval's {len(OBJECT_NAMES)} object names")
+            int(clause["count"])
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise UserError(f"{where} is no prompt of GenEval's: {first_line(error)}") from error
+
+
+def read_folder(folder: Path) -> dict[str, dict]:
+    """The pictures of a folder in GenEval's layout: file below the folder -> its prompt, in order of their names.
+
+    Raises:
+        UserError: no pictures, or a prompt's folder without a prompt or without pictures.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    pictures: dict[str, dict] = {}
+    for prompt in sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)):
+        metadata = read_prompts(prompt / "metadata.jsonl")
+        if len(metadata) != 1:
+            raise UserError(f"{prompt / 'metadata.jsonl'} holds {len(metadata)} prompts, not one")
+        samples = prompt / "samples"
+        names = sorted(p.name for p in samples.iterdir() if PICTURE.fullmatch(p.name)) if samples.is_dir() else []
+        if not names:
+            raise UserError(f"{samples} holds no pictures named 0000.png, 0001.png, ...")
+        pictures |= {f"{prompt.name}/samples/{name}": metadata[0] for name in names}
+    if not pictures:
+        raise UserError(f"{folder} holds no pictures in GenEval's layout: 00000/metadata.jsonl, 00000/samples/0000.png")
+    return pictures
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """Records by file.
+
+    Raises:
+        UserError: a row that is no record, or two of one picture.
+    """
+    records: dict[str, Record] = {}
+    for number, row in enumerate(read_rows(path, tuple(Record.__dataclass_fields__)), 1):
+        record = Record(**{name: row[name] for name in Record.__dataclass_fields__})
+        if len({len(column) for column in (record.boxes, record.scores, record.classes, record.colors)}) != 1:
+            raise UserError(f"{path}, row {number}: unequally many boxes, scores, classes and colors")
+        if not all(0 <= c < len(OBJECT_NAMES) for c in record.classes):
+            raise UserError(f"{path}, row {number}: a class is no index of {len(OBJECT_NAMES)} names")
+        if record.file in records:
+            raise UserError(f"{path}, row {number}: {record.file} was recorded before")
+        records[record.file] = record
+    return records
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def verdicts(records: dict[str, Record], pictures: dict[str, dict]) -> list[list[str]]:
+    """What each picture lacks, see `geneval.failures`; nothing where it is right.
+
+    Args:
+        pictures: file -> prompt, see `read_folder`.
+
+    Raises:
+        UserError: a picture without a record, or a record without the colours that its prompt asks for.
+    """
+    unseen = [file for file in pictures if file not in records]
+    if unseen:
+        raise UserError(
+            f"{len(unseen):,} of {len(pictures):,} pictures have no record of detections, {unseen[0]} first"
+        )
+    lacks = []
+    for file, metadata in pictures.items():
+        detections = records[file].detections()
+        if uncolored(detections, metadata):
+            raise UserError(f"the record of {file} lacks colours that its prompt asks for: detect that picture again")
+        lacks.append(failures(detections, metadata))
+    return lacks
+
+
+def uncolored(detections: list[Detection], metadata: dict) -> bool:
+    """Whether a box whose colour the prompt asks for was never looked at for it: then no verdict is possible."""
+    asked = {clause["class"] for clause in metadata["include"] if "color" in clause}
+    return any(d.name in asked and d.color is None for d in detections)
+
+
+def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
+    """GenEval's summary_scores.py: shares of correct pictures and prompts, tags, and the mean of the tags.
+
+    Args:
+        tags: of each picture.
+        prompts: of each picture, whatever tells prompts apart (the official script: its metadata as text).
+    """
+    num_prompts = len(set(prompts))
+    return {
+        "num_pictures": len(correct),
+        "num_prompts": num_prompts,
+        "complete": num_prompts == NUM_PROMPTS and len(correct) == NUM_PROMPTS * IMAGES_PER_PROMPT,
+        "correct_pictures": sum(correct) / len(correct),
+        "correct_prompts": len({p for p, c in zip(prompts, correct, strict=True) if c}) / num_prompts,
+        "scores": summarize(tags, correct),
+        "num_pictures_by_tag": {tag: tags.count(tag) for tag in dict.fromkeys(tags)},
+    }
+
+
+def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `summary`'s scores: bootstrap over the prompts of each tag."""
+    rng, shares = np.random.default_rng(seed), {}
+    right, names = np.array(correct, float), np.array(prompts)
+    for tag in dict.fromkeys(tags):
+        of_tag = np.array([t == tag for t in tags])
+        counts = np.stack([right[of_tag], np.ones(of_tag.sum())], 1)
+        sums = resampled_sums(counts, names[of_tag], rng)
+        shares[tag] = sums[:, 0] / sums[:, 1]
+    shares["overall"] = np.mean(list(shares.values()), 0)
+    return {tag: percentiles(values) for tag, values in shares.items()}
+
+
+def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """(tag, metadata as text, correct) of each row that GenEval's evaluate_images.py wrote."""
+    for row in read_rows(path, ("tag", "metadata", "correct")):
+        if not isinstance(row["correct"], bool):
+            raise UserError(f"{path}: 'correct' is {row['correct']!r}, not true or false")
+        yield row["tag"], str(row["metadata"]), row["correct"]

@@ -1,0 +1,92 @@
+"""MME's scores (arXiv 2306.13394, its eval_tool/calculation.py) of yes/no answers, two questions about every picture.
+
+A sub-task's score is 100 * acc, over its questions, + 100 * acc+, the share of its pictures with BOTH answers right: at
+most 200. Perception is the sum of ten sub-tasks (2,000), cognition the sum of four (800).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unimllm.errors import UserError
+from unimllm.json_rows import read_text
+
+PERCEPTION = {  # sub-task -> questions in the release
+    "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
+    "landmark": 400, "artwork": 400, "OCR": 40,
+}  # fmt: skip
+COGNITION = {"commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40}
+GROUPS = {"perception": PERCEPTION, "cognition": COGNITION}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question of MME and what the model said; `label` is "yes" or "no"."""
+
+    picture: str
+    question: str
+    label: str
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return parse(self.answer) == self.label
+
+
+def parse(answer: str) -> str:
+    """ "yes", "no" or "other": what the first four characters hold, yes before no, in any case.
+
+    As the official script does: "I say yes" is other, "know" is no.
+    """
+    start = answer.lower()[:4]
+    return next((word for word in ("yes", "no") if word in start), "other")
+
+
+def read_results(path: Path) -> list[Answered]:
+    """The lines `picture <tab> question <tab> label <tab> answer` of one sub-task's file, in pairs of a picture.
+
+    Raises:
+        UserError: a line without its four fields or with another label, or two neighbours that are no pair; the
+            official script would go on with the latter and count them as one picture.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r").split("\t")
+        if len(fields) != 4:
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} fields between tabs instead of picture, question, label, answer"
+            )
+        if fields[2].lower() not in ("yes", "no"):
+            raise UserError(f"{path}, line {number}: the label is {fields[2]!r}, not Yes or No")
+        rows.append(Answered(fields[0], fields[1], fields[2].lower(), fields[3]))
+    if not rows:
+        raise UserError(f"{path} is empty")
+    for first, second in zip(rows[::2], [*rows[1::2], None], strict=False):
+        if second is None or first.picture != second.picture:
+            raise UserError(
+                f"{path}: {first.picture} has one question before another picture's; MME asks two about each, together"
+            )
+    return rows
+
+
+def outcomes(rows: list[Answered]) -> np.ndarray:
+    """Pairs of rows -> (pictures, 2) int64: right answers about each picture, and whether both are."""
+    right = np.array([row.right for row in rows], np.int64).reshape(-1, 2).sum(1)
+    return np.stack([right, right == 2], 1)
+
+
+def rates(sums: np.ndarray, num_pictures: int) -> dict[str, np.ndarray]:
+    """Summed outcomes (..., 2) of so many pictures -> `acc` and `acc_plus` in 0..1, `score` in 0..200, each (...)."""
+    acc, acc_plus = sums[..., 0] / (2 * num_pictures), sums[..., 1] / num_pictures
+    return {"acc": acc, "acc_plus": acc_plus, "score": 100 * acc + 100 * acc_plus}
+
+
+def score(rows: list[Answered]) -> dict[str, float]:
+    """`rates` of one sub-task, and `other_ratio`, the share of answers that are neither yes nor no."""
+    counted = outcomes(rows)
+    others = sum(parse(row.answer) == "other" for row in rows)
+    values = {name: float(value) for name, value in rates(counted.sum(0), len(counted)).items()}
+    return values | {"other_ratio": others / len(rows)}
