@@ -1,5 +1,6 @@
 """What `train/pretrain.py` and `train/sft.py` start from: the model, its text tokenizer, and what is trained of it."""
 
+import copy
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import for_tokenizer
-from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
@@ -96,6 +97,15 @@ def make_processor(model: UniMLLMForConditionalGeneration, text_tokenizer, recip
     image = model.config.image_tokenizer_config
     image_processor = for_tokenizer(image, recipe.pad_to_square)
     return UniMLLMProcessor(image_processor, text_tokenizer, num_positions=image.num_positions)
+
+
+def training_processor(processor: UniMLLMProcessor, recipe: SftRecipe) -> UniMLLMProcessor:
+    """The processor that a run renders its samples with: the model's, or one with the recipe's own template."""
+    if not recipe.training_template:
+        return processor
+    text_tokenizer = copy.deepcopy(processor.tokenizer)  # checkpoints keep the model's template
+    text_tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
+    return UniMLLMProcessor(processor.image_processor, text_tokenizer, num_positions=processor.num_positions)
 
 
 def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):

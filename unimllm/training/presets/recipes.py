@@ -77,6 +77,9 @@ class SftRecipe:
     """Folder or hub id of the causal language model that a run without --init-from starts from; empty: a new one."""
     chat_template: str = ""
     """Of that model, instead of its tokenizer's own: a name of `chat_templates.CHAT_TEMPLATES`."""
+    training_template: str = ""
+    """Renders what is trained on instead of the model's chat template, which its checkpoints keep: a name of
+    `chat_templates.TRAINING_TEMPLATES`; for --data."""
     lora_rank: int = 0
     """Rank of LoRA on the language model, whose own weights then stay; 0: they are trained."""
     lora_alpha: float = 0.0
