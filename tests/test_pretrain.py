@@ -94,6 +94,8 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
         ("sft", ["--chat-template", "vicuna", "--init-from", "y"], "--chat-template is for --language-model"),
         ("pretrain", ["--init-from", "y", "--training_template", "plain"], "--training_template is for --data"),
         ("sft", ["--data", __file__, "--training_template", "plane"], "plane is none of vicuna, plain"),
+        ("sft", ["--attention", "flash_attention_2"], "rows of scenes have branches"),
+        ("sft", ["--data", __file__, "--attention", "flash_attention_2"], "set train.compile false"),
         ("sft", ["--preset", "unified_qwen25_7b_sft"], "trains on your data: name files"),
         ("sft", ["--language-model", "x", "--data", __file__, "--format", "llava", "--text-tokenizer", "y"],
          "reads its own tokenizer alone"),

@@ -40,6 +40,7 @@ from unimllm.training.start_model import (
     backbone_name,
     chat_template,
     check_words_stay,
+    choose_attention,
     choose_trained,
     open_text_tokenizer,
     start_model,
@@ -86,6 +87,8 @@ def train_language_model(
     prepare_output(args.output_dir)
     model, processor = start_model(args, recipe, text_tokenizer)
     check_taken(args.overrides, model.config)
+    if recipe.attention:
+        choose_attention(model, recipe.attention)
     choose_trained(model, recipe, freeze)
     rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
@@ -167,6 +170,9 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError(f"--training_template {recipe.training_template} is none of {', '.join(TRAINING_TEMPLATES)}")
     if recipe.training_template and not args.data:
         raise UserError("--training_template is for --data: scenes are spoken of by the model's own chat template")
+    if recipe.attention.startswith("flash_attention") and (recipe.train.compile or not args.data):
+        why = "set train.compile false" if args.data else "rows of scenes have branches, which it cannot tell apart"
+        raise UserError(f"--attention {recipe.attention}: {why}; or use sdpa")
     if recipe.lora_rank:
         import_peft()
         check_words_stay(recipe)

@@ -154,6 +154,14 @@ def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
 
 
+def choose_attention(model: UniMLLMForConditionalGeneration, name: str) -> None:
+    """Compute the language model's attention by another implementation; UserError where it is not to be had."""
+    try:
+        model.language_model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--attention {name}: {first_line(error)}") from error
+
+
 def choose_trained(
     model: UniMLLMForConditionalGeneration, recipe: SftRecipe,
     freeze: Callable[[UniMLLMForConditionalGeneration], None] | None,
