@@ -20,6 +20,7 @@ from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -39,6 +40,7 @@ from unimllm.training.sft import SftTask
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
+    check_four_bits,
     check_words_stay,
     choose_attention,
     choose_trained,
@@ -89,6 +91,8 @@ def train_language_model(
     check_taken(args.overrides, model.config)
     if recipe.attention:
         choose_attention(model, recipe.attention)
+    if recipe.quantize_base:
+        quantize_linear(model.language_model)
     choose_trained(model, recipe, freeze)
     rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
@@ -173,6 +177,8 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if recipe.attention.startswith("flash_attention") and (recipe.train.compile or not args.data):
         why = "set train.compile false" if args.data else "rows of scenes have branches, which it cannot tell apart"
         raise UserError(f"--attention {recipe.attention}: {why}; or use sdpa")
+    if recipe.quantize_base:
+        check_four_bits(recipe)
     if recipe.lora_rank:
         import_peft()
         check_words_stay(recipe)

@@ -15,6 +15,7 @@ from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -190,6 +191,17 @@ def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
     tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     for table in tables.values():
         OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+
+
+def check_four_bits(recipe: SftRecipe) -> None:
+    """UserError where a language model in 4 bits is not to be had."""
+    import_bitsandbytes()
+    if not recipe.lora_rank:
+        raise UserError("--quantize_base: what is in 4 bits cannot be trained itself; set --lora_rank")
+    if recipe.train.zero_stage == 3:
+        raise UserError("--quantize_base: ZeRO 3 does not share layers of 4 bits out; set --train.zero_stage 0, 1 or 2")
+    if recipe.train.compile:
+        raise UserError("--quantize_base: layers of 4 bits are not compiled; set --train.compile false")
 
 
 def check_words_stay(recipe: SftRecipe) -> None:

@@ -91,6 +91,8 @@ class SftRecipe:
     """Of what goes into LoRA's first matrix."""
     lora_targets: tuple[str, ...] = TARGETS
     """Linear layers that LoRA adapts, by the last part of their names."""
+    quantize_base: bool = False
+    """Hold the linear layers that LoRA goes over in 4 bits (QLoRA; `discrete.four_bits`); ZeRO 0 to 2."""
     pad_to_square: bool = False
     """Fill pictures of --data to a square instead of cutting their middle out; a checkpoint that does so goes on so."""
     num_scenes: int = 80_000
