@@ -13,8 +13,12 @@ from llava_files import write_llava
 from safetensors.torch import load_file
 
 import unimllm
+from unimllm.chat_templates import VICUNA
+from unimllm.conversation import text_message
 from unimllm.errors import UserError
 from unimllm.training import checkpoint
+from unimllm.training.presets import PRETRAIN_PRESETS
+from unimllm.training.start_model import training_processor
 
 TRAIN = Path(__file__).parent.parent / "train"
 
@@ -39,7 +43,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
         "--data", data, "--image-root", data.parent / "images", "--max_length", 400, "--max-steps", 3,
         "--train.batch_size", 4, "--train.compile", "false", "--train.precision", "fp32", "--train.num_threads", 1,
     ]  # fmt: skip
-    template = ["--chat-template", "vicuna"] if family == "llama" else []
+    template = ["--chat-template", "vicuna", "--training_template", "plain"] if family == "llama" else []
     first = tmp_path / "runs" / "pretrain"
     told = run_program(
         "pretrain.py", *common, "--language-model", backbone, "--image-tokenizer", tokenizer_folder, *template,
@@ -62,10 +66,20 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     second = tmp_path / "runs" / "sft"
     run_program("sft.py", *common, "--init-from", first, "--output-dir", second)
     tuned = load_file(checkpoint.latest(second) / "model.safetensors")
+    if family == "llama":  # the template of the first stage was for that stage alone
+        for stage in (first, second):
+            folder = checkpoint.latest(stage)
+            assert (folder / "chat_template.jinja").read_text() == VICUNA
+            assert checkpoint.read_run(folder)["recipe"]["training_template"] == ("plain" if stage == first else "")
     norm = "language_model.model.norm.weight"
     assert not torch.equal(tuned[norm], after[norm])
     model, processor = unimllm.load(second, "cpu")
     assert processor.image_processor.pad_to_square  # as the first stage was told; the second was not
+    if family == "llama":
+        plain = training_processor(processor, PRETRAIN_PRESETS["llava15_vicuna7b_pretrain"]())
+        caption = [text_message("user", "Describe it.", images=1), text_message("assistant", "a dog")]
+        texts = [processor.tokenizer.decode(p.conversation(caption).input_ids) for p in (plain, processor)]
+        assert ["Describe" in text for text in texts] == [False, True]
     picture = unimllm.draw(model, processor, ["a dog"])[0]
     assert picture.size == (16, 16)
     assert isinstance(unimllm.answer(model, processor, picture, "Is there a dog?", max_new_tokens=3), str)
@@ -78,6 +92,10 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
         ("pretrain", ["--language-model", "x", "--train.weight_decay", "0.1"], "weight_decay must be 0"),
         ("sft", ["--language-model", "x", "--init-from", "y"], "both name a language model"),
         ("sft", ["--chat-template", "vicuna", "--init-from", "y"], "--chat-template is for --language-model"),
+        ("pretrain", ["--init-from", "y", "--training_template", "plain"], "--training_template is for --data"),
+        ("sft", ["--data", __file__, "--training_template", "plane"], "plane is none of vicuna, plain"),
+        ("sft", ["--attention", "flash_attention_2"], "rows of scenes have branches"),
+        ("sft", ["--data", __file__, "--attention", "flash_attention_2"], "set train.compile false"),
         ("sft", ["--preset", "unified_qwen25_7b_sft"], "trains on your data: name files"),
         ("sft", ["--language-model", "x", "--data", __file__, "--format", "llava", "--text-tokenizer", "y"],
          "reads its own tokenizer alone"),

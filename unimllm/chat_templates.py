@@ -1,4 +1,4 @@
-"""Chat templates of language models whose tokenizers bring none."""
+"""Chat templates of language models whose tokenizers bring none, and one for a first stage of training."""
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -24,3 +24,20 @@ VICUNA = (
 """Vicuna 1.1 and later, and LLaVA-1.5 (`v1`): `SYSTEM USER: question ASSISTANT: answer</s>USER: ...`."""
 
 CHAT_TEMPLATES = {"vicuna": VICUNA}
+
+PLAIN = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% set pictures = message['content'].split('<image>') | length - 1 %}"
+    "{% if message['role'] == 'user' %}{{ '<image>' * pictures if pictures else message['content'] }}"
+    "{% else %}{{ message['content'] + '\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+)
+"""LLaVA-1.5's first stage (`plain`): the picture and its caption, without the words that ask for it: `<image>caption`.
+
+Where a caption asks for a picture it stays: `caption<image>`. An answer ends with a line break, as LLaVA's does; what
+follows this stage teaches the model the mark that ends one.
+"""
+
+TRAINING_TEMPLATES = CHAT_TEMPLATES | {"plain": PLAIN}

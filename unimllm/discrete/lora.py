@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from semhitok.errors import first_line
+from unimllm.discrete.four_bits import dequantize, four_bit_layers
 from unimllm.errors import UserError
 
 FOLDER = "lora"
@@ -47,6 +48,9 @@ def add_lora(
         )
     language_model.requires_grad_(False)
     peft.inject_adapter_in_model(config, language_model)
+    for name, parameter in language_model.named_parameters():
+        if ".lora_" in name:  # over 4 bits peft takes the type that those are computed in
+            parameter.data = parameter.data.to(language_model.dtype)
     language_model.lora_config = config
 
 
@@ -73,12 +77,18 @@ def is_adapted(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a plain model that computes the same: W + scale * B A in the place of W, A and B."""
-    adapted = layers(model)
+    """The weights of a plain model that computes the same: W + scale * B A in the place of W, A and B.
+
+    W in 4 bits is written as the numbers that it stands for.
+    """
+    adapted, quantized = layers(model), four_bit_layers(model)
     merged = {}
     for name, value in model.state_dict().items():
-        if ".lora_" in name:
+        owner, _, rest = name.partition(".weight")
+        if ".lora_" in name or (owner in quantized and rest):  # the scales of 4 bits
             continue
+        if owner in quantized:
+            value = dequantize(quantized[owner])
         plain = name.replace(".base_layer.", ".")
         layer = adapted.get(plain.removesuffix(".weight"))
         if layer is not None and plain.endswith(".weight"):

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
+from unimllm.data.packing import varlen_arguments
 from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
@@ -213,17 +214,25 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             input_ids: (B, T) vocabulary ids; placeholders are replaced where `pixel_values` is given.
             pixel_values: (pictures, 3, S, S) in -1..1, in reading order of the placeholders.
             attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look. Packed rows
-                without branches need none: `position_ids` that start again at 0 separate their samples.
+                without branches need none: `position_ids` that start again at 0 separate their samples. Of those SDPA
+                gets a mask of (B, 1, T, T) bool, 64 MiB a row at 8,192 ids; flash attention none.
             labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
             loss_weights: weight of each part of the loss (default 1).
             num_items: number of targets that the summed loss is divided by; default: those of this batch.
             logits_to_keep: text logits of the last so many positions only (0: all).
+
+        Raises:
+            ValueError: rows with branches for flash attention, or placeholders that do not fit `pixel_values`.
         """
         if pixel_values is not None:
             input_ids = self.place_images(input_ids, pixel_values)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
+        is_flash = decoder.config._attn_implementation.startswith("flash_attention")
+        is_packed = position_ids is not None and attention_mask is None and past_key_values is None
         if attention_mask is not None and attention_mask.dim() == 4:  # eager attention adds it to the scores
+            if is_flash:
+                raise ValueError("flash attention knows no branches in a row: pack without them, or use sdpa")
             lowest = torch.finfo(embeds.dtype).min
             attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, lowest)
         outputs = decoder(
@@ -233,6 +242,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             # With a cache, transformers does not look for packed samples: they would see one another.
             use_cache=use_cache and labels is None,
+            **(varlen_arguments(position_ids) if is_flash and is_packed else {}),
         )
         hidden = outputs.last_hidden_state
         if labels is not None:

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from semhitok.fingerprint import code_layout
 from semhitok.image_processing_semhitok import to_uint8
-from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.command_line import number
 from unimllm.data.code_cache import build_code_cache
 from unimllm.data.mixture import parse_ratios
@@ -20,6 +20,7 @@ from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -39,11 +40,14 @@ from unimllm.training.sft import SftTask
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
+    check_four_bits,
     check_words_stay,
+    choose_attention,
     choose_trained,
     open_text_tokenizer,
     start_model,
     starting_point,
+    training_processor,
 )
 
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
@@ -85,11 +89,16 @@ def train_language_model(
     prepare_output(args.output_dir)
     model, processor = start_model(args, recipe, text_tokenizer)
     check_taken(args.overrides, model.config)
+    if recipe.attention:
+        choose_attention(model, recipe.attention)
+    if recipe.quantize_base:
+        quantize_linear(model.language_model)
     choose_trained(model, recipe, freeze)
     rank, world_size = start_processes()
+    trained_with = training_processor(processor, recipe)
     about: dict = {"init_from": args.init_from}
     if args.data:
-        source, described = data_source(args, recipe, model, processor, rank, world_size)
+        source, described = data_source(args, recipe, model, trained_with, rank, world_size)
         about |= described
     else:
         source = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
@@ -105,7 +114,7 @@ def train_language_model(
     if recipe.train.compile:
         model.language_model.get_decoder().compile(dynamic=False)
     task = SftTask(model, {"text": recipe.text_weight}, recipe.max_length)
-    pictures = picture_drawer(model, processor, recipe)
+    pictures = picture_drawer(model, trained_with, recipe)
     train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures)
 
 
@@ -161,6 +170,15 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError("--chat-template is for --language-model; other models have their own")
     if args.text_tokenizer and (args.init_from or backbone_name(args, recipe)):
         raise UserError("--text-tokenizer: a trained language model reads its own tokenizer alone; leave it out")
+    if recipe.training_template and recipe.training_template not in TRAINING_TEMPLATES:
+        raise UserError(f"--training_template {recipe.training_template} is none of {', '.join(TRAINING_TEMPLATES)}")
+    if recipe.training_template and not args.data:
+        raise UserError("--training_template is for --data: scenes are spoken of by the model's own chat template")
+    if recipe.attention.startswith("flash_attention") and (recipe.train.compile or not args.data):
+        why = "set train.compile false" if args.data else "rows of scenes have branches, which it cannot tell apart"
+        raise UserError(f"--attention {recipe.attention}: {why}; or use sdpa")
+    if recipe.quantize_base:
+        check_four_bits(recipe)
     if recipe.lora_rank:
         import_peft()
         check_words_stay(recipe)

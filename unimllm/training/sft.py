@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from semhitok import SemHiTokModel
+from unimllm.discrete.four_bits import four_bit_layers
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
 from unimllm.training.throughput import matrix_weights, training_flops
@@ -28,6 +29,8 @@ class SftTask(nn.Module):
         model.image_tokenizer.requires_grad_(False)  # `from_pretrained` has made every weight trainable
         self.max_length = max_length
         self.loss_weights = loss_weights
+        names = [name.rpartition(".") for name in four_bit_layers(model)]
+        self.four_bits = [(model.get_submodule(parent), child) for parent, _, child in names]
 
     def train(self, mode: bool = True) -> "SftTask":
         super().train(mode)
@@ -35,8 +38,11 @@ class SftTask(nn.Module):
         return self
 
     def apart(self) -> list[tuple[nn.Module, str]]:
-        """The image tokenizer: it stays whole and in full precision, so that codes are what shards of codes hold."""
-        return [(self.model, "image_tokenizer")]
+        """The image tokenizer: it stays whole and in full precision, so that codes are what shards of codes hold.
+
+        And layers of 4 bits, whose numbers are none to be cast or loaded by name.
+        """
+        return [(self.model, "image_tokenizer"), *self.four_bits]
 
     @staticmethod
     def count_targets(batch: dict[str, torch.Tensor]) -> int:
@@ -52,6 +58,9 @@ class SftTask(nn.Module):
         """Of a training step: language model and text head; the image head is left out, it runs on a part of them."""
         text = self.model.config.text_config
         weights = matrix_weights(self.model.language_model, but=("model.embed_tokens",))
+        if self.four_bits:  # hidden from `matrix_weights` by the loop
+            layers = [getattr(parent, name) for parent, name in self.four_bits]
+            weights = weights[0] + sum(layer.in_features * layer.out_features for layer in layers), weights[1]
         if text.tie_word_embeddings:  # the head's product all the same
             weights = tuple(n + text.vocab_size * text.hidden_size for n in weights)
         heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

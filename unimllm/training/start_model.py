@@ -1,5 +1,6 @@
 """What `train/pretrain.py` and `train/sft.py` start from: the model, its text tokenizer, and what is trained of it."""
 
+import copy
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import for_tokenizer
-from unimllm.chat_templates import CHAT_TEMPLATES
+from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -98,6 +100,15 @@ def make_processor(model: UniMLLMForConditionalGeneration, text_tokenizer, recip
     return UniMLLMProcessor(image_processor, text_tokenizer, num_positions=image.num_positions)
 
 
+def training_processor(processor: UniMLLMProcessor, recipe: SftRecipe) -> UniMLLMProcessor:
+    """The processor that a run renders its samples with: the model's, or one with the recipe's own template."""
+    if not recipe.training_template:
+        return processor
+    text_tokenizer = copy.deepcopy(processor.tokenizer)  # checkpoints keep the model's template
+    text_tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
+    return UniMLLMProcessor(processor.image_processor, text_tokenizer, num_positions=processor.num_positions)
+
+
 def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):
     """A unified model over the recipe's language model, whose vocabulary gains the image tokens; and its tokenizer."""
     language_model, text_tokenizer = load_backbone(recipe.language_model, recipe.chat_template, dtype)
@@ -144,6 +155,14 @@ def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
 
 
+def choose_attention(model: UniMLLMForConditionalGeneration, name: str) -> None:
+    """Compute the language model's attention by another implementation; UserError where it is not to be had."""
+    try:
+        model.language_model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--attention {name}: {first_line(error)}") from error
+
+
 def choose_trained(
     model: UniMLLMForConditionalGeneration, recipe: SftRecipe,
     freeze: Callable[[UniMLLMForConditionalGeneration], None] | None,
@@ -172,6 +191,17 @@ def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
     tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     for table in tables.values():
         OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+
+
+def check_four_bits(recipe: SftRecipe) -> None:
+    """UserError where a language model in 4 bits is not to be had."""
+    import_bitsandbytes()
+    if not recipe.lora_rank:
+        raise UserError("--quantize_base: what is in 4 bits cannot be trained itself; set --lora_rank")
+    if recipe.train.zero_stage == 3:
+        raise UserError("--quantize_base: ZeRO 3 does not share layers of 4 bits out; set --train.zero_stage 0, 1 or 2")
+    if recipe.train.compile:
+        raise UserError("--quantize_base: layers of 4 bits are not compiled; set --train.compile false")
 
 
 def check_words_stay(recipe: SftRecipe) -> None:

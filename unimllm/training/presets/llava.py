@@ -72,9 +72,14 @@ def _recipe(train: TrainConfig, text_config, language_model: str, chat_template:
 
 
 def llava15_vicuna7b_pretrain() -> SftRecipe:
-    """LLaVA-1.5's first stage, 558K captions over a frozen Vicuna-7B."""
+    """LLaVA-1.5's first stage, 558K captions over a frozen Vicuna-7B; without the words that ask for them, as LLaVA's.
+
+    The checkpoint carries Vicuna's chat template, so what starts from it speaks by that.
+    """
     train = _train(PRETRAIN_ROWS, PRETRAIN_STEPS, 1e-3, zero_stage=2)
-    return _recipe(train, vicuna_7b(), "lmsys/vicuna-7b-v1.5", "vicuna")
+    recipe = _recipe(train, vicuna_7b(), "lmsys/vicuna-7b-v1.5", "vicuna")
+    recipe.training_template = "plain"
+    return recipe
 
 
 def llava15_vicuna7b_sft() -> SftRecipe:

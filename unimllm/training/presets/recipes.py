@@ -77,6 +77,12 @@ class SftRecipe:
     """Folder or hub id of the causal language model that a run without --init-from starts from; empty: a new one."""
     chat_template: str = ""
     """Of that model, instead of its tokenizer's own: a name of `chat_templates.CHAT_TEMPLATES`."""
+    training_template: str = ""
+    """Renders what is trained on instead of the model's chat template, which its checkpoints keep: a name of
+    `chat_templates.TRAINING_TEMPLATES`; for --data."""
+    attention: str = ""
+    """Of the language model, by transformers' name: sdpa, eager, or flash_attention_2 (needs flash-attn and a GPU; for
+    --data, whose rows have no branches); empty: the model's own."""
     lora_rank: int = 0
     """Rank of LoRA on the language model, whose own weights then stay; 0: they are trained."""
     lora_alpha: float = 0.0
@@ -85,6 +91,8 @@ class SftRecipe:
     """Of what goes into LoRA's first matrix."""
     lora_targets: tuple[str, ...] = TARGETS
     """Linear layers that LoRA adapts, by the last part of their names."""
+    quantize_base: bool = False
+    """Hold the linear layers that LoRA goes over in 4 bits (QLoRA; `discrete.four_bits`); ZeRO 0 to 2."""
     pad_to_square: bool = False
     """Fill pictures of --data to a square instead of cutting their middle out; a checkpoint that does so goes on so."""
     num_scenes: int = 80_000
