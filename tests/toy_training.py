@@ -1,6 +1,6 @@
 """A training program of a few seconds for the tests of the loop: the tiny model learns four fixed rows.
 
-python tests/toy_training.py OUTPUT [--die-after STEP] [--die-in-export STEP] [--save-every-step] [--validate-every STEPS]
+python tests/toy_training.py OUTPUT [--die-after STEP] [--save-every-step] [--validate-every STEPS] and more
 """
 
 import argparse

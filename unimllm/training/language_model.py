@@ -256,7 +256,7 @@ def data_source(
     if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
         print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
               "now); from here on the run differs from one without a break", flush=True)  # fmt: skip
-    return source, held_out, {"data": about}
+    return source, held_out, {"data": about | {"validation": args.validation_data}}
 
 
 def name_places(places: list[str]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def train(
         recipe: kept in run.json.
         before_step: called with (step, batch) before each step's first forward pass.
         draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
-        held_out: by name, what is validated on every `config.validate_every` steps; `validation_losses` on the task.
+        held_out: by name, samples validated on every `config.validate_every` steps; the task defines `target_sums`.
 
     Returns:
         The task, on its device, trained.

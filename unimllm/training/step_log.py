@@ -81,19 +81,17 @@ def start_wandb(project: str, output_dir: Path, recipe: dict):
     Raises:
         UserError: wandb is not installed, or does not start.
     """
-    note = output_dir / "wandb-id.txt"
+    wandb, note = import_wandb(), output_dir / "wandb-id.txt"
     if not note.exists():
         note.write_text(uuid4().hex[:8])
     try:
-        return import_wandb().init(
+        return wandb.init(
             project=project, id=note.read_text(), resume="allow", name="/".join(output_dir.resolve().parts[-2:]),
             dir=str(output_dir), config=recipe,
         )  # fmt: skip
-    except UserError:
-        raise
     except Exception as error:  # wandb's own
         remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave --train.wandb_project out"
-        raise UserError(f"wandb does not start: {first_line(error)}; {remedy}") from error
+        raise UserError(f"wandb does not start: {first_line(error).rstrip('. ')}; {remedy}") from error
 
 
 class StepLog:
