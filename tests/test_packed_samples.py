@@ -15,7 +15,7 @@ import unimllm.auto  # noqa: F401
 from semhitok import encode
 from semhitok.fingerprint import code_layout
 from unimllm import UniMLLMForConditionalGeneration
-from unimllm.data.open_data import DataOptions, open_data
+from unimllm.data.open_data import DataOptions, open_data, open_validation
 from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import open_samples
@@ -162,6 +162,32 @@ def test_codes_without_a_key_are_told(llava, processor, codes):
         other.parent.mkdir()
         other.write_text(json.dumps(rows, indent=0))
         source(other, processor, codes)
+
+
+def test_validation_rows_hold_every_sample_once_and_as_many_as_are_wanted(llava, processor, codes):
+    options = DataOptions([], image_root=llava.parent / "images")
+    cache = llava.parent / "index"
+    made, num_rows = open_validation(str(llava), options, tokenizer(processor), codes, LENGTH, 1000, cache)
+    members = [member for row in range(num_rows) for member in made.plan.row(row)]
+    assert sorted(members) == [(0, number, 0) for number in range(NUM_SAMPLES)]
+    fewer, few = open_validation(str(llava), options, tokenizer(processor), codes, LENGTH, 3, cache)
+    assert few == 3 < num_rows
+    assert torch.equal(fewer(range(3))["input_ids"], made(range(3))["input_ids"])
+
+
+@pytest.mark.parametrize("num_rows", [1, 8])
+def test_targets_of_text_and_pictures_are_counted_apart(num_rows, llava, processor, task, codes):
+    from_pixels = source(llava, processor)(range(num_rows))
+    batch = place(task, from_pixels)
+    targets, offset = batch["labels"][:, 1:], task.model.config.image_offset
+    outputs = {
+        name: torch.tensor(value) for name, value in {"loss": 9, "text": 2.0, "semantic": 1.0, "pixel": 0.5}.items()
+    }
+    expected = {"text": ((targets >= 0) & (targets < offset)).sum(), "image": (targets >= offset).sum()}
+    for given in (from_pixels, batch):  # placeholders stand for their ids
+        sums = task.target_sums(given, outputs)
+        assert {part: int(count) for part, (_, count) in sums.items()} == expected
+        assert sums["text"][0] == 2.0 * expected["text"] and sums["image"][0] == 1.5 * expected["image"]
 
 
 # ---- who asks does not matter ---------------------------------------------------------------------------------------

@@ -54,10 +54,10 @@ def tokenizer(fake_world):
     return ConversationTokenizer(train_text_tokenizer(sentences(fake_world, count=2000)), POSITIONS)
 
 
-def source(world, tokenizer, **shares) -> PackedConversations:
+def source(world, tokenizer, split="train", **shares) -> PackedConversations:
     codes = np.arange(50 * POSITIONS, dtype=np.uint32).reshape(50, POSITIONS)  # so a code names its scene
     shares = {"drawing_share": 0.0, "text_drop": 0.1, "sequential_share": 0.0} | shares
-    return PackedConversations(world, tokenizer, codes, SCENE_SEED, OFFSET, LENGTH, **shares, seed=0)
+    return PackedConversations(world, tokenizer, codes, SCENE_SEED, OFFSET, LENGTH, **shares, seed=0, split=split)
 
 
 def split_row(row: PackedRow, tokenizer) -> list[tuple[int, int, str, str]]:
@@ -78,8 +78,9 @@ def split_row(row: PackedRow, tokenizer) -> list[tuple[int, int, str, str]]:
     return found
 
 
-def test_every_branch_is_one_question_with_the_right_answer(fake_world, tokenizer):
-    conversations = source(fake_world, tokenizer)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_branch_is_one_question_with_the_right_answer(split, fake_world, tokenizer):
+    conversations = source(fake_world, tokenizer, split)
     yes_and_no = 0
     for index in range(60):
         row = conversations.row(index)
@@ -89,7 +90,7 @@ def test_every_branch_is_one_question_with_the_right_answer(fake_world, tokenize
             question, answer = text.removesuffix("<|end|>").split("<|assistant|>")
             assert branch > 0 and target == answer + "<|end|>"
             if "picture" not in question and "What is" not in question and "Describe" not in question:
-                right = fake_world.sample(sample_rng(SCENE_SEED, scene))
+                right = fake_world.sample(sample_rng(SCENE_SEED, scene), split)
                 assert answer == answer_from_boxes(right, question, fake_world.image_size)
             answers.append(answer)
         yes_and_no += answers.count("yes") - answers.count("no")

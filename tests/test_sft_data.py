@@ -60,8 +60,9 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
     shutil.copytree(tmp_path / "straight" / "sft", stopped)
     for step in (3, 4):
         shutil.rmtree(stopped / f"step-00000{step}")
-    drawing = ["--train.picture_every", 3, "--train.num_workers", 1]  # neither changes the run
-    resumed = run_sft(*command, "--output-dir", stopped, *drawing)
+    shutil.copy(command[3], tmp_path / "held_out.json")
+    watching = ["--train.picture_every", 3, "--validation-data", tmp_path / "held_out.json"]
+    resumed = run_sft(*command, "--output-dir", stopped, *watching, "--train.num_workers", 1)  # none changes the run
     assert "resuming from step-000002" in resumed.stdout and "warning" not in resumed.stdout
     assert losses(resumed) == {3: expected[3], 4: expected[4]}
     weights = [(place / "model.safetensors").read_bytes() for place in (folder, checkpoint.latest(stopped))]
@@ -69,7 +70,11 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
 
     curves = EventAccumulator(str(stopped / "tensorboard")).Reload()
     assert [event.step for event in curves.Images("pictures")] == [3]
-    assert {"loss", "grad_norm", "tokens_per_second", "memory_gib"} <= set(curves.Tags()["scalars"])
+    parts = {f"validation/held_out.json/{part}" for part in ("text", "image")}
+    assert {"loss", "grad_norm", "tokens_per_second", "memory_gib"} | parts <= set(curves.Tags()["scalars"])
+    assert (
+        "rows with 20 of its samples" in resumed.stdout and "step 4/4 validation: held_out.json text" in resumed.stdout
+    )
 
     model, processor = unimllm.load(folder, "cpu")
     assert unimllm.draw(model, processor, ["a photo of two dogs"])[0].size == (16, 16)
@@ -91,6 +96,13 @@ def test_two_processes_go_on_where_one_stopped(command, tmp_path):
     [
         (["--ratios", "1:1:1"], "--ratios is about --data"),
         (["--data", "nowhere.json"], "--data nowhere.json: no such file or folder"),
+        (["--validation-data", SFT, "--format", "llava"], "is about --data"),
+        (
+            ["--data", SFT, "--validation-data", "nowhere.json", "--format", "llava"],
+            "--validation-data nowhere.json: no",
+        ),
+        (["--data", SFT, "--validation-data", SFT, "--format", "llava"], "is in --data too"),
+        (["--data", SFT, "--format", "llava", "--train.validate_every", 5], "name them with --validation-data"),
         (["--data", SFT, "--format", "llava", "--text-tokenizer", "no/such"], "--text-tokenizer no/such: "),
     ],
 )

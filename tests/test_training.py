@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_training import NUM_HELD_OUT, held_out_source
 
+from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, presets
@@ -34,6 +37,12 @@ def run_toy(output: Path, *options: str, processes: int = 1) -> subprocess.Compl
 def losses(result: subprocess.CompletedProcess) -> dict[int, str]:
     assert result.returncode == 0, result.stderr[-2000:]
     return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
+
+
+def validation(result: subprocess.CompletedProcess) -> list[tuple[int, float, float]]:
+    """(step, text, image) of each validation."""
+    lines = re.findall(r"step (\d+)/\d+ validation: toy text (\S+) image (\S+)\n", result.stdout)
+    return [(int(step), float(text), float(image)) for step, text, image in lines]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +75,34 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
     assert losses(run_toy(tmp_path)) == {s: expected[s] for s in (3, 4, 5, 6)}
 
 
-def test_two_processes_and_accumulation_follow_the_losses_of_one(straight, tmp_path):
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The same with validation on the way."""
+    output = tmp_path_factory.mktemp("validated")
+    return output, run_toy(output, "--validate-every", "4")
+
+
+def test_validation_is_the_mean_over_all_targets_and_leaves_the_run_as_it_is(validated, straight):
+    output, told = validated
+    assert losses(told) == straight[1] and weights(output) == weights(straight[0])
+    assert [step for step, *_ in validation(told)] == [4, 6]
+    model = UniMLLMForConditionalGeneration.from_pretrained(checkpoint.latest(output)).eval()
+    batch = held_out_source(range(NUM_HELD_OUT))
+    with torch.no_grad():
+        parts = model(**batch).losses  # in one batch its means are over all targets
+    image = float(sum(value for name, value in parts.items() if name != "text"))
+    assert validation(told)[-1] == (6, pytest.approx(float(parts["text"]), abs=2e-4), pytest.approx(image, abs=2e-4))
+    curves = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in curves.Scalars("validation/toy/text")] == [4, 6]
+
+
+def test_two_processes_and_accumulation_follow_the_losses_of_one(validated, straight, tmp_path):
     _, expected = straight
-    two = losses(run_toy(tmp_path / "two", processes=2))
+    told = run_toy(tmp_path / "two", "--validate-every", "4", processes=2)
+    two = losses(told)
+    assert validation(told) == [
+        tuple(pytest.approx(v, abs=2e-4) for v in values) for values in validation(validated[1])
+    ]
     accumulated = losses(run_toy(tmp_path / "accumulated", "--micro-batch-size", "1"))
     for step, loss in expected.items():
         assert float(two[step]) == pytest.approx(float(loss), abs=2e-4)
@@ -80,7 +114,9 @@ def test_two_processes_and_accumulation_follow_the_losses_of_one(straight, tmp_p
 def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(options, straight, tmp_path):
     options = ("--zero-stage", *options)
     _, expected = straight
-    whole = losses(run_toy(tmp_path / "whole", *options, processes=2))
+    told = run_toy(tmp_path / "whole", *options, "--validate-every", "3", processes=2)  # the others go without
+    whole = losses(told)
+    assert [step for step, *_ in validation(told)] == [3, 6]
     tolerance = 0.05 if "bf16" in options else 2e-4
     for step in [1] if "--lora" in options else expected:  # LoRA begins as the model that it adapts
         assert float(whole[step]) == pytest.approx(float(expected[step]), abs=tolerance)

@@ -1,6 +1,6 @@
 """A training program of a few seconds for the tests of the loop: the tiny model learns four fixed rows.
 
-python tests/toy_training.py OUTPUT [--die-after STEP] [--die-in-export STEP] [--save-every-step]
+python tests/toy_training.py OUTPUT [--die-after STEP] [--save-every-step] [--validate-every STEPS] and more
 """
 
 import argparse
@@ -17,6 +17,9 @@ from unimllm.training.loop import train
 from unimllm.training.seeding import seed_everything
 from unimllm.training.sft import SftTask
 from unimllm.training.start_model import train_image_tokens
+from unimllm.training.validation import HeldOut
+
+NUM_HELD_OUT = 5  # rows; two processes with two rows at a time share them unevenly
 
 
 def source(indices: range) -> dict[str, torch.Tensor]:
@@ -31,6 +34,14 @@ def source(indices: range) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(rows), "labels": torch.tensor(labels)}
 
 
+def held_out_source(indices: range) -> dict[str, torch.Tensor]:
+    """Rows of the same kind with other targets; a random number is drawn in passing."""
+    torch.rand(1)
+    batch = source(indices)
+    batch["labels"][:, -1] = -100
+    return batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
@@ -40,13 +51,14 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     config = TrainConfig(
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
         weight_decay=0.0 if args.lora else 0.02,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
-        num_threads=1,
+        num_threads=1, validate_every=args.validate_every,
     )  # fmt: skip
     seed_everything(0)
     model = UniMLLMForConditionalGeneration(tiny_config())
@@ -70,7 +82,9 @@ def main() -> None:
         if args.die_after and step == args.die_after:
             os._exit(9)
 
-    train(SftTask(model, {"text": 1.0}), source, config, args.output, export, before_step=before_step)
+    held_out = {"toy": HeldOut(held_out_source, NUM_HELD_OUT)}
+    task = SftTask(model, {"text": 1.0})
+    train(task, source, config, args.output, export, before_step=before_step, held_out=held_out)
     if args.zero_stage < 3:
         state = merged_state(model) if args.lora else model.state_dict()
         torch.save(state, args.output / f"memory-{os.environ.get('RANK', 0)}.pt")

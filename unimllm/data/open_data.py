@@ -54,9 +54,52 @@ def open_data(
     """
     ratios = parse_ratios(options.ratios) if options.ratios else None
     sources = [parse_data(word) for word in options.data]
+    places = [source.place for source in sources]
+    indices, surveys = look_through(places, options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    mixture = Mixture(indices, surveys, [source.weight for source in sources], ratios, seed)
+    plan = RowPlan(mixture, max_length, seed)
+    plan.extend(num_rows)  # before worker processes start: they inherit it
+    if rank == 0:
+        print(describe(plan, indices, num_rows), flush=True)
+    about = {
+        "sources": places,
+        "samples": sum(sum(survey.counts().values()) for survey in surveys),
+        "fingerprint": fingerprint(indices, surveys, mixture),
+    }
+    return PackedSamples(indices, plan, tokenizer, pictures, text_drop, seed, options.strict), about
+
+
+def open_validation(
+    place: str, options: DataOptions, tokenizer: SampleTokenizer, pictures: OnlinePixels | StoredCodes,
+    max_length: int, max_rows: int, cache: Path, rank: int = 0, world_size: int = 1, num_workers: int = 0,
+) -> tuple[PackedSamples, int]:  # fmt: skip
+    """Look through a place of validation data and plan its rows, the same in every run: no seed but 0, no text dropped.
+
+    Args:
+        options: the format, the image root and the strictness of this place too.
+        max_rows: that are looked at; of a large place they come from one window of samples (`mixture.WINDOW`).
+
+    Returns:
+        (the source, how many of its rows to look at: no sample is in them twice).
+    """
+    indices, surveys = look_through([place], options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    plan = RowPlan(Mixture(indices, surveys, [1.0], None, seed=0), max_length, seed=0)
+    plan.extend(1)
+    num_rows = min(max_rows, plan.ends[0])
+    if rank == 0:
+        held = sum(len(plan.row(row)) for row in range(num_rows))
+        print(f"validation on {num_rows:,} rows with {held:,} of its samples", flush=True)
+    return PackedSamples(indices, plan, tokenizer, pictures, 0.0, 0, options.strict), num_rows
+
+
+def look_through(
+    places: list[str], options: DataOptions, tokenizer: SampleTokenizer, pictures: OnlinePixels | StoredCodes,
+    cache: Path, rank: int, world_size: int, num_workers: int,
+) -> tuple[list[SampleIndex], list[Survey]]:  # fmt: skip
+    """What lies at some places; rank 0 tells of each."""
     indices, surveys = [], []
-    for source in sources:
-        index = open_samples(source.place, options.data_format, options.image_root, cache, rank, world_size)
+    for place in places:
+        index = open_samples(place, options.data_format, options.image_root, cache, rank, world_size)
         survey = survey_samples(
             index, tokenizer, pictures.check, pictures.name, options.strict, cache, rank, world_size, num_workers
         )
@@ -64,17 +107,7 @@ def open_data(
             print(report(index, survey), flush=True)
         indices.append(index)
         surveys.append(survey)
-    mixture = Mixture(indices, surveys, [source.weight for source in sources], ratios, seed)
-    plan = RowPlan(mixture, max_length, seed)
-    plan.extend(num_rows)  # before worker processes start: they inherit it
-    if rank == 0:
-        print(describe(plan, indices, num_rows), flush=True)
-    about = {
-        "sources": [source.place for source in sources],
-        "samples": sum(sum(survey.counts().values()) for survey in surveys),
-        "fingerprint": fingerprint(indices, surveys, mixture),
-    }
-    return PackedSamples(indices, plan, tokenizer, pictures, text_drop, seed, options.strict), about
+    return indices, surveys
 
 
 def fingerprint(indices: list[SampleIndex], surveys: list[Survey], mixture: Mixture) -> str:

@@ -151,8 +151,8 @@ def open_samples(
     return index
 
 
-def find_files(place: str, data_format: str | None) -> list[tuple[Path, str]] | None:
-    """The files of a source and the kind of each; None: a dataset of Hugging Face.
+def find_files(place: str, data_format: str | None, option: str = "--data") -> list[tuple[Path, str]] | None:
+    """The files of a source, which `option` names, and the kind of each; None: a dataset of Hugging Face.
 
     Raises:
         UserError: no such place, another kind of file, or a folder with several kinds.
@@ -162,18 +162,20 @@ def find_files(place: str, data_format: str | None) -> list[tuple[Path, str]] | 
     if path.is_dir():
         if wanted == "dataset" or (wanted is None and is_saved_dataset(path)):
             return None
-        return _find_below(path, data_format)
+        return _find_below(path, data_format, option)
     if path.exists():
         kind = wanted or ENDINGS.get(path.suffix.lower())
         if kind is None or kind == "dataset":
-            raise UserError(f"--data {place} is no .json, .jsonl, .tar or .parquet file; say what it is with --format")
+            raise UserError(
+                f"{option} {place} is no .json, .jsonl, .tar or .parquet file; say what it is with --format"
+            )
         return [(path, kind)]
     if wanted in (None, "dataset") and may_be_hub_id(place) and path.suffix.lower() not in ENDINGS:
         return None
-    raise UserError(f"--data {place}: no such file or folder")
+    raise UserError(f"{option} {place}: no such file or folder")
 
 
-def _find_below(folder: Path, data_format: str | None) -> list[tuple[Path, str]]:
+def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
     for name in files_below(folder):
@@ -182,9 +184,9 @@ def _find_below(folder: Path, data_format: str | None) -> list[tuple[Path, str]]
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
     if len(kinds) > 1:
         present = " and ".join(f"{len(paths):,} {kind} files" for kind, paths in kinds.items())
-        raise UserError(f"--data {folder} holds {present}; say with --format which of them, or name the files")
+        raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
     if not kinds:
-        raise UserError(f"--data {folder} holds no {', '.join(endings)} files; see --data in --help")
+        raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
     return [(path, kind) for kind, paths in kinds.items() for path in paths]
 
 

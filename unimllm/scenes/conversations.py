@@ -33,16 +33,18 @@ class PackedConversations:
         text_drop: share of those whose prompt is emptied, for classifier-free guidance.
         sequential_share: share of the pictures asked about in one conversation of several turns, not in branches.
         seed: of the rows.
+        split: of the scenes, one of `program.SPLITS`.
     """
 
     def __init__(
         self, world: World, tokenizer: ConversationTokenizer, codes: np.ndarray, scene_seed: int, image_offset: int,
         max_length: int, drawing_share: float, text_drop: float, sequential_share: float, seed: int,
+        split: str = "train",
     ):  # fmt: skip
         self.world, self.tokenizer, self.codes, self.scene_seed = world, tokenizer, codes, scene_seed
         self.image_offset, self.max_length = image_offset, max_length
         self.drawing_share, self.text_drop, self.sequential_share = drawing_share, text_drop, sequential_share
-        self.seed = seed
+        self.seed, self.split = seed, split
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
         return stack_rows([self.row(i) for i in indices], with_mask=True)
@@ -53,7 +55,7 @@ class PackedConversations:
         row = PackedRow(self.max_length, self.tokenizer.ids["pad"])
         while True:
             number = int(rng.integers(len(self.codes)))
-            scene = self.world.sample(sample_rng(self.scene_seed, number))
+            scene = self.world.sample(sample_rng(self.scene_seed, number), self.split)
             if rng.random() < self.drawing_share:
                 added = row.add(*self._tokenize(self.drawing(scene, rng), number))
             elif rng.random() < self.sequential_share:

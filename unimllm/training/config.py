@@ -57,6 +57,12 @@ class TrainConfig:
     """Steps between log lines."""
     picture_every: int = 500
     """Steps between pictures in TensorBoard; 0: none."""
+    validate_every: int = 0
+    """Steps between validation losses, which the last step has too; 0: none."""
+    validation_rows: int = 128
+    """Packed rows of each validation source that are looked at, at most."""
+    wandb_project: str = ""
+    """Project of Weights & Biases that gets curves and pictures too; empty: none."""
     save_minutes: float = 5.0
     """Minutes between checkpoints; the last step always saves."""
     keep_checkpoints: int = 2
@@ -70,7 +76,7 @@ class TrainConfig:
             raise ValueError(f"train.zero_stage is {self.zero_stage}; DeepSpeed has stages 0 to 3")
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("train.offload_optimizer needs ZeRO: set train.zero_stage to 1, 2 or 3")
-        for name in ("max_steps", "batch_size", "log_every"):
+        for name in ("max_steps", "batch_size", "log_every", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if self.warmup_steps > self.max_steps:

@@ -15,8 +15,7 @@ from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.command_line import number
 from unimllm.data.code_cache import build_code_cache
 from unimllm.data.mixture import parse_ratios
-from unimllm.data.open_data import DataOptions, open_data
-from unimllm.data.packed_samples import PackedSamples
+from unimllm.data.open_data import DataOptions, open_data, open_validation
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
@@ -49,8 +48,10 @@ from unimllm.training.start_model import (
     starting_point,
     training_processor,
 )
+from unimllm.training.validation import HeldOut
 
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
+VALIDATION_SCENES = 512
 
 OPTIONS = {
     "image_tokenizer": {"help": "a SemHiTok checkpoint (default: runs/PRESET/decoder, else .../pixel)"},
@@ -58,6 +59,8 @@ OPTIONS = {
     "chat_template": {"help": f"of --language-model, instead of its own: {', '.join(CHAT_TEMPLATES)}, or a file"},
     "data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE[:WEIGHT]",
              "help": "files, folders of them, or names of Hugging Face datasets, instead of scenes"},
+    "validation_data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE",
+                        "help": "as --data, never trained on: the loss on each, every --train.validate_every steps"},
     "format": {"choices": list(FORMATS), "help": "what --data is, where it is not recognised"},
     "image_root": {"type": Path, "help": "folder that the data's paths of pictures begin in (default: each file's)"},
     "ratios": {"metavar": "U:D:T", "help": "shares of understanding, drawing and text (default: the data's own)"},
@@ -98,10 +101,10 @@ def train_language_model(
     trained_with = training_processor(processor, recipe)
     about: dict = {"init_from": args.init_from}
     if args.data:
-        source, described = data_source(args, recipe, model, trained_with, rank, world_size)
+        source, held_out, described = data_source(args, recipe, model, trained_with, rank, world_size)
         about |= described
     else:
-        source = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
+        source, held_out = scene_source(args, recipe, model, processor, *world_of_scenes, rank, world_size)
 
     def export(folder: Path) -> None:
         if is_adapted(model):
@@ -115,7 +118,10 @@ def train_language_model(
         model.language_model.get_decoder().compile(dynamic=False)
     task = SftTask(model, {"text": recipe.text_weight}, recipe.max_length)
     pictures = picture_drawer(model, trained_with, recipe)
-    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures)
+    train(
+        task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures,
+        held_out=held_out,
+    )  # fmt: skip
 
 
 def picture_drawer(
@@ -188,13 +194,28 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
             raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
     for word in args.data:
         find_files(parse_data(word).place, args.format)
+    check_validation(args, recipe)
     if args.ratios:
         parse_ratios(args.ratios)
-    for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer"):
+    for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
         if getattr(args, name) and not args.data:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
     if recipe.world is None and not args.data:
         raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
+
+
+def check_validation(args: Namespace, recipe: SftRecipe) -> None:
+    """UserError for validation data that is not there or is trained on, and where it and its steps do not meet."""
+    for place in args.validation_data:
+        find_files(place, args.format, "--validation-data")
+        if os.path.realpath(place) in [os.path.realpath(parse_data(word).place) for word in args.data]:
+            raise UserError(f"--validation-data {place} is in --data too; hold out samples that are not trained on")
+    if args.validation_data and not recipe.train.validate_every:
+        raise UserError("--validation-data is for every --train.validate_every steps, which is 0; set that too")
+    if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
+        raise UserError(
+            "--train.validate_every needs samples that are not trained on: name them with --validation-data"
+        )
 
 
 # ---- its data ------------------------------------------------------------------------------------------------------
@@ -202,22 +223,29 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 
 def scene_source(
     args: Namespace, recipe: SftRecipe, model, processor, world, renderer, rank: int, world_size: int
-) -> SampleSource:
-    """Rows of conversations about scenes, whose pictures are tokenised once."""
-    codes = build_code_cache(
-        model.image_tokenizer, world, renderer, SCENE_SEED, recipe.num_scenes, args.output_dir.parent / "codes",
-        recipe.train.autocast(), rank, world_size,
-    )  # fmt: skip
-    return PackedConversations(
-        world, processor.conversation, codes, SCENE_SEED, model.config.image_offset, recipe.max_length,
-        recipe.drawing_share, recipe.text_drop, recipe.sequential_share, recipe.train.seed,
-    )  # fmt: skip
+) -> tuple[SampleSource, dict[str, HeldOut]]:
+    """Rows of conversations about scenes, whose pictures are tokenised once, and rows of the validation split."""
+
+    def rows(split: str, num_scenes: int, text_drop: float, seed: int) -> PackedConversations:
+        codes = build_code_cache(
+            model.image_tokenizer, world, renderer, SCENE_SEED, num_scenes, args.output_dir.parent / "codes",
+            recipe.train.autocast(), rank, world_size, split,
+        )  # fmt: skip
+        return PackedConversations(
+            world, processor.conversation, codes, SCENE_SEED, model.config.image_offset, recipe.max_length,
+            recipe.drawing_share, text_drop, recipe.sequential_share, seed, split,
+        )  # fmt: skip
+
+    held_out = {}
+    if recipe.train.validate_every:
+        held_out["scenes"] = HeldOut(rows("validation", VALIDATION_SCENES, 0.0, 0), recipe.train.validation_rows)
+    return rows("train", recipe.num_scenes, recipe.text_drop, recipe.train.seed), held_out
 
 
 def data_source(
     args: Namespace, recipe: SftRecipe, model, processor, rank: int, world_size: int
-) -> tuple[PackedSamples, dict]:
-    """Rows of the samples of --data, and what run.json notes of them."""
+) -> tuple[SampleSource, dict[str, HeldOut], dict]:
+    """Rows of the samples of --data, those of each place of --validation-data, and what run.json notes of the data."""
     offset = model.config.image_offset
     if len(processor.tokenizer) > offset:
         raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {offset:,}; name its own")
@@ -229,14 +257,27 @@ def data_source(
     context = model.config.text_config.max_position_embeddings
     tokenizer = SampleTokenizer(processor.conversation, min(recipe.max_length, context))
     config = recipe.train
+    options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
+    processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)
     source, about = open_data(
-        DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict), tokenizer, pictures,
-        recipe.max_length, recipe.text_drop, config.seed, config.max_steps * config.batch_size,
-        args.output_dir.parent / "index", rank, world_size, config.num_workers,
+        options, tokenizer, pictures, recipe.max_length, recipe.text_drop, config.seed,
+        config.max_steps * config.batch_size, *processes,
     )  # fmt: skip
+    held_out = {
+        name: HeldOut(*open_validation(
+            place, options, tokenizer, pictures, recipe.max_length, config.validation_rows, *processes
+        ))
+        for name, place in name_places(args.validation_data).items()
+    }  # fmt: skip
     found = latest(args.output_dir)
     before = read_run(found)["recipe"].get("data") if found else None
     if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
         print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
               "now); from here on the run differs from one without a break", flush=True)  # fmt: skip
-    return source, {"data": about}
+    return source, held_out, {"data": about | {"validation": args.validation_data}}
+
+
+def name_places(places: list[str]) -> dict[str, str]:
+    """Each place under the last part of its path, or under the whole of it where two end alike."""
+    names = [os.path.basename(place.rstrip("/")) for place in places]
+    return {place if names.count(name) > 1 else name: place for name, place in zip(names, places, strict=True)}

@@ -27,7 +27,8 @@ from unimllm.training import checkpoint
 from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
-from unimllm.training.step_log import Speed, StepLog
+from unimllm.training.observer import Observer
+from unimllm.training.validation import HeldOut
 
 
 def start_processes() -> tuple[int, int]:
@@ -82,6 +83,7 @@ def train(
     recipe: dict | None = None,
     before_step: Callable[[int, dict], None] | None = None,
     draw_pictures: Callable[[], np.ndarray] | None = None,
+    held_out: dict[str, HeldOut] | None = None,
 ) -> nn.Module:
     """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
@@ -96,6 +98,7 @@ def train(
         recipe: kept in run.json.
         before_step: called with (step, batch) before each step's first forward pass.
         draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
+        held_out: by name, samples validated on every `config.validate_every` steps; the task defines `target_sums`.
 
     Returns:
         The task, on its device, trained.
@@ -111,7 +114,7 @@ def train(
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
         _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
-    log = StepLog(output_dir, config, step, Speed(task, engine.device, world_size)) if rank == 0 else None
+    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     last_save = time.monotonic()
     engine.train()
     with name_dead_worker():
@@ -122,10 +125,7 @@ def train(
                 group["lr"] = config.learning_rate_at(step)
             values = _step(engine, task, batches, before_step, step, skipped)
             step += 1
-            if log:
-                log.add(step, values)
-            if draw_pictures and config.picture_every and step % config.picture_every == 0:
-                _show(task, draw_pictures, log, step)
+            observer.after(step, values)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
                        "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped),
@@ -176,16 +176,6 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
     if skipped.counts and dist.get_rank() == 0:
         print(skipped, flush=True)
     return dict(skipped.counts)
-
-
-def _show(task: nn.Module, draw_pictures: Callable[[], np.ndarray], log: "StepLog | None", step: int) -> None:
-    """Draw without gradients and without touching the run's random numbers, and log it on rank 0."""
-    task.eval()
-    with torch.random.fork_rng(), torch.no_grad():
-        grid = draw_pictures()
-    task.train()
-    if log:
-        log.writer.add_image("pictures", grid, step, dataformats="HWC")
 
 
 def _step(

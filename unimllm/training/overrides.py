@@ -20,6 +20,7 @@ from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.training.deepspeed_config import lay_over
+from unimllm.training.step_log import import_wandb
 
 
 def parse_arguments(
@@ -72,6 +73,8 @@ def parse_arguments(
         recipe.train.validate()
     except ValueError as error:
         raise UserError(str(error)) from error
+    if recipe.train.wandb_project:
+        import_wandb()
     return args, recipe
 
 

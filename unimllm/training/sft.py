@@ -54,6 +54,18 @@ class SftTask(nn.Module):
         """Ids of a micro-batch that the language model goes through, padding included."""
         return batch["input_ids"].numel()
 
+    def target_sums(self, batch: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of a micro-batch's text and of its pictures: summed cross-entropy and number of targets, (2,) float64.
+
+        A picture's is that of its ids: semantic and pixel code together, where the head tells them apart.
+        """
+        targets, config = batch["labels"][:, 1:], self.model.config
+        is_image = (targets >= config.image_offset) | (targets == config.image_token_id)
+        counts = {"image": is_image.sum(), "text": ((targets != IGNORE) & ~is_image).sum()}
+        image = sum(value for name, value in outputs.items() if name not in ("loss", "text"))
+        means = {"text": outputs["text"], "image": image}
+        return {part: torch.stack([mean.double() * counts[part], counts[part]]) for part, mean in means.items()}
+
     def flops_per_token(self) -> float:
         """Of a training step: language model and text head; the image head is left out, it runs on a part of them."""
         text = self.model.config.text_config

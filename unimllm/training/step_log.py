@@ -1,13 +1,17 @@
-"""What a run says of its steps: a line on stdout, curves in TensorBoard."""
+"""What a run says of its steps: a line on stdout, curves in TensorBoard and in Weights & Biases."""
 
 import time
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from semhitok.errors import first_line
+from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.throughput import memory_gib, peak_flops
 
@@ -29,12 +33,72 @@ class Speed:
         return values | {"memory_gib": memory_gib(self.device)}
 
 
-class StepLog:
-    """One line per logged step on stdout, and TensorBoard curves in OUTPUT/tensorboard."""
+class Curves:
+    """Numbers and pictures by step: in OUTPUT/tensorboard and, where a project is named, in Weights & Biases.
 
-    def __init__(self, output_dir: Path, config: TrainConfig, first_step: int, speed: Speed):
-        self.config, self.speed = config, speed
-        self.writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
+    Args:
+        output_dir, recipe: of the run.
+        first_step: that it goes on from.
+        project: of Weights & Biases; empty: none.
+    """
+
+    def __init__(self, output_dir: Path, first_step: int, project: str, recipe: dict):
+        self.tensorboard = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
+        self.wandb_run = start_wandb(project, output_dir, recipe) if project else None
+
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+        self.tensorboard.flush()
+        if self.wandb_run:
+            self.wandb_run.log(values, step=step)
+
+    def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """One of (H, W, 3) uint8."""
+        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+        if self.wandb_run:
+            self.wandb_run.log({name: import_wandb().Image(picture)}, step=step)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self.tensorboard.close()
+        if self.wandb_run:
+            self.wandb_run.finish()
+
+
+def import_wandb():
+    """wandb; UserError where it is not installed."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--train.wandb_project needs wandb: pip install 'unimllm[wandb]'") from error
+    return wandb
+
+
+def start_wandb(project: str, output_dir: Path, recipe: dict):
+    """The run of Weights & Biases that belongs to an output folder: a resumed one goes on with its curves.
+
+    Raises:
+        UserError: wandb is not installed, or does not start.
+    """
+    wandb, note = import_wandb(), output_dir / "wandb-id.txt"
+    if not note.exists():
+        note.write_text(uuid4().hex[:8])
+    try:
+        return wandb.init(
+            project=project, id=note.read_text(), resume="allow", name="/".join(output_dir.resolve().parts[-2:]),
+            dir=str(output_dir), config=recipe,
+        )  # fmt: skip
+    except Exception as error:  # wandb's own
+        remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave --train.wandb_project out"
+        raise UserError(f"wandb does not start: {first_line(error).rstrip('. ')}; {remedy}") from error
+
+
+class StepLog:
+    """One line per logged step on stdout, and its curves."""
+
+    def __init__(self, curves: Curves, config: TrainConfig, first_step: int, speed: Speed):
+        self.curves, self.config, self.speed = curves, config, speed
         self.start = self.last = time.monotonic()
         self.first_step = self.last_step = first_step
         self.sums: dict[str, float] = {}
@@ -55,10 +119,15 @@ class StepLog:
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
         print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} "
               f"{samples:.0f} samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
-        for name, value in (means | {"learning_rate": rate, "samples_per_second": samples} | speed).items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
         self.sums, self.last, self.last_step = {}, now, step
+
+    def add_validation(self, step: int, losses: dict[str, dict[str, float]]) -> None:
+        """The parts of each source's loss, as `validation/SOURCE/PART`."""
+        told = (" ".join([source, *(f"{p} {v:.4f}" for p, v in parts.items())]) for source, parts in losses.items())
+        print(f"step {step}/{self.config.max_steps} validation: {'; '.join(told)}", flush=True)
+        flat = {f"validation/{source}/{p}": v for source, parts in losses.items() for p, v in parts.items()}
+        self.curves.add_scalars(flat, step)
 
 
 def in_words(speed: dict[str, float]) -> str:

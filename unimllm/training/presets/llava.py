@@ -36,6 +36,7 @@ def _train(rows: int, steps: int, learning_rate: float, zero_stage: int) -> Trai
         max_steps=steps, batch_size=rows, micro_batch_size=1, learning_rate=learning_rate, final_lr_ratio=0.0,
         warmup_steps=round(0.03 * steps), weight_decay=0.0, beta1=0.9, beta2=0.999, precision="bf16",
         zero_stage=zero_stage, gradient_checkpointing=True, num_workers=4, save_minutes=30,
+        validate_every=500,
     )  # fmt: skip
 
 

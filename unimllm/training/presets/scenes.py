@@ -72,7 +72,9 @@ def scenes_64_sft() -> SftRecipe:
         max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     return SftRecipe(
-        train=TrainConfig(max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True),
+        train=TrainConfig(
+            max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True, validate_every=500
+        ),
         model=UniMLLMConfig(text, scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
     )
 

@@ -1,0 +1,82 @@
+"""Curves: the same numbers and pictures in TensorBoard and, with a stand-in for wandb, in Weights & Biases."""
+
+import importlib.machinery
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from unimllm.errors import UserError
+from unimllm.training.overrides import parse_arguments
+from unimllm.training.presets import TEACHER_PRESETS
+from unimllm.training.step_log import Curves
+
+PICTURE = np.full((4, 6, 3), 7, np.uint8)
+
+
+class FakeRun:
+    """Keeps what is logged."""
+
+    def __init__(self, **options):
+        self.options, self.logged, self.finished = options, [], False
+
+    def log(self, values: dict, step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[FakeRun]:
+    """The runs that a wandb without a network has started."""
+    started = []
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    wandb.Image = lambda picture: ("picture", picture.shape)
+    wandb.init = lambda **options: started.append(FakeRun(**options)) or started[-1]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    return started
+
+
+def test_both_have_the_same_numbers_and_pictures(runs, tmp_path):
+    output = tmp_path / "scenes_64" / "sft"
+    output.mkdir(parents=True)
+    curves = Curves(output, 0, "mine", {"seed": 3})
+    curves.add_scalars({"loss": 2.5, "validation/a/text": 1.5}, 1)
+    curves.add_picture("pictures", PICTURE, 1)
+    curves.close()
+    (run,) = runs
+    assert run.logged == [(1, {"loss": 2.5, "validation/a/text": 1.5}), (1, {"pictures": ("picture", (4, 6, 3))})]
+    assert run.finished and run.options["project"] == "mine" and run.options["config"] == {"seed": 3}
+    assert run.options["name"] == "scenes_64/sft" and run.options["dir"] == str(output)
+    board = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("validation/a/text")] == [(1, 1.5)]
+    assert [(event.step, event.width) for event in board.Images("pictures")] == [(1, 6)]
+
+
+def test_a_resumed_run_goes_on_with_its_curves_and_another_folder_has_others(runs, tmp_path):
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Curves(tmp_path / folder, 0, "mine", {}).close()
+    first, again, other = (run.options["id"] for run in runs)
+    assert first == again != other and all(run.options["resume"] == "allow" for run in runs)
+
+
+def test_without_a_project_nothing_is_started(runs, tmp_path):
+    Curves(tmp_path, 0, "", {}).close()
+    assert not runs and not (tmp_path / "wandb-id.txt").exists()
+
+
+def test_wandb_that_is_missing_or_does_not_start_is_one_line(runs, tmp_path, monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("no API key\nand a long story")
+
+    sys.modules["wandb"].init = refuse
+    with pytest.raises(UserError, match="wandb does not start: no API key; log in with `wandb login`"):
+        Curves(tmp_path, 0, "mine", {})
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"needs wandb: pip install 'unimllm\[wandb\]'"):
+        parse_arguments("A test.", "teacher", TEACHER_PRESETS, ["--train.wandb_project", "mine"])
