@@ -211,7 +211,7 @@ def test_the_picture_goes_on_counting_where_its_prompt_ends(model):
     ids = torch.tensor([[PAD, PAD, USER, START], [USER, 9, 10, START]])
     prompt = Prompt(model, ids, torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), None, 1.0)
     assert prompt.position_ids.tolist() == [[2, 3, 4, 5], [4, 5, 6, 7]]
-    assert prompt.numbers.tolist() == [[-1] * 4 + [0] * 4] * 2
+    assert prompt.mask[:, 0, 0].int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8]
 
 
 def test_the_unconditional_prompt_keeps_pictures_and_their_borders_alone(model):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from semhitok.transformer import attention
 from unimllm.cheers.configuration_cheers import CheersVaeConfig
 
 GROUP_NORM_EPS = 1e-6
@@ -49,7 +50,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, normed = x.shape[-2], self.norm(x)
         q, k, v = (rearrange(proj(normed), "b d h w -> b 1 (h w) d") for proj in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attention(q, k, v)
         return x + self.proj_out(rearrange(mixed, "b 1 (h w) d -> b d h w", h=height))
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
+from semhitok.transformer import attention
 from unimllm.cheers.configuration_cheers import CheersConfig
 
 NORM_EPS = 1e-6
@@ -89,7 +90,8 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rotary_pos_emb(q, k, *positions)
-        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        mixed = attention(q, k, v)
         return self.o_proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 

@@ -40,7 +40,7 @@ def hybrid_mask(
 
     Args:
         config: of the language model; its attention implementation decides the form.
-        inputs_embeds: (B, T, H).
+        inputs_embeds: (B, T, H); its values do not matter.
         numbers: (B, P + T) of `picture_numbers`; None: text alone.
         attention_mask: (B, P + T), 0 for padding.
         position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.

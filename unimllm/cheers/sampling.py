@@ -57,27 +57,26 @@ class Prompt:
         if self.branches == 2:
             input_ids = torch.cat([input_ids, without_text(model, input_ids)])
             attention_mask = attention_mask.repeat(2, 1)
-        config, length = model.config, input_ids.shape[1]
-        self.num_positions = config.num_positions
-        self.cache = DynamicCache(config=config.text_config)
+        self.num_positions = model.config.num_positions
+        self.cache = DynamicCache(config=model.config.text_config)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         model.read(input_ids, seen, attention_mask, positions, self.cache)
-        self.attention_mask = F.pad(attention_mask, (0, self.num_positions), value=1)
         picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
         self.position_ids = positions[:, -1:] + picture
-        self.numbers = torch.full_like(self.attention_mask, TEXT)
-        self.numbers[:, length:] = 0
+        numbers = F.pad(torch.full_like(input_ids, TEXT), (0, self.num_positions), value=0)
+        attention_mask = F.pad(attention_mask, (0, self.num_positions), value=1)
+        like = torch.empty(len(input_ids), self.num_positions, 0, dtype=model.dtype, device=input_ids.device)
+        self.mask = hybrid_mask(
+            model.language_model.config, like, numbers, attention_mask, self.position_ids, self.cache
+        )  # fmt: skip
 
     def velocity(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Of x_t (B, C, h, h) at the scalar time t, guided; the cache is left as it was."""
         model, branches = self.model, self.branches
         embeds, details = model.vision_tokenizer(x_t.to(model.dtype))
         embeds, details = embeds.repeat(branches, 1, 1), details.repeat(branches, 1, 1)
-        mask = hybrid_mask(
-            model.language_model.config, embeds, self.numbers, self.attention_mask, self.position_ids, self.cache
-        )
         hidden = model.language_model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=self.position_ids, past_key_values=self.cache,
+            inputs_embeds=embeds, attention_mask=self.mask, position_ids=self.position_ids, past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
         self.cache.crop(-self.num_positions)
