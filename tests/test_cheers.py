@@ -112,6 +112,18 @@ def test_packed_samples_equal_each_alone(model):
     torch.testing.assert_close(packed, torch.cat(alone, 1))
 
 
+def test_gradient_checkpointing_changes_no_number(model):
+    ids, noise = row(USER, *READ, 9, ASSISTANT, 10, *DRAW, END), torch.randn(2, 16, 4, 4)
+    options = {"labels": only(ids, 10, END), "t": torch.tensor([1.0, 0.3]), "noise": noise}
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model.train()(ids, pictures(2), **options).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.gradient_checkpointing_enable()
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("part", ["text", "flow"])
 def test_one_batch_can_be_learnt_by_heart(part):
     torch.manual_seed(0)
@@ -248,7 +260,14 @@ def test_editing_begins_from_the_picture(model):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"num_steps": 0}, "steps"), ({"guidance_scale": float("nan")}, "guidance_scale"), ({"time_shift": 0}, "shift")],
+    [
+        ({"num_steps": 0}, "steps"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"time_shift": 0}, "shift"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"start_pictures": torch.zeros(3, 3, 16, 16)}, "3 start_pictures for 1 prompts"),
+        ({"start_pictures": torch.zeros(1, 3, 24, 24)}, "reads 16 x 16"),
+    ],
 )
 def test_impossible_drawings_are_refused(model, options, words):
     with pytest.raises(ValueError, match=words):

@@ -240,8 +240,8 @@ class CheersVae(PreTrainedModel):
         return self.bn(rearrange(mean, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, C, h, h) -> (B, 3, S, S) RGB, clamped to -1..1."""
+        """z (B, C, h, h) -> (B, 3, S, S) RGB in about -1..1."""
         size = self.config.latent_patch_size
         z = self.bn.invert(z.to(self.dtype))
         pixels = self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=size, q=size))
-        return (2 * pixels - 1 if self.config.pixels_from_zero else pixels).clamp(-1, 1)
+        return 2 * pixels - 1 if self.config.pixels_from_zero else pixels

@@ -114,10 +114,14 @@ def draw_latents(
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: a guidance that is no number, or see `flow_matching.euler_schedule`.
+        ValueError: a guidance that is no number, not one seed or start picture per row, or see
+            `flow_matching.euler_schedule`.
     """
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; it must be a number (1: no guidance)")
+    for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
+        if given is not None and len(given) != len(input_ids):
+            raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
     config, seeds = model.config, list(range(len(input_ids))) if seeds is None else seeds
     start = 0.0 if start_pictures is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)

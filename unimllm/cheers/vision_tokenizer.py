@@ -71,8 +71,8 @@ class VisionTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """z (B, C, h, h) -> pictures (B, 3, S, S) in -1..1, through the frozen decoder."""
-        return self.vae_model.decode(z)
+        """z (B, C, h, h) -> pictures (B, 3, S, S), clamped to -1..1, through the frozen decoder."""
+        return self.vae_model.decode(z).clamp(-1, 1)
 
     def forward(self, z_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z_t (B, C, h, h) -> positions (B, N, H) and high frequencies S(D(z_t)) (B, L, D).
