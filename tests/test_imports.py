@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "tokenizer/semhitok": {"unimllm", "train", "eval", "torchvision"},
-    "unimllm/scenes": {"unimllm.discrete", "unimllm.inference", "torchvision", "train", "eval"},
-    "unimllm/metrics": {"unimllm.discrete", "unimllm.scenes", "unimllm.training", "torchvision"},
-    "unimllm/data": {"unimllm.training", "unimllm.discrete", "torchvision", "train", "eval"},
+    "unimllm/scenes": {"unimllm.discrete", "unimllm.cheers", "unimllm.inference", "torchvision", "train", "eval"},
+    "unimllm/metrics": {"unimllm.discrete", "unimllm.cheers", "unimllm.scenes", "unimllm.training", "torchvision"},
+    "unimllm/data": {"unimllm.training", "unimllm.discrete", "unimllm.cheers", "torchvision", "train", "eval"},
+    "unimllm/discrete": {"unimllm.cheers"},
+    "unimllm/cheers": {"unimllm.discrete", "unimllm.training", "unimllm.data", "unimllm.inference"},
     "unimllm": {"train", "eval", "torchvision", "tests"},
 }
 

@@ -13,7 +13,13 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if sys.argv[:1] != ["-m"]:
-    from unimllm.auto import UniMLLMConfig, UniMLLMForConditionalGeneration, UniMLLMProcessor
+    from unimllm.auto import (
+        CheersConfig,
+        CheersForConditionalGeneration,
+        UniMLLMConfig,
+        UniMLLMForConditionalGeneration,
+        UniMLLMProcessor,
+    )
     from unimllm.inference import answer, draw, load
 else:
     import semhitok  # noqa: F401  (now, while it too sees that a command line is being located)
@@ -21,7 +27,16 @@ else:
 # command line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what
 # asks for a name of __all__ nevertheless gets it.
 
-__all__ = ["UniMLLMConfig", "UniMLLMForConditionalGeneration", "UniMLLMProcessor", "answer", "draw", "load"]
+__all__ = [
+    "CheersConfig",
+    "CheersForConditionalGeneration",
+    "UniMLLMConfig",
+    "UniMLLMForConditionalGeneration",
+    "UniMLLMProcessor",
+    "answer",
+    "draw",
+    "load",
+]
 __version__ = "0.1.0"
 
 

@@ -3,6 +3,9 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import semhitok.auto  # noqa: F401  (registers its own)
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
+from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.processing_unimllm import UniMLLMProcessor
@@ -11,5 +14,16 @@ AutoConfig.register("unimllm", UniMLLMConfig, exist_ok=True)
 AutoModel.register(UniMLLMConfig, UniMLLMForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(UniMLLMConfig, UniMLLMForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(UniMLLMConfig, UniMLLMProcessor, exist_ok=True)
+AutoConfig.register("cheers", CheersConfig, exist_ok=True)
+AutoConfig.register("cheers_vae", CheersVaeConfig, exist_ok=True)
+AutoModel.register(CheersConfig, CheersForConditionalGeneration, exist_ok=True)
+AutoModel.register(CheersVaeConfig, CheersVae, exist_ok=True)
+AutoModelForImageTextToText.register(CheersConfig, CheersForConditionalGeneration, exist_ok=True)
 
-__all__ = ["UniMLLMConfig", "UniMLLMForConditionalGeneration", "UniMLLMProcessor"]
+__all__ = [
+    "CheersConfig",
+    "CheersForConditionalGeneration",
+    "UniMLLMConfig",
+    "UniMLLMForConditionalGeneration",
+    "UniMLLMProcessor",
+]

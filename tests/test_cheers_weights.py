@@ -1,0 +1,169 @@
+"""The released CHEERS checkpoint: every name and shape at full size, and small ones there and back."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from unimllm import CheersForConditionalGeneration
+from unimllm.cheers.configuration_cheers import released_config, tiny_config
+from unimllm.cheers.weights import check_shapes, config_from_released, own_name, released_name, released_shapes
+from unimllm.convert import main
+from unimllm.errors import UserError
+
+# Facts of the released model: how many tensors and numbers it has, and the SHA-256 of its sorted lines "name shape".
+RELEASED_TENSORS = 1321
+RELEASED_NUMBERS = 2_804_711_431  # without the statistics of latents
+RELEASED_LINES = "0a951f21f8f1c959c96960b60b741abfea5fc0ce4cbd5832b1308cde55784e99"
+RELEASED_SAMPLE = {
+    "model.vision_representation.embeddings.patch_embedding.weight": (1152, 3, 16, 16),
+    "model.vision_representation.encoder.layers.26.mlp.fc1.weight": (4304, 1152),
+    "model.vision_representation.head.attention.in_proj_weight": (3456, 1152),
+    "model.vae_model.encoder.down.2.block.0.nin_shortcut.weight": (512, 256, 1, 1),
+    "model.vae_model.decoder.up.1.block.2.conv2.weight": (256, 256, 3, 3),
+    "model.vae_model.bn.num_batches_tracked": (),
+    "model.vae_decoder_projector.decoder.mid.attn_1.proj_out.weight": (512, 512, 1, 1),
+    "model.und_projector.mlp.2.weight": (1536, 4608),
+    "model.time_embed.mlp_2.0.weight": (1152, 256),
+    "model.gen_projector.diffusion_head_a.6.adaLN_modulation.1.weight": (9216, 1536),
+    "model.gen_projector.diffusion_head_b.linear.weight": (4608, 1536),
+    "model.hi_gate.gate.2.weight": (1, 1152),
+    "model.hi_projector.diffusion_head_a.2.attn.k_proj.weight": (144, 1152),
+    "model.language_model.layers.27.self_attn.k_proj.bias": (256,),
+    "model.language_model.norm.weight": (1536,),
+    "lm_head.weight": (151936, 1536),
+}
+
+
+@pytest.fixture(scope="module")
+def full_size() -> CheersForConditionalGeneration:
+    """The released sizes without memory."""
+    with torch.device("meta"):
+        return CheersForConditionalGeneration(released_config())
+
+
+def test_every_released_tensor_has_its_place_at_full_size_and_no_other_is_wanted(full_size):
+    shapes = released_shapes(full_size)
+    assert RELEASED_SAMPLE.items() <= shapes.items()
+    lines = sorted(f"{name} {shape}" for name, shape in shapes.items())
+    assert len(lines) == RELEASED_TENSORS
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == RELEASED_LINES
+    numbers = sum(t.numel() for name, t in full_size.state_dict().items() if ".bn." not in name)
+    assert numbers == RELEASED_NUMBERS
+
+
+def test_names_lead_there_and_back(full_size):
+    names = full_size.state_dict().keys()
+    assert all(own_name(released_name(name)) == name for name in names)
+    assert own_name("model.pooler.weight") is None and released_name("lm_head.weight") is None
+
+
+def test_faults_are_listed():
+    wanted = {"a": (1,), "b": (2, 3), "c": ()}
+    check_shapes(dict(wanted), wanted)
+    with pytest.raises(ValueError, match=r"lacks 1 tensors: c; it has no place for 1 tensors: d; it has in another"):
+        check_shapes({"a": (1,), "b": (3, 2), "d": ()}, wanted)
+
+
+def released_settings() -> dict:
+    vae = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4, "resolution": 16}
+    text = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 4,
+    }  # fmt: skip
+    return {
+        "model_type": "umm", "text_config": text, "vision_representation_config": vision, "vae_encoder_config": vae,
+        "vae_decoder_config": vae,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A folder as the released one, small and random, in two files."""
+    folder = tmp_path_factory.mktemp("released")
+    settings = released_settings()
+    with torch.device("meta"):
+        shapes = released_shapes(CheersForConditionalGeneration(config_from_released(settings)))
+    state = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in shapes.items()}
+    state |= {name: torch.tensor(7) for name in state if name.endswith("num_batches_tracked")}
+    state |= {name: value.abs() for name, value in state.items() if name.endswith("running_var")}
+    state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"].clone()
+    names = sorted(state)
+    save_file({n: state[n] for n in names[:100]}, folder / "model-00001-of-00002.safetensors")
+    save_file({n: state[n] for n in names[100:]}, folder / "model-00002-of-00002.safetensors")
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "merges.txt").write_text("a b\n")
+    return folder
+
+
+def test_a_released_checkpoint_opens_as_ours_and_goes_back_bit_for_bit(released, tmp_path, capsys):
+    main(["cheers", str(released), str(tmp_path / "ours")])
+    assert "merges.txt" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(tmp_path / "ours", dtype="auto")
+    assert model.dtype == torch.bfloat16 and model.config.extra_euler_step and model.config.tie_word_embeddings
+    main(["cheers", str(tmp_path / "ours"), str(tmp_path / "back")])
+    before = load_file(released / "model-00001-of-00002.safetensors")
+    before |= load_file(released / "model-00002-of-00002.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(before[name].dtype == after[name].dtype for name in before)
+    settings = json.loads((tmp_path / "back" / "config.json").read_text())
+    wanted = released_settings()
+    for part in ("text_config", "vision_representation_config", "vae_encoder_config", "vae_decoder_config"):
+        assert wanted[part].items() <= settings[part].items()
+
+
+def test_a_head_of_its_own_is_kept(released, tmp_path):
+    source = tmp_path / "untied"
+    source.mkdir()
+    state = load_file(released / "model-00001-of-00002.safetensors")
+    state |= load_file(released / "model-00002-of-00002.safetensors")
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    save_file(state, source / "model.safetensors")
+    (source / "config.json").write_text((released / "config.json").read_text())
+    main(["cheers", str(source), str(tmp_path / "ours")])
+    model = AutoModel.from_pretrained(tmp_path / "ours", dtype="auto")
+    assert torch.equal(model.get_output_embeddings().weight, state["lm_head.weight"])
+    assert torch.equal(model.get_input_embeddings().weight, state["model.language_model.embed_tokens.weight"])
+
+
+def test_missing_extra_and_misshapen_tensors_are_refused_with_their_names(released, tmp_path):
+    state = load_file(released / "model-00001-of-00002.safetensors")
+    del state["lm_head.weight"]
+    state["model.und_projector.mlp.0.bias"] = torch.zeros(3)
+    state["model.pooler.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((released / "config.json").read_text())
+    with pytest.raises(UserError) as told:
+        main(["cheers", str(tmp_path), str(tmp_path / "ours")])
+    message = str(told.value)
+    assert "lacks" in message and "lm_head.weight" in message and "\n" not in message
+    assert "no place for 1 tensors: model.pooler.weight" in message
+    assert "model.und_projector.mlp.0.bias (3,) (not (96,))" in message
+
+
+def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
+    CheersForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "ours")
+    with pytest.raises(UserError, match="semantic_layers, .*repeat_detail_positions.*pixels_from_zero"):
+        main(["cheers", str(tmp_path / "ours"), str(tmp_path / "back")])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["cheers", "a"], "three words"),
+        (["chers", "a", "b"], "did you mean 'cheers'"),
+        (["cheers", "nowhere", "b"], "no config.json"),
+        (["cheers", "nowhere", "."], "exists"),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(words, told):
+    with pytest.raises(UserError, match=told):
+        main(words)

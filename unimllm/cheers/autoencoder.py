@@ -1,0 +1,247 @@
+"""The autoencoder of CHEERS, FLUX.2's shape (arXiv 2603.12793, section 2.1), under the released names.
+
+pixels -> encoder -> posterior mean -> squares of 2 x 2 latent pixels become channels -> frozen batch statistics -> z
+
+diffusers has an AutoencoderKLFlux2 with other names for the same tensors; it would be a dependency for these few
+layers, which besides must be trained here at small sizes.
+
+Shapes: B pictures, S pixels along a side, h latent positions along a side, C channels of one of them, D channels.
+"""
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from semhitok.transformer import attention
+from unimllm.cheers.configuration_cheers import CheersVaeConfig
+
+GROUP_NORM_EPS = 1e-6
+STATISTICS_EPS = 1e-4
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions, each behind a group norm and SiLU, and a shortcut: (B, D, H, W) -> (B, dim_out, H, W)."""
+
+    def __init__(self, dim: int, dim_out: int, num_groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups, dim, eps=GROUP_NORM_EPS)
+        self.conv1 = nn.Conv2d(dim, dim_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(num_groups, dim_out, eps=GROUP_NORM_EPS)
+        self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
+        if dim != dim_out:
+            self.nin_shortcut = nn.Conv2d(dim, dim_out, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        x = self.conv1(F.silu(self.norm1(x)))
+        return residual + self.conv2(F.silu(self.norm2(x)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention of one head over all places, with a residual: (B, D, H, W) -> the same."""
+
+    def __init__(self, dim: int, num_groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, dim, eps=GROUP_NORM_EPS)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(dim, dim, 1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, normed = x.shape[-2], self.norm(x)
+        q, k, v = (rearrange(proj(normed), "b d h w -> b 1 (h w) d") for proj in (self.q, self.k, self.v))
+        mixed = attention(q, k, v)
+        return x + self.proj_out(rearrange(mixed, "b 1 (h w) d -> b d h w", h=height))
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, dim: int, num_groups: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(dim, dim, num_groups)
+        self.attn_1 = AttentionBlock(dim, num_groups)
+        self.block_2 = ResnetBlock(dim, dim, num_groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Downsample(nn.Module):
+    """Half the side; the padding lies at the right and the bottom alone."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the side: every place repeated, then a convolution of 3 x 3.
+
+    A row of the result sees two rows of the input, one of them twice. So the sums of the kernel's rows and columns are
+    four kernels of 2 x 2, one for each place in the square, and do the same with 4 products for 9.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        sums = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # place in the square, row seen, of the 3
+        kernels = torch.einsum("odyx,apy,bqx->abodpq", self.conv.weight, sums, sums)
+        places = F.conv2d(F.pad(x, (1, 1, 1, 1)), kernels.flatten(0, 2), self.conv.bias.repeat(4))
+        places = places.unflatten(1, kernels.shape[:3])
+        placed = [places[:, a, b, :, a : a + height, b : b + width] for a in range(2) for b in range(2)]
+        return rearrange(placed, "(a b) n d h w -> n d (h a) (w b)", a=2)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and, where another follows, the way to it."""
+
+    def __init__(self, widths: list[int], num_groups: int):
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(a, b, num_groups) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.block:
+            x = block(x)
+        for name in ("downsample", "upsample"):
+            x = getattr(self, name)(x) if hasattr(self, name) else x
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, S, S) to mean and log-variance (B, 2 latent_channels, S / 2^k, S / 2^k)."""
+
+    def __init__(self, config: CheersVaeConfig):
+        super().__init__()
+        width, latent = config.channels, 2 * config.latent_channels
+        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for number, multiplier in enumerate(config.channel_multipliers, 1):
+            previous, width = width, config.channels * multiplier
+            self.down.append(Level([previous] + [width] * config.num_blocks, config.num_groups))
+            if number < len(config.channel_multipliers):
+                self.down[-1].downsample = Downsample(width)
+        self.mid = Middle(width, config.num_groups)
+        self.norm_out = nn.GroupNorm(config.num_groups, width, eps=GROUP_NORM_EPS)
+        self.conv_out = nn.Conv2d(width, latent, 3, padding=1)
+        self.quant_conv = nn.Conv2d(latent, latent, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
+
+
+class Decoder(nn.Module):
+    """Latent pixels (B, latent_channels, S / 2^k, S / 2^k) to pixels (B, 3, S, S)."""
+
+    def __init__(self, config: CheersVaeConfig):
+        super().__init__()
+        width = config.channels * config.channel_multipliers[-1]
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid = Middle(width, config.num_groups)
+        self.up = nn.ModuleList()  # from high resolution to low, as the released names count them
+        for number, multiplier in reversed(list(enumerate(config.channel_multipliers))):
+            previous, width = width, config.channels * multiplier
+            self.up.insert(0, Level([previous] + [width] * (config.num_blocks + 1), config.num_groups))
+            if number:
+                self.up[0].upsample = Upsample(width)
+        self.norm_out = nn.GroupNorm(config.num_groups, width, eps=GROUP_NORM_EPS)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        x = self.mid(self.conv_in(self.post_quant_conv(z)))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class LatentStatistics(nn.BatchNorm2d):
+    """Mean and variance of each latent channel; never updated in passing, in training neither."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=STATISTICS_EPS, affine=False)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return F.batch_norm(z, self.running_mean, self.running_var, eps=self.eps)
+
+    def invert(self, z: torch.Tensor) -> torch.Tensor:
+        """The latents whose normalised ones are z, (B, C, h, h)."""
+        scale = (self.running_var + self.eps).sqrt()
+        return z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def measure(self, latents: torch.Tensor) -> None:
+        """Take over the statistics of (B, C, h, h) latents that are not normalised."""
+        self.running_mean.copy_(latents.mean((0, 2, 3)))
+        self.running_var.copy_(latents.var((0, 2, 3)))
+
+
+class LatentDecoder(nn.Module):
+    """z (B, C, h, h) to pixels (B, 3, S, S) in the autoencoder's own range: D(.) of the paper."""
+
+    def __init__(self, config: CheersVaeConfig):
+        super().__init__()
+        self.patch_size = config.latent_patch_size
+        self.decoder = Decoder(config)
+        self.bn = LatentStatistics(config.patched_channels)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        z = self.bn.invert(z)
+        return self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size))
+
+
+class CheersVae(PreTrainedModel):
+    """Pictures to normalised latents and back."""
+
+    config_class = CheersVaeConfig
+    base_model_prefix = "vae_model"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: CheersVaeConfig):
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.bn = LatentStatistics(config.patched_channels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LatentStatistics):
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
+            nn.init.zeros_(module.num_batches_tracked)
+
+    def moments(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Mean and log-variance side by side, (B, 2 latent_channels, S / 2^k, S / 2^k), of RGB in -1..1."""
+        pixels = pixel_values.to(self.dtype)
+        return self.encoder((pixels + 1) / 2 if self.config.pixels_from_zero else pixels)
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) RGB in -1..1 -> z (B, C, h, h): the normalised posterior mean, no sample of it.
+
+        Channels of z: latent channel major, then row and column within the 2 x 2 square.
+        """
+        size = self.config.latent_patch_size
+        mean = self.moments(pixel_values).chunk(2, 1)[0]
+        return self.bn(rearrange(mean, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, C, h, h) -> (B, 3, S, S) RGB in about -1..1."""
+        size = self.config.latent_patch_size
+        z = self.bn.invert(z.to(self.dtype))
+        pixels = self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=size, q=size))
+        return 2 * pixels - 1 if self.config.pixels_from_zero else pixels

@@ -1,0 +1,248 @@
+"""Configuration of CHEERS (arXiv 2603.12793): a VAE, a SigLIP, a language model, and the head that draws.
+
+Two sets of defaults meet here. A config without arguments has the sizes of the released model and the clean behaviour,
+as our presets use it; `released_config` switches on every quirk that the released weights were trained with.
+"""
+
+from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+
+RELEASED_QUIRKS = {
+    "repeat_detail_positions": True,
+    "extra_euler_step": True,
+    "flow_loss_on_read_pictures": True,
+    "leading_picture_is_causal": True,
+}
+"""Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
+
+
+class CheersVaeConfig(PreTrainedConfig):
+    """Sizes of the autoencoder, FLUX.2's shape.
+
+    Args:
+        channels: of the convolutions at full resolution.
+        channel_multipliers: of them at each resolution; every entry but the last halves the side.
+        num_blocks: residual blocks at each resolution of the encoder; the decoder has one more.
+        latent_channels: of the posterior mean, before latent pixels are patched together.
+        latent_patch_size: side of the square of latent pixels that becomes one, its pixels as channels.
+        num_groups: of the group norms.
+        pixels_from_zero: the autoencoder reads and writes RGB in 0..1 (the released CHEERS) instead of -1..1 (FLUX.2);
+            `pixel_values` are in -1..1 either way.
+    """
+
+    model_type = "cheers_vae"
+    base_config_key = "vae_config"
+
+    def __init__(
+        self,
+        channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 2, 4, 4),
+        num_blocks: int = 2,
+        latent_channels: int = 32,
+        latent_patch_size: int = 2,
+        num_groups: int = 32,
+        pixels_from_zero: bool = False,
+        **kwargs,
+    ):
+        if any(channels * multiplier % num_groups for multiplier in channel_multipliers):
+            raise ValueError(
+                f"channels {channels} times channel_multipliers {list(channel_multipliers)} must be multiples of "
+                f"num_groups ({num_groups})"
+            )
+        self.channels = channels
+        self.channel_multipliers = list(channel_multipliers)
+        self.num_blocks = num_blocks
+        self.latent_channels = latent_channels
+        self.latent_patch_size = latent_patch_size
+        self.num_groups = num_groups
+        self.pixels_from_zero = pixels_from_zero
+        super().__init__(**kwargs)
+
+    @property
+    def stride(self) -> int:
+        """Pixels along the side of one latent position."""
+        return 2 ** (len(self.channel_multipliers) - 1) * self.latent_patch_size
+
+    @property
+    def patched_channels(self) -> int:
+        """Channels of one latent position: what the flow head predicts."""
+        return self.latent_channels * self.latent_patch_size**2
+
+
+class CheersConfig(PreTrainedConfig):
+    """Sizes and behaviour of the whole model.
+
+    The LayerNorm behind the gate and the gate without a sigmoid are the released code's, not the paper's; every
+    released weight depends on them, so they are no options.
+
+    Args:
+        text_config: any config that AutoModelForCausalLM builds (or its dict with "model_type").
+        vision_config: the SigLIP that reads decoded latents, of fixed resolution; it fixes the size of pictures. Its
+            patches are as large as one latent position.
+        vae_config: the autoencoder.
+        compression: side of the square of SigLIP's patches that becomes one position of the language model (1: none).
+        semantic_layers: DiT blocks of the first stage, as wide as the language model.
+        detail_layers: DiT blocks of the second stage, as wide as SigLIP.
+        semantic_heads, detail_heads: attention heads of each stage (None: those of the language model, of SigLIP).
+        head_groups: key/value heads of both (None: those of the language model).
+        time_channels: sines and cosines of t.
+        inject_details: False leaves the gated high frequencies out (the paper's ablation, Table 5).
+        repeat_detail_positions: quirk: positions of the second stage are 0..L/2-1 twice, not 0..L-1.
+        extra_euler_step: quirk: see `flow_matching.euler_schedule`.
+        flow_loss_on_read_pictures: quirk: pictures that are only read have a flow loss too, with velocity 0 as target.
+        leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. Rows without a picture
+            of their own have a stand-in there: black at t = 0 in training, random pixels at t = 1 in drawing.
+        no_text_rate: share of drawing samples whose text becomes `<no_mean>` in training, for guidance.
+        image_start_token_id, image_end_token_id: around every picture.
+        image_token_id: the placeholder of a picture to read, once for each of its positions.
+        image_gen_token_id: the placeholder of a picture to draw.
+        no_text_token_id: `<no_mean>`, in the place of every text token of the unconditional prompt.
+    """
+
+    model_type = "cheers"
+    sub_configs = {"text_config": AutoConfig, "vision_config": SiglipVisionConfig, "vae_config": CheersVaeConfig}
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict | None = None,
+        vision_config: SiglipVisionConfig | dict | None = None,
+        vae_config: CheersVaeConfig | dict | None = None,
+        compression: int = 2,
+        semantic_layers: int = 7,
+        detail_layers: int = 3,
+        semantic_heads: int | None = None,
+        detail_heads: int | None = None,
+        head_groups: int | None = None,
+        time_channels: int = 256,
+        inject_details: bool = True,
+        repeat_detail_positions: bool = False,
+        extra_euler_step: bool = False,
+        flow_loss_on_read_pictures: bool = False,
+        leading_picture_is_causal: bool = False,
+        no_text_rate: float = 0.2,
+        image_start_token_id: int = 151667,
+        image_end_token_id: int = 151668,
+        image_token_id: int = 151665,
+        image_gen_token_id: int = 151666,
+        no_text_token_id: int = 151669,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        text_config = qwen_1_5b() if text_config is None else text_config
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        vision_config = so400m() if vision_config is None else vision_config
+        if isinstance(vision_config, dict):
+            vision_config = SiglipVisionConfig(**vision_config)
+        if not isinstance(vae_config, CheersVaeConfig):
+            vae_config = CheersVaeConfig(**(vae_config or {}))
+        self.text_config, self.vision_config, self.vae_config = text_config, vision_config, vae_config
+        self.compression = compression
+        self.semantic_layers, self.detail_layers = semantic_layers, detail_layers
+        self.semantic_heads = semantic_heads or text_config.num_attention_heads
+        self.detail_heads = detail_heads or vision_config.num_attention_heads
+        self.head_groups = head_groups or text_config.num_key_value_heads
+        self.time_channels = time_channels
+        self.inject_details = inject_details
+        self.repeat_detail_positions = repeat_detail_positions
+        self.extra_euler_step = extra_euler_step
+        self.flow_loss_on_read_pictures = flow_loss_on_read_pictures
+        self.leading_picture_is_causal = leading_picture_is_causal
+        self.no_text_rate = no_text_rate
+        self.image_start_token_id, self.image_end_token_id = image_start_token_id, image_end_token_id
+        self.image_token_id, self.image_gen_token_id = image_token_id, image_gen_token_id
+        self.no_text_token_id = no_text_token_id
+        self.initializer_range = initializer_range
+        self.check_sizes()
+        kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    def check_sizes(self) -> None:
+        """ValueError where the parts do not fit together."""
+        patch = self.vision_config.patch_size
+        if patch != self.vae_config.stride:
+            raise ValueError(
+                f"patch_size of vision_config is {patch}, but a latent position covers {self.vae_config.stride} pixels"
+            )
+        if self.image_size % (patch * self.compression):
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size * compression "
+                f"({patch} * {self.compression})"
+            )
+        widths = (("semantic", self.text_config.hidden_size), ("detail", self.vision_config.hidden_size))
+        for stage, width in widths:
+            heads = getattr(self, f"{stage}_heads")
+            if width % (2 * heads) or heads % self.head_groups:
+                raise ValueError(
+                    f"{stage}_heads is {heads}; each head needs an even share of {width} channels, and heads must be a "
+                    f"multiple of head_groups ({self.head_groups})"
+                )
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along the side of a picture."""
+        return self.vision_config.image_size
+
+    @property
+    def latent_size(self) -> int:
+        """Latent positions along the side of a picture; SigLIP has as many patches."""
+        return self.image_size // self.vae_config.stride
+
+    @property
+    def grid_size(self) -> int:
+        """Positions of the language model along the side of a picture."""
+        return self.latent_size // self.compression
+
+    @property
+    def num_positions(self) -> int:
+        """N, positions of the language model for one picture."""
+        return self.grid_size**2
+
+    @property
+    def picture_token_ids(self) -> list[int]:
+        """What no answer in words holds."""
+        return [
+            self.image_start_token_id, self.image_end_token_id, self.image_token_id, self.image_gen_token_id,
+            self.no_text_token_id,
+        ]  # fmt: skip
+
+
+def qwen_1_5b() -> Qwen2Config:
+    """Qwen2.5-1.5B-Instruct."""
+    return Qwen2Config(
+        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+        num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-6, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, bos_token_id=151643, eos_token_id=151645,
+    )  # fmt: skip
+
+
+def so400m() -> SiglipVisionConfig:
+    """google/siglip2-so400m-patch16-512."""
+    return SiglipVisionConfig(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=512,
+        patch_size=16, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
+    )  # fmt: skip
+
+
+def released_config(**changes) -> CheersConfig:
+    """The released CHEERS: its sizes, and its quirks in their places."""
+    return CheersConfig(**({"vae_config": CheersVaeConfig(pixels_from_zero=True)} | RELEASED_QUIRKS | changes))
+
+
+def tiny_config(**changes) -> CheersConfig:
+    """A model of a few ten thousand parameters for tests: 16 x 16 pixels, 4 x 4 latent positions, 4 in the text."""
+    text = Qwen2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
+    )  # fmt: skip
+    vision = SiglipVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4,
+        vision_use_head=False,
+    )  # fmt: skip
+    vae = CheersVaeConfig(channels=8, channel_multipliers=(1, 2), num_blocks=1, latent_channels=4, num_groups=4)
+    sizes = {
+        "semantic_layers": 2, "detail_layers": 1, "time_channels": 16, "image_start_token_id": 4,
+        "image_end_token_id": 5, "image_token_id": 6, "image_gen_token_id": 7, "no_text_token_id": 8,
+        "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    return CheersConfig(**({"text_config": text, "vision_config": vision, "vae_config": vae} | sizes | changes))

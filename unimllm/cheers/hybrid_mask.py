@@ -1,0 +1,52 @@
+"""Who may look at whom (arXiv 2603.12793, section 2.2): text is causal, every picture sees all of itself.
+
+transformers builds the mask from the number of each position's picture: for FlexAttention block by block, for SDPA as
+one (B, 1, T, T) bool tensor that all heads share.
+
+Shapes: B rows, T positions, P positions in the cache, H hidden channels.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers import Cache, PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+TEXT = -1
+
+
+def picture_numbers(is_picture: torch.Tensor, is_text: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, T) bool -> (B, T) int64: 0, 1, ... for each contiguous picture of a row, TEXT elsewhere.
+
+    Args:
+        is_text: (B, T) bool; where given, a picture before all text of its row counts as text, as
+            `leading_picture_is_causal` has it.
+    """
+    begins = is_picture & ~F.pad(is_picture[:, :-1], (1, 0))
+    numbers = begins.cumsum(1) - 1
+    if is_text is not None:
+        is_picture = is_picture & (is_text.cumsum(1) > 0)
+    return numbers.masked_fill(~is_picture, TEXT)
+
+
+def hybrid_mask(
+    config: PreTrainedConfig,
+    inputs_embeds: torch.Tensor,
+    numbers: torch.Tensor | None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+):
+    """The mask that a language model's decoder takes as it is.
+
+    Args:
+        config: of the language model; its attention implementation decides the form.
+        inputs_embeds: (B, T, H); its values do not matter.
+        numbers: (B, P + T) of `picture_numbers`; None: text alone.
+        attention_mask: (B, P + T), 0 for padding.
+        position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
+        past_key_values: what was read before, P positions.
+    """
+    return create_causal_mask(
+        config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+        position_ids=position_ids, block_sequence_ids=numbers,
+    )  # fmt: skip

@@ -1,0 +1,311 @@
+"""CHEERS (arXiv 2603.12793): one language model that reads pictures as decoded latents and draws them by a flow.
+
+pictures -> z_t -> vision tokenizer -> positions | text ids -> embeddings
+         -> language model, causal over text and bidirectional inside each picture
+         -> text logits where text follows; the flow head's velocity of z_t where a picture is drawn
+
+Shapes: B rows, T positions, P pictures of the batch in reading order, N positions of a picture, V text ids,
+H hidden channels, D channels of SigLIP, C channels of the latent, h latent positions along a side.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, SiglipVisionModel
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
+from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.flow_head import FlowHead, ZeroLinear
+from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask, picture_numbers
+from unimllm.cheers.sampling import draw_latents
+from unimllm.cheers.vision_tokenizer import VisionTokenizer
+from unimllm.flow_matching import path, velocity
+
+
+@dataclass
+class CheersOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: scalar, where labels were given.
+        losses: its parts "text" and "flow", each a mean over its own targets.
+        logits: (B, T or fewer, V).
+        past_key_values: the cache.
+        last_hidden_state: (B, T, H).
+        velocities: (pictures with a flow loss, C, h, h), where labels were given.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: torch.Tensor | None = None
+    velocities: torch.Tensor | None = None
+
+
+@dataclass
+class Pictures:
+    """The pictures of a batch on their way: times t (P,), velocity targets (P, C, h, h), and S(D(z_t)) (P, L, D)."""
+
+    t: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor
+    details: torch.Tensor
+
+
+class CheersPreTrainedModel(PreTrainedModel):
+    config_class = CheersConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True  # but no flash attention: it knows no mask that is neither causal nor full
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Compressor, D(.) and flow head; language model, SigLIP and VAE initialise themselves."""
+        if isinstance(module, (ZeroLinear, nn.LayerNorm, nn.RMSNorm)):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Conv2d, nn.GroupNorm, LatentStatistics)):
+            CheersVae._init_weights(self, module)
+
+
+class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
+    """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
+
+    def __init__(self, config: CheersConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.vision_tokenizer = VisionTokenizer(config)
+        self.flow_head = FlowHead(config)
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, config: CheersConfig, language_model: PreTrainedModel, vision_model: SiglipVisionModel, vae: CheersVae
+    ) -> "CheersForConditionalGeneration":
+        """A model of trained parts, which are taken as they are, with a new compressor and flow head.
+
+        Args:
+            config: its text_config, vision_config and vae_config are those of the parts.
+        """
+        model = cls(config)
+        model.language_model = language_model
+        model.vision_tokenizer.vision_representation = vision_model
+        model.vision_tokenizer.vae_model = vae.requires_grad_(False)
+        model.vision_tokenizer.start_decoder()
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    # ---- pictures ----------------------------------------------------------------------------------------------
+
+    def decode_image_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """What `generate` drew, (B, C, h, h) -> pictures (B, 3, S, S) in -1..1."""
+        return self.vision_tokenizer.decode(latents)
+
+    def is_picture(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where pictures are, to read or to draw: (B, T) bool."""
+        return (input_ids == self.config.image_token_id) | (input_ids == self.config.image_gen_token_id)
+
+    def to_draw(self, input_ids: torch.Tensor, num_pictures: int) -> torch.Tensor:
+        """Which pictures, in reading order, are to be drawn: (P,) bool.
+
+        Raises:
+            ValueError: the number of placeholders is not N for every picture.
+        """
+        kinds = input_ids[self.is_picture(input_ids)]
+        positions = self.config.num_positions
+        if len(kinds) != num_pictures * positions:
+            raise ValueError(
+                f"{len(kinds)} image placeholders but {num_pictures} pictures of {positions} positions "
+                f"({num_pictures * positions}); use the processor that was saved with this model"
+            )
+        return kinds.view(num_pictures, positions)[:, 0] == self.config.image_gen_token_id
+
+    def look(
+        self, pixel_values: torch.Tensor, drawn: torch.Tensor, t: torch.Tensor | None, noise: torch.Tensor | None
+    ) -> Pictures:
+        """Task-dependent latents, and what the vision tokenizer makes of them.
+
+        Args:
+            pixel_values: (P, 3, S, S) in -1..1.
+            drawn: (P,) bool; those have noise in them.
+            t: (P,); default: uniform where drawn, 1 where read.
+            noise: (P, C, h, h) standard normal; default: drawn here.
+
+        Without pictures it looks at a grey one and returns none of it: every rank of a run must touch the same
+        parameters.
+        """
+        count = len(pixel_values)
+        if not count:
+            pixel_values, drawn = pixel_values.new_zeros(1, *pixel_values.shape[1:]), drawn.new_zeros(1)
+        latents = self.vision_tokenizer.encode(pixel_values)
+        if t is None:
+            t = torch.where(drawn, torch.rand(len(latents), device=latents.device), 1.0)
+        noise = torch.randn_like(latents) if noise is None else noise.to(latents)
+        targets = velocity(noise, latents) * (t < 1).view(-1, 1, 1, 1)
+        positions, details = self.vision_tokenizer(path(noise, latents, t))
+        return Pictures(t[:count], targets[:count], positions[:count], details[:count])
+
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Ids (B, T), and the pictures' (P, N, H) for the placeholders -> (B, T, H)."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if positions is None:
+            return embeds
+        return embeds.masked_scatter(self.is_picture(input_ids).unsqueeze(-1), positions.to(embeds.dtype))
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = True,
+    ) -> ModelOutput:
+        """The language model on text and pictures; its output has no logits. Arguments as in `forward`."""
+        embeds = self.embed(input_ids, positions)
+        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        numbers = None
+        if input_ids.shape[1] > 1:  # one position alone is no picture
+            is_picture = self.is_picture(input_ids)
+            is_text = None
+            if self.config.leading_picture_is_causal and not cached:
+                is_text = ~is_picture if attention_mask is None else ~is_picture & attention_mask.bool()
+            numbers = F.pad(picture_numbers(is_picture, is_text), (cached, 0), value=TEXT)
+        mask = hybrid_mask(
+            self.language_model.config, embeds, numbers, attention_mask, position_ids, past_key_values
+        )  # fmt: skip
+        return self.language_model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=past_key_values,
+            use_cache=use_cache,
+        )  # fmt: skip
+
+    # ---- training and text -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        loss_weights: dict[str, float] | None = None,
+        num_items: dict[str, torch.Tensor | float] | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **kwargs,
+    ) -> CheersOutput:
+        """Losses where `labels` are given, text logits otherwise.
+
+        Args:
+            input_ids: (B, T) ids; a picture is N placeholders, to read or to draw.
+            pixel_values: (P, 3, S, S) in -1..1, in reading order of the placeholders.
+            attention_mask: (B, T), 0 for padding. Packed rows need none: `position_ids` that start again at 0 separate
+                their samples.
+            labels: (B, T) text ids, -100 where there is no target (placeholders have none); shifted here.
+            t, noise: of the pictures (see `look`); drawn at random where not given.
+            loss_weights: weight of "text" and "flow" (default 1).
+            num_items: what the summed losses are divided by: targets for "text", pictures for "flow"; default: those
+                of this batch.
+            logits_to_keep: text logits of the last so many positions only (0: all).
+        """
+        if pixel_values is None and labels is not None:
+            size = self.config.image_size
+            pixel_values = torch.zeros(0, 3, size, size, device=input_ids.device)
+        pictures = None
+        if pixel_values is not None:
+            drawn = self.to_draw(input_ids, len(pixel_values))
+            pictures = self.look(pixel_values, drawn, t, noise)
+        outputs = self.read(
+            input_ids, pictures.positions if pictures else None, attention_mask, position_ids, past_key_values,
+            use_cache=use_cache and labels is None,
+        )  # fmt: skip
+        hidden = outputs.last_hidden_state
+        if labels is not None:
+            if self.config.flow_loss_on_read_pictures:
+                drawn = torch.ones_like(drawn)
+            flow, velocities = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
+            loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
+            return CheersOutput(loss=loss, losses=losses, last_hidden_state=hidden, velocities=velocities)
+        logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, last_hidden_state=hidden)
+
+    def text_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed cross-entropy over the targets, and their number."""
+        targets = labels[:, 1:].flatten()
+        is_text = targets >= 0
+        logits = self.get_output_embeddings()(hidden[:, :-1].flatten(0, 1)[is_text])
+        return F.cross_entropy(logits.float(), targets[is_text], reduction="sum"), is_text.sum()
+
+    def flow_loss(
+        self, hidden: torch.Tensor, pictures: Pictures, chosen: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Squared error of the velocities, a mean in each picture and summed over them, their number; the velocities.
+
+        Args:
+            hidden: (P * N, H) of all pictures.
+            chosen: (P,) bool; the flow head runs for those alone.
+        """
+        hidden = hidden.view(len(chosen), self.config.num_positions, hidden.shape[-1])[chosen]
+        velocities = self.flow_head(hidden, pictures.details[chosen], pictures.t[chosen])
+        errors = (velocities.float() - pictures.targets[chosen].float()).square()
+        return (errors.mean((1, 2, 3)).sum(), chosen.sum()), velocities
+
+    def add_losses(self, text, flow, weights: dict, num_items: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted sum of (summed loss, count) pairs, and each part's own mean."""
+        parts = {"text": text, "flow": flow}
+        loss = sum(
+            weights.get(name, 1.0) * value / num_items.get(name, count.clamp(min=1))
+            for name, (value, count) in parts.items()
+        )
+        return loss, {name: value.detach() / count.clamp(min=1) for name, (value, count) in parts.items()}
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration:  # the cache holds the pictures
+            inputs.pop("pixel_values", None)
+        return inputs
+
+    # ---- generation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        generation_mode: str = "text",
+        **kwargs,
+    ) -> torch.Tensor:
+        """Continue each row with text, or with one picture.
+
+        Args:
+            input_ids: (B, T), padded on the left; to draw, each ends with the image-start token.
+            pixel_values: pictures for the placeholders.
+            attention_mask: (B, T), 0 for padding.
+            generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
+                "image": see `sampling.draw_latents`; returns latents (B, C, h, h) for `decode_image_tokens`.
+        """
+        if generation_mode == "image":
+            return draw_latents(self, input_ids, attention_mask, pixel_values, **kwargs)
+        if generation_mode != "text":
+            raise ValueError(f"generation_mode is {generation_mode!r}; choose text or image")
+        kwargs.setdefault("suppress_tokens", self.config.picture_token_ids)
+        return super().generate(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)

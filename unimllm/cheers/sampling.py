@@ -1,0 +1,136 @@
+"""Drawing with CHEERS (arXiv 2603.12793, appendix): the prompt is read once, then Euler's method from noise.
+
+Each step runs D(.), SigLIP, the language model on the N positions of the picture, and the flow head. What depends on
+x_t alone (the first two) is computed once; with guidance the rest runs on both branches as one batch.
+
+Shapes: B rows, T positions of the prompts, N positions of a picture, C channels of the latent, h along its side.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
+
+from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
+from unimllm.flow_matching import euler, euler_schedule, guide, path
+
+
+def without_text(model, input_ids: torch.Tensor) -> torch.Tensor:
+    """The unconditional prompts, (B, T): `<no_mean>` for all but pictures and the tokens around them."""
+    config = model.config
+    kept = model.is_picture(input_ids)
+    kept |= (input_ids == config.image_start_token_id) | (input_ids == config.image_end_token_id)
+    return input_ids.masked_fill(~kept, config.no_text_token_id)
+
+
+def noise_of(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal (B, *shape) float32: each row depends on its seed, not on its batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+class Prompt:
+    """Prompts that have been read, ready for the velocities of pictures behind them.
+
+    Args:
+        input_ids: (B, T), padded on the left.
+        attention_mask: (B, T), 0 for padding.
+        pixel_values: pictures for the placeholders in them, all of them to read.
+        guidance_scale: 1 leaves the unconditional branch out.
+    """
+
+    def __init__(
+        self,
+        model,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        guidance_scale: float,
+    ):
+        self.model, self.scale = model, guidance_scale
+        self.branches = 1 if guidance_scale == 1 else 2
+        seen = None
+        if pixel_values is not None:
+            model.to_draw(input_ids, len(pixel_values))
+            seen = model.vision_tokenizer(model.vision_tokenizer.encode(pixel_values))[0].repeat(self.branches, 1, 1)
+        if self.branches == 2:
+            input_ids = torch.cat([input_ids, without_text(model, input_ids)])
+            attention_mask = attention_mask.repeat(2, 1)
+        self.num_positions = model.config.num_positions
+        self.cache = DynamicCache(config=model.config.text_config)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        model.read(input_ids, seen, attention_mask, positions, self.cache)
+        picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
+        self.position_ids = positions[:, -1:] + picture
+        numbers = F.pad(torch.full_like(input_ids, TEXT), (0, self.num_positions), value=0)
+        attention_mask = F.pad(attention_mask, (0, self.num_positions), value=1)
+        like = torch.empty(len(input_ids), self.num_positions, 0, dtype=model.dtype, device=input_ids.device)
+        self.mask = hybrid_mask(
+            model.language_model.config, like, numbers, attention_mask, self.position_ids, self.cache
+        )  # fmt: skip
+
+    def velocity(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Of x_t (B, C, h, h) at the scalar time t, guided; the cache is left as it was."""
+        model, branches = self.model, self.branches
+        embeds, details = model.vision_tokenizer(x_t.to(model.dtype))
+        embeds, details = embeds.repeat(branches, 1, 1), details.repeat(branches, 1, 1)
+        hidden = model.language_model.get_decoder()(
+            inputs_embeds=embeds, attention_mask=self.mask, position_ids=self.position_ids, past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state  # fmt: skip
+        self.cache.crop(-self.num_positions)
+        velocities = model.flow_head(hidden, details, t.expand(len(embeds))).to(x_t.dtype)
+        return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
+
+
+def draw_latents(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    pixel_values: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    num_steps: int = 50,
+    time_shift: float = 1.0,
+    seeds: list[int] | None = None,
+    start_pictures: torch.Tensor | None = None,
+    start_time: float = 0.1,
+    on_step: Callable[[], None] | None = None,
+) -> torch.Tensor:
+    """Draw one picture per row.
+
+    Args:
+        input_ids: (B, T) prompts that end with the image-start token, padded on the left.
+        attention_mask: (B, T), 0 for padding.
+        pixel_values: pictures for the placeholders in the prompts.
+        guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
+        num_steps: evaluations of the velocity.
+        time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
+        seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+        start_pictures: (B, 3, S, S) in -1..1; editing begins from them with noise, at `start_time`.
+        on_step: called after each step.
+
+    Returns:
+        (B, C, h, h) normalised latents, float32 or wider.
+
+    Raises:
+        ValueError: a guidance that is no number, not one seed or start picture per row, or see
+            `flow_matching.euler_schedule`.
+    """
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a number (1: no guidance)")
+    for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
+        if given is not None and len(given) != len(input_ids):
+            raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
+    config, seeds = model.config, list(range(len(input_ids))) if seeds is None else seeds
+    start = 0.0 if start_pictures is None else start_time
+    schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
+    shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
+    x = noise_of(seeds, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    if start_pictures is not None:
+        clean = model.vision_tokenizer.encode(start_pictures).to(x.dtype)
+        x = path(x, clean, torch.full((len(x),), start, device=x.device))
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    prompt = Prompt(model, input_ids, attention_mask, pixel_values, guidance_scale)
+    return euler(x, prompt.velocity, *schedule, on_step)

@@ -1,0 +1,85 @@
+"""The unified vision tokenizer of CHEERS (arXiv 2603.12793, section 2.1): one way in for reading and for drawing.
+
+z_t -> D(z_t), pixels -> SigLIP -> 2 x 2 space to depth -> positions of the language model       what it looks like
+                |-> SigLIP's patch embedding alone, S(D(z_t)) -> the gate of the flow head         high frequencies
+
+Reading is t = 1: SigLIP sees the reconstruction, never the picture itself.
+
+Shapes: B pictures, L = h * h latent positions and patches, N = L / compression^2 positions of the language model,
+D channels of SigLIP, H of the language model.
+"""
+
+import torch
+from einops import rearrange
+from torch import nn
+from transformers import SiglipVisionModel
+
+from unimllm.cheers.autoencoder import CheersVae, LatentDecoder
+from unimllm.cheers.configuration_cheers import CheersConfig
+
+
+class Compressor(nn.Module):
+    """Norm, space to depth, MLP: (B, L, D) -> (B, N, H).
+
+    The channels of a square stand side by side: place in the square major (row by row), channel minor.
+    """
+
+    def __init__(self, config: CheersConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.side, self.grid_size = config.compression, config.grid_size
+        self.layernorm = nn.LayerNorm(width)
+        wide = width * self.side**2
+        self.mlp = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, config.text_config.hidden_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        squares = rearrange(
+            self.layernorm(x), "b (h p w q) d -> b (h w) (p q d)", h=self.grid_size, p=self.side, q=self.side
+        )
+        return self.mlp(squares)
+
+
+class VisionTokenizer(nn.Module):
+    """Pictures to latents, noisy latents to positions and to high frequencies, latents to pictures."""
+
+    def __init__(self, config: CheersConfig):
+        super().__init__()
+        self.image_size = config.image_size
+        self.vae_model = CheersVae(config.vae_config).requires_grad_(False)
+        self.vae_decoder_projector = LatentDecoder(config.vae_config)  # D(.): begins as the VAE's, then trains
+        self.vision_representation = SiglipVisionModel(config.vision_config)
+        self.und_projector = Compressor(config)
+
+    def start_decoder(self) -> None:
+        """D(.) takes over the VAE's decoder and statistics, as before training."""
+        self.vae_decoder_projector.decoder.load_state_dict(self.vae_model.decoder.state_dict())
+        self.vae_decoder_projector.bn.load_state_dict(self.vae_model.bn.state_dict())
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, S, S) in -1..1 -> z_1 (B, C, h, h).
+
+        Raises:
+            ValueError: pictures of another size than `image_size`.
+        """
+        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}, this model reads {self.image_size} x "
+                f"{self.image_size}; resize with the processor that was saved with it"
+            )
+        return self.vae_model.encode(pixel_values)
+
+    @torch.no_grad()
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """z (B, C, h, h) -> pictures (B, 3, S, S), clamped to -1..1, through the frozen decoder."""
+        return self.vae_model.decode(z).clamp(-1, 1)
+
+    def forward(self, z_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_t (B, C, h, h) -> positions (B, N, H) and high frequencies S(D(z_t)) (B, L, D).
+
+        The decoder and the patch embedding run once for both; SigLIP's pooling head, which nothing reads, does not.
+        """
+        siglip = self.vision_representation
+        details = siglip.embeddings(self.vae_decoder_projector(z_t))
+        features = siglip.post_layernorm(siglip.encoder(inputs_embeds=details).last_hidden_state)
+        return self.und_projector(features), details

@@ -1,0 +1,189 @@
+"""The released CHEERS checkpoint as ours and back: one dict of names, strict both ways.
+
+Released: config.json of model_type "umm" beside *.safetensors with 1,321 tensors. Names differ by their beginnings
+alone; shapes, orders of elements and the precision stay as they are.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from semhitok.errors import first_line
+from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig, released_config
+from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+
+RELEASED_TYPE = "umm"
+NAMES = {
+    "model.vision_representation.": "vision_tokenizer.vision_representation.",
+    "model.vae_model.": "vision_tokenizer.vae_model.",
+    "model.vae_decoder_projector.": "vision_tokenizer.vae_decoder_projector.",
+    "model.und_projector.": "vision_tokenizer.und_projector.",
+    "model.time_embed.": "flow_head.time_embed.",
+    "model.gen_projector.": "flow_head.gen_projector.",
+    "model.hi_gate.": "flow_head.hi_gate.",
+    "model.hi_projector.": "flow_head.hi_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+"""Beginnings of names: released -> ours."""
+
+HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
+SHOWN = 5  # names in a message
+
+# What the released configuration file leaves out, and what its code fixes.
+TEXT_DEFAULTS = {
+    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+TEXT_ROPE_THETA = 1e6
+VISION_DEFAULTS = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 256, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+}  # fmt: skip
+VAE_DEFAULTS = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 32}
+FIXED = (
+    "compression", "semantic_layers", "detail_layers", "time_channels", "inject_details", "repeat_detail_positions",
+)  # fmt: skip
+"""Fields of CheersConfig that the released code has no choice in."""
+
+
+def rename(name: str, names: dict[str, str]) -> str | None:
+    """A tensor's name with another beginning; None where `names` has none of its beginnings."""
+    for old, new in names.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return None
+
+
+def own_name(released: str) -> str | None:
+    return rename(released, NAMES)
+
+
+def released_name(own: str) -> str | None:
+    return rename(own, {new: old for old, new in NAMES.items()})
+
+
+def released_shapes(model: CheersForConditionalGeneration) -> dict[str, tuple[int, ...]]:
+    """Released names and shapes of a model's tensors; it may lie on the meta device."""
+    return {released_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+    """ValueError lists the tensors that are missing, superfluous or of another shape."""
+    wrong = [f"{n} {found[n]} (not {wanted[n]})" for n in sorted(found.keys() & wanted.keys()) if found[n] != wanted[n]]
+    faults = [
+        ("lacks", sorted(wanted.keys() - found.keys())),
+        ("has no place for", sorted(found.keys() - wanted.keys())),
+        ("has in another shape", wrong),
+    ]
+    told = [
+        f"{what} {len(names)} tensors: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+        for what, names in faults
+        if names
+    ]
+    if told:
+        raise ValueError(f"the checkpoint {'; it '.join(told)}")
+
+
+def config_from_released(settings: dict) -> CheersConfig:
+    """Our configuration of a released config.json, with every quirk in its place."""
+    text = {name: settings.get("text_config", {}).get(name, value) for name, value in TEXT_DEFAULTS.items()}
+    vision = {
+        name: settings.get("vision_representation_config", {}).get(name, value)
+        for name, value in VISION_DEFAULTS.items()
+    }
+    vae = VAE_DEFAULTS | settings.get("vae_encoder_config", {})
+    rope = {"rope_type": "default", "rope_theta": settings.get("text_config", {}).get("rope_theta", TEXT_ROPE_THETA)}
+    return released_config(
+        text_config=Qwen2Config(**text, rope_parameters=rope, bos_token_id=151643, eos_token_id=151645),
+        vision_config=SiglipVisionConfig(**vision),
+        vae_config=CheersVaeConfig(
+            channels=vae["ch"], channel_multipliers=vae["ch_mult"], num_blocks=vae["num_res_blocks"],
+            latent_channels=vae["z_channels"], pixels_from_zero=True,
+        ),
+    )  # fmt: skip
+
+
+def config_to_released(config: CheersConfig) -> dict:
+    """A released config.json.
+
+    Raises:
+        ValueError: the released code would compute something else with these weights.
+    """
+    wanted = released_config()
+    other = [name for name in FIXED if getattr(config, name) != getattr(wanted, name)]
+    other += [n for n in ("num_groups", "pixels_from_zero", "latent_patch_size")
+              if getattr(config.vae_config, n) != getattr(wanted.vae_config, n)]  # fmt: skip
+    if other or config.text_config.model_type != "qwen2":
+        raise ValueError(
+            f"the released code cannot run this model: {', '.join(other) or 'its language model'} differs from what it "
+            "has built in"
+        )
+    vae = config.vae_config
+    sizes = {
+        "ch": vae.channels, "ch_mult": vae.channel_multipliers, "num_res_blocks": vae.num_blocks,
+        "z_channels": vae.latent_channels, "resolution": config.image_size,
+    }  # fmt: skip
+    text = {name: getattr(config.text_config, name) for name in TEXT_DEFAULTS}
+    return {
+        "architectures": ["Cheers"],
+        "auto_map": {
+            "AutoConfig": "configuration_umm.UMMConfig", "AutoModel": "modeling_umm.UMMModel",
+            "AutoModelForCausalLM": "modeling_umm.Cheers",
+        },
+        "model_type": RELEASED_TYPE,
+        "text_config": text | {"rope_theta": config.text_config.rope_parameters["rope_theta"]},
+        "vision_representation_config": {name: getattr(config.vision_config, name) for name in VISION_DEFAULTS},
+        "vae_encoder_config": sizes,
+        "vae_decoder_config": sizes,
+        "torch_dtype": str(config.dtype or torch.float32).removeprefix("torch."),
+    }  # fmt: skip
+
+
+def read_released(folder: Path) -> CheersForConditionalGeneration:
+    """The model of a released checkpoint, in the precision it has; save it, and open that for use.
+
+    Raises:
+        ValueError: another configuration, a damaged file, or tensors that do not fit. One line.
+    """
+    config = config_from_released(json.loads((folder / "config.json").read_text()))
+    with torch.device("meta"):
+        model = CheersForConditionalGeneration(config)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no .safetensors")
+    shapes, state = {}, {}
+    try:
+        for path in files:
+            with safe_open(path, "pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        check_shapes(shapes, released_shapes(model))
+        for path in files:
+            with safe_open(path, "pt") as file:
+                state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"{folder}: {first_line(error)}") from error
+    tied = torch.equal(state[HEAD], state[EMBEDDINGS])
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied  # stored twice, trained as one
+    model.load_state_dict({own_name(name): tensor for name, tensor in state.items()}, assign=True)
+    return model
+
+
+def write_released(model: CheersForConditionalGeneration, folder: Path) -> None:
+    """Save a model as the released code reads it (configuration_umm.py and modeling_umm.py go beside it).
+
+    Raises:
+        ValueError: that code would compute something else.
+    """
+    settings = config_to_released(model.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {released_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state[HEAD] = state[HEAD].clone()  # tied, but stored twice
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
