@@ -62,7 +62,8 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
     partial = output_dir / f".{final.name}.partial"
     first = is_first_process()
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for broken_off in output_dir.glob(".step-*.partial"):
+            shutil.rmtree(broken_off)
         partial.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
