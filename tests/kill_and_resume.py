@@ -28,12 +28,12 @@ IN_START = 5  # every fifth kill comes before the first step
 
 
 def command(folder: Path, steps: int) -> list[str]:
-    """The run, but its --output-dir; one of its saves follows the other after 0.3 seconds."""
+    """The run, but its --output-dir; a save follows the other after 0.06 seconds."""
     data = write_llava(folder / "mine")
     words = [
         sys.executable, SFT, "--init-from", write_tiny_checkpoint(folder / "tiny"), "--data", data, "--image-root",
         data.parent / "images", "--max_length", 80, "--max-steps", steps, "--train.batch_size", 4, "--train.compile",
-        "false", "--train.precision", "fp32", "--train.save_minutes", 0.005, "--train.num_threads", 1,
+        "false", "--train.precision", "fp32", "--train.save_minutes", 0.001, "--train.num_threads", 1,
         "--train.num_workers", 1, "--train.picture_every", 0,
     ]  # fmt: skip
     return [str(word) for word in words]
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill a run at random moments and compare how it ends.")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
     (folder / "mine").mkdir()
@@ -103,7 +103,7 @@ def main() -> None:
     while killed < args.kills:
         after_step = (killed + 1) % IN_START != 0
         # After a step so soon that the run is not over before the last kill.
-        seconds = draw.uniform(0, 1.5 * training / args.kills if after_step else starting)
+        seconds = draw.uniform(0, training / args.kills if after_step else starting)
         before, broken_off = checkpoint.latest(output), partial_saves(output)
         if not run_and_kill(words, output, seconds, after_step):
             break
