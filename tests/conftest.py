@@ -23,12 +23,10 @@ SENTENCES = [
 # ---- a whole model, tiny and untrained ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory) -> Path:
-    """Folder of a random unified model as `train/sft.py` saves it: model, text tokenizer, image processor.
+def write_tiny_checkpoint(folder: Path) -> Path:
+    """A random unified model as `train/sft.py` saves it: model, text tokenizer, image processor.
 
-    16 x 16 pixels in 4 positions, a context of 96 ids; needs neither font nor hub. Do not write into it: tests that
-    damage a checkpoint copy it first.
+    16 x 16 pixels in 4 positions, a context of 96 ids; needs neither font nor hub.
     """
     import torch
 
@@ -45,10 +43,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = UniMLLMForConditionalGeneration(config)
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     model.save_pretrained(folder)
     UniMLLMProcessor(for_size(image.image_size), tokenizer, num_positions=image.num_positions).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """Folder of `write_tiny_checkpoint`. Do not write into it: tests that damage a checkpoint copy it first."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
 @pytest.fixture(scope="session")

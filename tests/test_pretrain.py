@@ -27,9 +27,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_program(name: str, *options) -> str:
+def run_program(name: str, *options, processes: int = 1) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, str(TRAIN / name), *map(str, options)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(TRAIN / name), *map(str, options)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
@@ -83,6 +84,27 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     picture = unimllm.draw(model, processor, ["a dog"])[0]
     assert picture.size == (16, 16)
     assert isinstance(unimllm.answer(model, processor, picture, "Is there a dog?", max_new_tokens=3), str)
+
+
+def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    data, backbone = write_llava(tmp_path / "mine"), write_backbone(tmp_path / "backbone", "llama")
+    run_program(
+        "pretrain.py", "--data", data, "--image-root", data.parent / "images", "--max_length", 400, "--max-steps", 3,
+        "--train.batch_size", 4, "--train.compile", "false", "--train.num_threads", 1, "--train.precision", "bf16",
+        "--train.zero_stage", 2, "--train.save_minutes", 0, "--train.keep_checkpoints", 3, "--language-model", backbone,
+        "--image-tokenizer", tokenizer_folder, "--chat-template", "vicuna", "--output-dir", tmp_path / "run",
+        processes=2,
+    )  # fmt: skip
+    first, last = (load_file(tmp_path / "run" / f"step-00000{step}" / "model.safetensors") for step in (1, 3))
+    for name, value in load_file(backbone / "model.safetensors").items():
+        now, old = last[f"language_model.{name}"], value.bfloat16()
+        assert now.dtype == torch.bfloat16 and torch.equal(now[: len(old)], old), name
+        if len(now) > len(old):
+            assert len(now) == len(old) + 3
+            moved = (now != first[f"language_model.{name}"])[len(old) :].any(-1)
+            assert moved.sum() >= 2, name  # the third one's place is taken by codes before it is looked up
+    assert any(not torch.equal(last[name], first[name]) for name in last if name.startswith("adapter."))
 
 
 @pytest.mark.parametrize(

@@ -167,13 +167,18 @@ def test_lpips_is_loaded_only_where_it_weighs(monkeypatch, capsys):
 class Engine:
     """DeepSpeed's, where the parts do not fit."""
 
+    def zero_optimization_stage(self) -> int:
+        return 0
+
     def load_checkpoint(self, folder: str, tag: str):
         raise RuntimeError("Error(s) in loading state_dict for Task:\n\tMissing key(s): discriminator.0.weight")
 
 
 def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
     before = {"adversarial_weight": 0.0, "model": {"pixel_dim": 8}, "train": {"max_steps": 5, "precision": "fp32"}}
-    (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before}))
+    (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before, "world_size": 1}))
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").touch()
     now = {"adversarial_weight": 0.5, "model": {"pixel_dim": 4}, "train": {"max_steps": 9, "precision": "bf16"}}
     with pytest.raises(UserError) as caught:
         checkpoint.load(Engine(), tmp_path, now)
@@ -182,6 +187,9 @@ def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
         "train.precision was fp32 and is bf16; take the options of that run, or another --output-dir"
     )
     with pytest.raises(UserError, match=r"Error\(s\) in loading state_dict for Task:; take the options"):
+        checkpoint.load(Engine(), tmp_path, before)
+    (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(UserError, match="holds no DeepSpeed state .*--init-from"):
         checkpoint.load(Engine(), tmp_path, before)
 
 

@@ -1,8 +1,10 @@
 """The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.overrides import as_dict, parse_arguments, set_field
 
+LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
 
 
@@ -96,6 +99,37 @@ def test_validation_is_the_mean_over_all_targets_and_leaves_the_run_as_it_is(val
     assert [event.step for event in curves.Scalars("validation/toy/text")] == [4, 6]
 
 
+def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
+    class Engine:
+        full = False
+
+        def zero_optimization_stage(self) -> int:
+            return 0
+
+        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
+            (Path(folder) / tag).mkdir()
+            (Path(folder) / tag / "mp_rank_00_model_states.pt").write_text("half")
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    def export(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    def save(engine: Engine, step: int) -> None:
+        checkpoint.save(engine, torch.nn.Module(), tmp_path, {"step": step}, export, keep=1)
+
+    engine = Engine()
+    save(engine, 1)
+    engine.full = True
+    with pytest.raises(OSError, match="No space left"):
+        save(engine, 2)
+    assert checkpoint.latest(tmp_path).name == "step-000001"
+    assert (checkpoint.latest(tmp_path) / "config.json").is_file()
+    engine.full = False
+    save(engine, 2)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000002"]
+
+
 def test_two_processes_and_accumulation_follow_the_losses_of_one(validated, straight, tmp_path):
     _, expected = straight
     told = run_toy(tmp_path / "two", "--validate-every", "4", processes=2)
@@ -122,8 +156,13 @@ def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(opt
         assert float(whole[step]) == pytest.approx(float(expected[step]), abs=tolerance)
     killed = run_toy(tmp_path / "killed", *options, "--die-after", "4", "--save-every-step", processes=2)
     assert killed.returncode != 0
+    shutil.copytree(tmp_path / "killed", tmp_path / "fewer")
     resumed = run_toy(tmp_path / "killed", *options, processes=2)
     assert losses(resumed) == {5: whole[5], 6: whole[6]}
+    fewer = losses(run_toy(tmp_path / "fewer", *options))
+    assert list(fewer) == [5, 6]
+    for step, loss in fewer.items():
+        assert float(loss) == pytest.approx(float(whole[step]), abs=5e-3 if "bf16" in options else LAST_DIGIT)
     assert weights(tmp_path / "whole") == weights(tmp_path / "killed")
     written = load_file(checkpoint.latest(tmp_path / "whole") / "model.safetensors")
     assert all(value.numel() for value in written.values())
@@ -133,9 +172,31 @@ def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(opt
         adapter = load_file(checkpoint.latest(tmp_path / "killed") / "lora" / "adapter_model.safetensors")
         trained = [value for name, value in adapter.items() if ".lora_B." in name]
         assert len(trained) == 7 and all(value.abs().max() > 0 for value in trained)  # not what LoRA began with
-    for memory in (tmp_path / "whole").glob("memory-*.pt"):
-        held = torch.load(memory)
+    for rank in (0, 1):
+        held = torch.load(tmp_path / "whole" / f"memory-{rank}.pt")
         assert all(torch.equal(value, held[name]) for name, value in written.items())
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_two_processes_go_on_under_zero_where_one_stopped(stage, straight, tmp_path):
+    _, expected = straight
+    assert run_toy(tmp_path, "--zero-stage", stage, "--die-after", "4", "--save-every-step").returncode == 9
+    resumed = losses(run_toy(tmp_path, "--zero-stage", stage, processes=2))
+    assert list(resumed) == [5, 6]
+    for step, loss in resumed.items():
+        assert float(loss) == pytest.approx(float(expected[step]), abs=LAST_DIGIT)
+
+
+def test_a_missing_shard_is_told_with_the_number_of_processes(straight, tmp_path):
+    output, _ = straight
+    shutil.copytree(output, tmp_path / "run")
+    folder = checkpoint.latest(tmp_path / "run")
+    run = checkpoint.read_run(folder)
+    (folder / "run.json").write_text(json.dumps(run | {"world_size": 4}))
+    resumed = run_toy(tmp_path / "run", "--zero-stage", "2")
+    assert "train.zero_stage was 0 and is 2; take the options of that run and its number of processes, 4, or" in (
+        resumed.stderr
+    )
 
 
 def test_a_run_is_described_beside_its_weights_and_in_curves(straight):

@@ -5,9 +5,11 @@ python tests/toy_training.py OUTPUT [--die-after STEP] [--save-every-step] [--va
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.zero import GatheredParameters
 
 from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
@@ -85,7 +87,8 @@ def main() -> None:
     held_out = {"toy": HeldOut(held_out_source, NUM_HELD_OUT)}
     task = SftTask(model, {"text": 1.0})
     train(task, source, config, args.output, export, before_step=before_step, held_out=held_out)
-    if args.zero_stage < 3:
+    cut = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]  # by ZeRO 3
+    with GatheredParameters(cut) if cut else nullcontext():
         state = merged_state(model) if args.lora else model.state_dict()
         torch.save(state, args.output / f"memory-{os.environ.get('RANK', 0)}.pt")
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import nn
 
 from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
@@ -17,6 +18,7 @@ from semhitok.errors import first_line
 from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 from unimllm.training.apart import shown
+from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
 LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
@@ -60,7 +62,8 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
     partial = output_dir / f".{final.name}.partial"
     first = is_first_process()
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for broken_off in output_dir.glob(".step-*.partial"):
+            shutil.rmtree(broken_off)
         partial.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
@@ -88,7 +91,7 @@ def whole_weights(engine) -> contextlib.AbstractContextManager:
 
 
 def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
-    """Restore the engine from a checkpoint and return its run.json.
+    """Restore the engine from a checkpoint, of any number of processes, and return its run.json.
 
     Args:
         recipe: of this run.
@@ -98,21 +101,27 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
         UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged; or the image
             tokenizer is another.
     """
-    before = read_run(folder).get("apart", apart)
+    run, state = read_run(folder), folder / STATE_FOLDER
+    before = run.get("apart", apart)
     if before != apart:
         raise UserError(
             f"cannot resume from {folder}: the image tokenizer is another ({apart}) than the one it was trained with "
             f"({before}); bring that back, or take another --output-dir"
         )
-    try:
-        path, _ = engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
-    except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
-        changed = "; ".join(changes(read_run(folder)["recipe"], recipe)[:NAMED_CHANGES])
-        remedy = "take the options of that run, or another --output-dir"
-        raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
-    if path is None:
+    if not any(state.glob("*_states.pt")):
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
-    return read_run(folder)
+    other_number = engine.zero_optimization_stage() > 0 and run["world_size"] != dist.get_world_size()
+    try:
+        if other_number:
+            load_resharded(engine, state, run["world_size"])
+        else:
+            engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
+    except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
+        changed = "; ".join(changes(run["recipe"], recipe)[:NAMED_CHANGES])
+        processes = f" and its number of processes, {run['world_size']}" if other_number else ""
+        remedy = f"take the options of that run{processes}, or another --output-dir"
+        raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
+    return run
 
 
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
