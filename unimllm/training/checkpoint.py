@@ -4,6 +4,7 @@ A checkpoint is written under a hidden name and renamed when it is complete, so 
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
 LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
+NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 
 __all__ = ["RUN_FILE", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
@@ -57,6 +59,9 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
         task: what it trains.
         run: goes to run.json; must hold "step".
         export: writes the Hugging Face folder; called on rank 0.
+
+    Raises:
+        UserError: the disk is full; the checkpoint before stays.
     """
     final = output_dir / f"step-{run['step']:06d}"
     partial = output_dir / f".{final.name}.partial"
@@ -66,18 +71,36 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
             shutil.rmtree(broken_off)
         partial.mkdir(parents=True)
     barrier()
-    engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
-    with whole_weights(engine), shown(task):
+    with full_disk_told(partial):
+        engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
+        with whole_weights(engine), shown(task):
+            if first:
+                export(partial)
         if first:
-            export(partial)
+            (partial / RUN_FILE).write_text(json.dumps(run, indent=1))
     if first:
-        (partial / RUN_FILE).write_text(json.dumps(run, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         for old in step_folders(output_dir)[:-keep]:
             shutil.rmtree(old)
     barrier()
     return final
+
+
+@contextlib.contextmanager
+def full_disk_told(partial: Path):
+    """UserError where writing a checkpoint to the folder `partial` fills the disk; what was written makes room again."""
+    try:
+        yield
+    except Exception as error:  # torch and safetensors have errors of their own for it
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and shutil.disk_usage(partial).free >= NO_ROOM:
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"the disk of {partial.parent} is full, nothing was saved ({first_line(error)}); the checkpoint before "
+            "stays: make room and start the same command again"
+        ) from error
 
 
 def whole_weights(engine) -> contextlib.AbstractContextManager:
@@ -106,7 +129,7 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     if before != apart:
         raise UserError(
             f"cannot resume from {folder}: the image tokenizer is another ({apart}) than the one it was trained with "
-            f"({before}); bring that back, or take another --output-dir"
+            f"({before}), or what --quantize_base holds in 4 bits; bring that back, or take another --output-dir"
         )
     if not any(state.glob("*_states.pt")):
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
