@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from semhitok.configuration_semhitok import DECODER_SIZES, SemHiTokConfig
-from semhitok.convolution import ConvDecoder, ConvEncoder, ResidualConv
+from semhitok.convolution import ConvDecoder, ConvEncoder
 from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
 from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
 from semhitok.vision import build_vision_model
@@ -137,9 +137,6 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, Transformer):
             nn.init.normal_(module.position_embedding, std=self.config.initializer_range)
-        elif isinstance(module, ResidualConv):  # called after its own convolutions
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
         elif isinstance(module, EMACodebook):
             module.codes.copy_(normalize(torch.randn(module.codes.shape, dtype=torch.float32)))
             module.counts.fill_(1.0)

@@ -89,7 +89,7 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
 
 @contextlib.contextmanager
 def full_disk_told(partial: Path):
-    """UserError where writing a checkpoint to the folder `partial` fills the disk; what was written makes room again."""
+    """UserError where writing a checkpoint to the folder `partial` fills the disk; what was written is removed."""
     try:
         yield
     except Exception as error:  # torch and safetensors have errors of their own for it
