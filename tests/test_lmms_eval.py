@@ -1,6 +1,8 @@
 """The lmms-eval plugin: requests by hand on a tiny random model, and the package itself where it is installed."""
 
 import importlib.util
+import json
+import math
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,16 +211,21 @@ def test_greedy_is_told(loaded, monkeypatch):
 # ---- the package and its tasks -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def scenes_tasks(monkeypatch, fake_atlas):
+def load_tasks(name: str):
     pytest.importorskip("datasets")
     if not TASKS.is_dir():
         pytest.skip("eval/ is not beside the tests (they run on an installed package)")
-    monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
-    spec = importlib.util.spec_from_file_location("scenes_tasks", TASKS / "scenes_tasks.py")
+    spec = importlib.util.spec_from_file_location(name, TASKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def scenes_tasks(monkeypatch, fake_atlas):
+    """The scenes are drawn with hand-made glyphs."""
+    monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
+    return load_tasks("scenes_tasks")
 
 
 def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
@@ -235,16 +242,73 @@ def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
     assert np.array_equal(np.asarray(docs[17]["image"]), renderer.render(scene))
 
 
-def test_scenes_pope_scores_by_hand(scenes_tasks):
+def test_pope_scores_by_hand():
+    scores = load_tasks("pope_scores")
     said = [("random", "yes", "Yes"), ("random", "no", "no"), ("popular", "yes", "no"), ("popular", "no", "a cat")]
     entries = []
     for split, label, text in said:
-        entered = scenes_tasks.pope_results({"set": split, "answer": label}, [text])
+        entered = scores.process_results({"set": split, "answer": label}, [text])
         entries.append(entered["pope_f1"])
-    assert scenes_tasks.accuracy(entries) == 0.5 and scenes_tasks.yes_ratio(entries) == 0.5
-    assert scenes_tasks.f1_random(entries) == 1 and scenes_tasks.f1_popular(entries) == 0
-    assert scenes_tasks.mean_f1(entries) == 0.5
-    assert scenes_tasks.precision(entries) == scenes_tasks.recall(entries) == 0.5
+    assert set(entered) == {f"pope_{name}" for name in scores.NAMES}
+    assert scores.accuracy(entries) == 0.5 and scores.yes_ratio(entries) == 0.5
+    assert scores.f1_random(entries) == 1 and scores.f1_popular(entries) == 0
+    assert math.isnan(scores.f1_adversarial(entries))
+    assert scores.mean_f1(entries) == 0.5
+    assert scores.precision(entries) == scores.recall(entries) == 0.5
+    words = [{"set": "random", "label": label, "answer": text} for label, text in (("yes", "yes."), ("yes", "a dog"))]
+    assert scores.mean_f1(words) == 1 and scores.mean_f1_strict(words) == pytest.approx(2 / 3)
+
+
+@pytest.fixture
+def local_tasks(monkeypatch, tmp_path):
+    for variable in ("POPE_FOLDER", "COCO_FOLDER", "MME_FOLDER"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    return load_tasks("local_tasks")
+
+
+def test_pope_local_reads_the_official_files(local_tasks, tmp_path, monkeypatch):
+    rows = [
+        {"question_id": n, "image": "a.jpg", "text": f"Is there a {what} in the image?", "label": label}
+        for n, (what, label) in enumerate((("dog", "yes"), ("cat", "no")), 1)
+    ]
+    (tmp_path / "coco_pope_random.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="question random-0: there is no picture .*a.jpg"):
+        local_tasks.pope_docs([{"split": "random"}])
+    RED.save(tmp_path / "a.jpg")
+    docs = local_tasks.pope_docs([{"split": "random"}])
+    assert docs["answer"][:] == ["yes", "no"] and docs["set"][:] == ["random"] * 2
+    assert local_tasks.doc_to_text(docs[1], {"post_prompt": " In a word."}).endswith("a cat in the image? In a word.")
+    assert local_tasks.doc_to_visual(docs[0])[0].size == RED.size
+    with pytest.raises(UserError, match="holds 0 question files of the split 'popular'"):
+        local_tasks.pope_docs([{"split": "popular"}])
+    monkeypatch.delenv("COCO_FOLDER")
+    with pytest.raises(UserError, match="COCO_FOLDER= is no folder: set it to"):
+        local_tasks.pope_docs([{"split": "random"}])
+
+
+def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
+    places = {"existence": (".", "."), "code_reasoning": ("questions_answers_YN", "images")}
+    with pytest.raises(UserError, match="holds no sub-task of MME"):
+        local_tasks.mme_docs([{"group": "perception"}])
+    for task, (texts, pictures) in places.items():
+        for stem in ("a", "b"):
+            for folder in (texts, pictures):
+                (tmp_path / task / folder).mkdir(parents=True, exist_ok=True)
+            RED.save(tmp_path / task / pictures / f"{stem}.png")
+            (tmp_path / task / texts / f"{stem}.txt").write_text("Is it red?\tYes\nIs it blue?\tNo\n")
+    docs = local_tasks.mme_docs([{"group": "perception"}, {"group": "cognition"}])
+    assert docs["set"][:] == ["existence"] * 4 + ["code_reasoning"] * 4 and docs["answer"][:4] == ["yes", "no"] * 2
+    entries = []
+    for doc, said in zip(docs, ["Yes", "No", "yes", "yes", *["no"] * 4], strict=True):
+        entries.append(local_tasks.mme_results(doc, [said]))
+    perception = [entry["mme_perception"] for entry in entries[:4]]
+    assert local_tasks.mme_total(perception) == 100 * 3 / 4 + 100 * 1 / 2  # 3 of 4 answers, 1 of 2 pictures
+    assert local_tasks.mme_total([entry["mme_cognition"] for entry in entries[4:]]) == 50
+    with pytest.raises(UserError, match="make --limit even"):
+        local_tasks.mme_total(perception[:3])
+    (tmp_path / "existence" / "b.txt").write_text("Is it red?\tYes\n")
+    with pytest.raises(UserError, match="b.txt is not MME's two lines"):
+        local_tasks.mme_docs([{"group": "perception"}])
 
 
 def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint):

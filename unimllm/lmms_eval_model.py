@@ -29,7 +29,7 @@ from unimllm.lmms_eval_requests import (
 )
 
 MODEL_ARGS = ("pretrained", "batch_size", "device", "dtype")
-BATCHES_SORTED = 32  # so many batches of questions are held at once, and sorted by length
+BATCHES_SORTED = 8  # so many batches of questions are held at once, and sorted by length
 
 
 def manifests() -> list[ModelManifest]:

@@ -3,14 +3,10 @@
 The file that a task names as its data holds one line for each set of questions: how many, and from which seed.
 """
 
-import math
-import statistics
-from functools import cache, partial
+from functools import cache
 
-import numpy as np
 from datasets import Dataset, Features, Image, Value
 
-from unimllm.metrics import pope
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import pope_set
 from unimllm.scenes.reader import DEFAULT_READER, SceneReaderConfig
@@ -35,7 +31,7 @@ def pope_docs(sets: Dataset) -> Dataset:
     rows = []
     for wanted in sets:
         questions = pope_set(world, wanted["seed"], wanted["negatives"], wanted["count"])
-        pictures: list[np.ndarray] = renderer.render_batch(questions.scenes)
+        pictures = renderer.render_batch(questions.scenes)
         for number, (scene, question) in enumerate(questions.asked):
             rows.append(
                 {
@@ -51,34 +47,3 @@ def pope_docs(sets: Dataset) -> Dataset:
 
 def doc_to_visual(doc: dict) -> list:
     return [doc["image"]]
-
-
-def pope_results(doc: dict, results: list[str]) -> dict[str, dict]:
-    """One answer, entered under every metric that is computed from all of them."""
-    entry = {"set": doc["set"], "label": doc["answer"], "answer": results[0]}
-    names = ("accuracy", "precision", "recall", "yes_ratio", "f1", "f1_strict", *(f"f1_{s}" for s in pope.SPLITS))
-    return {f"pope_{name}": entry for name in names}
-
-
-def pope_score(entries: list[dict], name: str, parsing: str = "official", split: str | None = None) -> float:
-    """One of `unimllm.metrics.pope.score`'s numbers, over one split (nan: --limit left it out) or all answers."""
-    kept = [e for e in entries if split in (None, e["set"])]
-    if not kept:
-        return math.nan
-    return pope.score([e["label"] for e in kept], [e["answer"] for e in kept], parsing)[name]
-
-
-def mean_f1(entries: list[dict], parsing: str = "official") -> float:
-    """Mean over the splits that were asked (all three without --limit)."""
-    splits = sorted({e["set"] for e in entries})
-    return statistics.mean(pope_score(entries, "f1", parsing, split) for split in splits)
-
-
-def mean_f1_strict(entries: list[dict]) -> float:
-    return mean_f1(entries, "strict")
-
-
-accuracy, precision, recall, yes_ratio = (
-    partial(pope_score, name=name) for name in ("accuracy", "precision", "recall", "yes_ratio")
-)
-f1_random, f1_popular, f1_adversarial = (partial(pope_score, name="f1", split=split) for split in pope.SPLITS)
