@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,6 +241,18 @@ def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
     assert docs["answer"][12:] == [q.answer for _, q in questions.asked]
     scene = questions.scenes[questions.asked[5][0]]
     assert np.array_equal(np.asarray(docs[17]["image"]), renderer.render(scene))
+
+
+def test_scenes_vqa_asks_every_kind_and_wants_the_right_words(scenes_tasks):
+    from unimllm.scenes.language import KINDS
+
+    docs = scenes_tasks.vqa_docs([{"count": 2 * len(KINDS), "seed": 0}])
+    assert docs["set"][:] == [*KINDS, *KINDS]
+    doc = {"set": "color", "answer": "red"}
+    assert scenes_tasks.vqa_results(doc, ["Red."]) == {"accuracy": 1.0, "accuracy_color": 1.0}
+    assert scenes_tasks.vqa_results(doc, ["dark red"]) == {"accuracy": 0.0, "accuracy_color": 0.0}
+    named = re.findall(r"metric: accuracy_(\w+)", (TASKS / "scenes_vqa.yaml").read_text())
+    assert named == list(KINDS)
 
 
 def test_pope_scores_by_hand():

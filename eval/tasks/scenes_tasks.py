@@ -8,7 +8,7 @@ from functools import cache
 from datasets import Dataset, Features, Image, Value
 
 from unimllm.scenes import GlyphAtlas, Renderer, World
-from unimllm.scenes.examination import pope_set
+from unimllm.scenes.examination import QuestionSet, kind_set, pope_set, same_answer
 from unimllm.scenes.reader import DEFAULT_READER, SceneReaderConfig
 
 FEATURES = Features(
@@ -26,24 +26,40 @@ def open_world() -> tuple[World, Renderer]:
 
 
 def pope_docs(sets: Dataset) -> Dataset:
-    """Rows `negatives`, `count`, `seed` -> one row for each question, on held-out compositions."""
-    world, renderer = open_world()
-    rows = []
-    for wanted in sets:
-        questions = pope_set(world, wanted["seed"], wanted["negatives"], wanted["count"])
-        pictures = renderer.render_batch(questions.scenes)
-        for number, (scene, question) in enumerate(questions.asked):
-            rows.append(
-                {
-                    "question_id": f"{wanted['negatives']}-{number}",
-                    "set": wanted["negatives"],
-                    "question": question.text,
-                    "answer": question.answer,
-                    "image": pictures[scene],
-                }
-            )
-    return Dataset.from_list(rows, features=FEATURES)
+    """Rows `negatives`, `count`, `seed` -> one row for each question, on held-out compositions; `set` is the split."""
+    docs = []
+    for row in sets:
+        questions = pope_set(open_world()[0], row["seed"], row["negatives"], row["count"])
+        docs += docs_of(questions, row["negatives"], [row["negatives"]] * row["count"])
+    return Dataset.from_list(docs, features=FEATURES)
+
+
+def vqa_docs(sets: Dataset) -> Dataset:
+    """Rows `count`, `seed` -> one row for each question, every kind equally often; `set` is its kind."""
+    docs = []
+    for row in sets:
+        questions = kind_set(open_world()[0], row["seed"], row["count"])
+        docs += docs_of(questions, f"seed {row['seed']}", [question.kind for _, question in questions.asked])
+    return Dataset.from_list(docs, features=FEATURES)
+
+
+def docs_of(questions: QuestionSet, name: str, sets: list[str]) -> list[dict]:
+    """Rows of FEATURES, each with its picture."""
+    pictures = open_world()[1].render_batch(questions.scenes)
+    return [
+        {
+            "question_id": f"{name}-{number}", "set": member, "question": question.text, "answer": question.answer,
+            "image": pictures[scene],
+        }
+        for number, ((scene, question), member) in enumerate(zip(questions.asked, sets, strict=True))
+    ]  # fmt: skip
 
 
 def doc_to_visual(doc: dict) -> list:
     return [doc["image"]]
+
+
+def vqa_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1.0 for the right words, 0.0 for others, over all questions and over those of their kind."""
+    right = float(same_answer(results[0], doc["answer"]))
+    return {"accuracy": right, f"accuracy_{doc['set']}": right}
