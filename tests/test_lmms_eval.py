@@ -167,6 +167,17 @@ def test_rounds_go_on_until_the_task_ends_them(loaded):
     assert calls == [(first, 1, 1, None), (text, 1, 1, None), (first, 2, 2, 1)]
 
 
+def test_rounds_of_the_chat_interface(loaded):
+    def doc_to_messages(doc, round_idx=None, previous_output=None, previous_round_info=None):
+        if round_idx is None:
+            return messages_of(doc)
+        return messages_of(DOCS[round_idx]), round_idx == 2, previous_output, previous_round_info
+
+    asked = read_chat(("", doc_to_messages, {"max_new_tokens": 6}, 0, "toy", "test"), TASK_DICT)
+    (rounds,) = answer_rounds(*loaded, [asked], 1)
+    assert rounds == answer_asked(*loaded, [read_simple(simple(i), TASK_DICT) for i in (0, 1)], 1)
+
+
 # ---- losses --------------------------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,11 @@ class UniMLLM(lmms):
         return self._answer(requests, answer_rounds)
 
     def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
-        """(loss, whether greedy decoding would say it) of each: lmms-eval chooses the lowest."""
+        """(loss, whether greedy decoding would say it) of each: lmms-eval chooses the lowest.
+
+        lmms-eval 0.7.3 turns these pairs into text before it scores them (unwrap_generation_output of
+        lmms_eval/api/instance.py), so its own multiple-choice scoring fails there, whatever the model.
+        """
         pairs = []
         for rows in self._windows(requests):
             wanted = [read_continuation(request.args, self.task_dict) for request in rows]

@@ -236,13 +236,14 @@ def _batch_losses(model, processor, rows: list[tuple[Asked, str]]) -> list[tuple
     mask = _pad_left([torch.ones_like(row) for row in ids], 0)
     keep = 1 + max(len(sample) - sample.is_target.index(True) for sample in tokenized)
     images = [p["image"] for m in whole for message in m for p in message["content"] if p["type"] == "image"]
-    logits = model(
+    outputs = model(
         input_ids=_pad_left(ids, processor.tokenizer.pad_token_id).to(model.device),
         pixel_values=processor.preprocess_images(images).to(model.device) if images else None,
         attention_mask=mask.to(model.device),
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
         logits_to_keep=keep,
-    ).logits[:, :-1].float().cpu()  # (B, keep - 1, vocabulary)  # fmt: skip
+    )
+    logits = outputs.logits[:, :-1].float().cpu()  # (B, keep - 1, vocabulary)
     targets = _pad_left(labels, IGNORE)[:, 1 - keep :]  # (B, keep - 1)
     is_target = targets != IGNORE
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(1)
