@@ -150,13 +150,7 @@ def answer_batch(
     Raises:
         UserError: a question is empty, or a conversation is longer than the context.
     """
-    for message in (m for messages in conversations for m in messages):
-        content = message["content"]
-        texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
-        if message["role"] == "user" and not "".join(texts).strip():
-            raise UserError("the question is empty: ask something, for example 'What is in the picture?'")
-        for text in texts:
-            check_text(processor, text, "the question" if message["role"] == "user" else "an answer")
+    check_conversations(processor, conversations)
     inputs = processor(conversations)
     length = inputs["input_ids"].shape[1]
     check_length(model, length + 1, "the conversation")
@@ -167,6 +161,17 @@ def answer_batch(
         eos_token_id=processor.tokenizer.eos_token_id, **kwargs,
     )  # fmt: skip
     return [t.strip() for t in processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)]
+
+
+def check_conversations(processor, conversations: list[list[dict]]) -> None:
+    """UserError for an empty question, and for a text that `check_text` refuses."""
+    for message in (m for messages in conversations for m in messages):
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        if message["role"] == "user" and not "".join(texts).strip():
+            raise UserError("the question is empty: ask something, for example 'What is in the picture?'")
+        for text in texts:
+            check_text(processor, text, "the question" if message["role"] == "user" else "an answer")
 
 
 def check_length(model, length: int, what: str) -> None:

@@ -1,0 +1,113 @@
+"""lmms-eval's tasks over files that the user has: POPE's questions with COCO's pictures, MME's release.
+
+Environment variables name the folders, for a task's yaml takes no argument.
+"""
+
+import os
+from pathlib import Path
+
+from datasets import Dataset
+from PIL import Image
+
+from unimllm.errors import UserError
+from unimllm.json_rows import read_rows, read_text
+from unimllm.metrics import mme
+
+
+def folder_of(variable: str, what: str) -> Path:
+    """The folder that an environment variable names; UserError where there is none."""
+    folder = Path(os.environ.get(variable, ""))
+    if variable not in os.environ or not folder.is_dir():
+        raise UserError(f"{variable}={os.environ.get(variable, '')} is no folder: set it to {what}")
+    return folder
+
+
+def pope_docs(splits: Dataset) -> Dataset:
+    """Rows `split` -> POPE's questions of each.
+
+    Raises:
+        UserError: a question file or a picture is not where it is looked for.
+    """
+    questions = folder_of("POPE_FOLDER", "the folder of POPE's question files, such as coco_pope_random.json")
+    pictures = folder_of("COCO_FOLDER", "the folder of the pictures that POPE asks about, COCO's val2014")
+    docs = []
+    for split in (row["split"] for row in splits):
+        files = sorted(questions.glob(f"*pope*{split}.json"))
+        if len(files) != 1:
+            raise UserError(f"{questions} holds {len(files)} question files of the split {split!r} instead of one")
+        for number, row in enumerate(read_rows(files[0], ("image", "text", "label"))):
+            docs.append(doc_of(f"{split}-{number}", split, row["text"], row["label"], pictures / row["image"]))
+    return Dataset.from_list(docs)
+
+
+def mme_docs(groups: Dataset) -> Dataset:
+    """Rows `group` -> MME's questions of its sub-tasks that the folder holds, a picture's two after one another.
+
+    Raises:
+        UserError: the folder holds no sub-task, a file is no pair of questions, or its picture is missing.
+    """
+    folder = folder_of("MME_FOLDER", "the folder of MME's release, with existence, count, ... in it")
+    docs = []
+    for task in (task for row in groups for task in mme.GROUPS[row["group"]]):
+        for path in sorted((folder / task).rglob("*.txt")):
+            rows = [line.rstrip("\r").split("\t") for line in read_text(path).split("\n") if line.strip()]
+            if len(rows) != 2 or any(len(row) != 2 for row in rows):
+                raise UserError(f"{path} is not MME's two lines of question <tab> answer")
+            picture = picture_beside(path)
+            for number, (question, answer) in enumerate(rows):
+                docs.append(doc_of(f"{task}/{path.stem}-{number}", task, question, answer.lower(), picture))
+    if not docs:
+        raise UserError(f"{folder} holds no sub-task of MME: existence, count, ..., code_reasoning")
+    return Dataset.from_list(docs)
+
+
+def picture_beside(path: Path) -> Path:
+    """The picture of MME's text file: beside it, or in the folder `images` beside its own."""
+    for folder in (path.parent, path.parent.parent / "images"):
+        for suffix in (".jpg", ".png", ".jpeg"):
+            if (folder / f"{path.stem}{suffix}").is_file():
+                return folder / f"{path.stem}{suffix}"
+    raise UserError(f"{path}: its picture is neither beside it nor in {path.parent.parent / 'images'}")
+
+
+def doc_of(question_id: str, group: str, question: str, answer: str, picture: Path) -> dict:
+    """One row; UserError where its label or its picture is none."""
+    if answer not in ("yes", "no"):
+        raise UserError(f"question {question_id}: the label is {answer!r}, not yes or no")
+    if not picture.is_file():
+        raise UserError(f"question {question_id}: there is no picture {picture}")
+    return {
+        "question_id": question_id, "set": group, "question": question, "answer": answer, "picture": str(picture),
+    }  # fmt: skip
+
+
+def doc_to_visual(doc: dict) -> list[Image.Image]:
+    with Image.open(doc["picture"]) as picture:
+        return [picture.convert("RGB")]
+
+
+def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
+    return doc["question"] + lmms_eval_specific_kwargs["post_prompt"]
+
+
+def mme_results(doc: dict, results: list[str]) -> dict[str, dict]:
+    """One answer, entered under the group of its sub-task."""
+    group = next(name for name, tasks in mme.GROUPS.items() if doc["set"] in tasks)
+    entry = {key: doc[key] for key in ("set", "picture", "question", "answer")} | {"said": results[0]}
+    return {f"mme_{group}": entry}
+
+
+def mme_total(entries: list[dict]) -> float:
+    """The sum over sub-tasks of 100 acc + 100 acc+.
+
+    Raises:
+        UserError: a picture has other than two answers: an odd --limit.
+    """
+    total = 0.0
+    for task in dict.fromkeys(entry["set"] for entry in entries):
+        rows = sorted((e for e in entries if e["set"] == task), key=lambda e: e["picture"])
+        if len(rows) % 2 or any(a["picture"] != b["picture"] for a, b in zip(rows[::2], rows[1::2], strict=True)):
+            raise UserError(f"MME asks two questions about each picture, {task} has one alone: make --limit even")
+        answered = [mme.Answered(e["picture"], e["question"], e["answer"], e["said"]) for e in rows]
+        total += mme.score(answered)["score"]
+    return total
