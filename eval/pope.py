@@ -9,7 +9,7 @@ in the same order. The second is LLaVA's: one file of answers ({"question_id", "
 apart by the category of its question file. Rows that carry their own "label" need neither.
 
 official: no if No, not or no is a word of the first sentence, anything else is yes. strict: the answer is yes or no and
-nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures.
+nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures (over questions where rows name no "image").
 """
 
 import argparse
@@ -112,6 +112,8 @@ def read_splits(args: argparse.Namespace) -> Iterator[Split]:
     if len(set(names)) < len(names):
         raise UserError(f"two files are of the split {max(names, key=names.count)}; score them one by one")
     for path, labels, name in zip(args.answers, args.label_file or args.answers, names, strict=True):
+        if not args.label_file and any("label" not in row for row in read_rows(path)):
+            raise UserError(f"{path} holds answers without labels: name POPE's question files with --label-file")
         questions = read_rows(labels, ("label",))
         yield join(name, questions, read_rows(path), labels, path)
 
@@ -142,11 +144,13 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
         if question["label"] not in ("yes", "no"):
             raise UserError(f"{labels}, row {n}: the label is {question['label']!r}, not yes or no")
-        asked = first_of(row, QUESTION_KEYS) or ""
-        wanted = first_of(question, ("text", "question")) or ""
+        asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
+        wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
         if asked and not asked.replace("imange", "image").startswith(wanted.replace("imange", "image")):
             raise UserError(f"{path}, row {n} answers {asked!r}, but {labels} asks {wanted!r} there")
+        if said and (said == wanted or (labels == path and not asked and "answer" not in row)):
+            raise UserError(f"{path}, row {n}: {said!r} is a question; name a file of answers, labels by --label-file")
     answers = [first_of(row, ANSWER_KEYS) for row in rows]
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
@@ -169,31 +173,37 @@ def split_name(path: Path) -> str:
 def score_splits(splits: list[Split], seed: int) -> dict:
     """Every split under both parsings, and the means over splits that papers report."""
     rng = np.random.default_rng(seed)
-    results: dict = {"splits": {}, "intervals": {}, "mean": {}}
-    resampled: dict[str, list[dict]] = {parsing: [] for parsing in pope.PARSERS}
+    results: dict = {"splits": {}, "intervals": {split.name: {} for split in splits} | {"mean": {}}, "mean": {}}
     for split in splits:
-        labels, pictures = ([q.get(key) for q in split.questions] for key in ("label", "image"))
-        clusters = pictures if None not in pictures else range(len(labels))
+        labels = [question["label"] for question in split.questions]
         entry = {"file": split.file, "edition": pope.edition(split.name, len(labels)), "num_questions": len(labels)}
-        for parsing in pope.PARSERS:
-            counted = pope.outcomes(labels, split.answers, parsing)
-            resampled[parsing].append(pope.rates(resampled_sums(counted, clusters, rng)))
-            entry[parsing] = pope.score(labels, split.answers, parsing)
-        results["splits"][split.name] = entry
-        results["intervals"][split.name] = {p: _intervals(resampled[p][-1]) for p in pope.PARSERS}
+        results["splits"][split.name] = entry | {
+            parsing: pope.score(labels, split.answers, parsing) for parsing in pope.PARSERS
+        }
     for parsing in pope.PARSERS:
         entries = [entry[parsing] for entry in results["splits"].values()]
         results["mean"][parsing] = {name: statistics.mean(e[name] for e in entries) for name in SCORES}
-    results["intervals"]["mean"] = {
-        parsing: _intervals({name: np.mean([r[name] for r in resampled[parsing]], 0) for name in SCORES})
-        for parsing in pope.PARSERS
-    }
+        resampled = resampled_rates(splits, parsing, rng)
+        for s, split in enumerate(splits):
+            results["intervals"][split.name][parsing] = {n: percentiles(v[:, s]) for n, v in resampled.items()}
+        results["intervals"]["mean"][parsing] = {n: percentiles(v.mean(1)) for n, v in resampled.items()}
     results["num_questions"] = sum(entry["num_questions"] for entry in results["splits"].values())
     return results
 
 
-def _intervals(resampled: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    return {name: percentiles(values) for name, values in resampled.items()}
+def resampled_rates(splits: list[Split], parsing: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Each of SCORES (resamples, splits). A picture is drawn with its questions of all splits: they share pictures."""
+    width = len(pope.OUTCOMES)
+    counts = np.zeros((sum(len(split.questions) for split in splits), len(splits) * width))
+    pictures: list[str | None] = []
+    for s, split in enumerate(splits):
+        labels = [question["label"] for question in split.questions]
+        rows = slice(len(pictures), len(pictures) + len(labels))
+        counts[rows, s * width : (s + 1) * width] = pope.outcomes(labels, split.answers, parsing)
+        pictures += [question.get("image") for question in split.questions]
+    clusters = range(len(pictures)) if None in pictures else pictures
+    sums = resampled_sums(counts, clusters, rng)
+    return pope.rates(sums.reshape(len(sums), len(splits), width))
 
 
 def make_table(results: dict) -> Table:

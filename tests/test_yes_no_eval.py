@@ -184,6 +184,17 @@ def test_pope_of_random_answers_is_a_half(program):
         assert low < entry[name] < high and 0.02 < high - low < 0.07  # 2 * 1.96 * 0.5 / sqrt(3000) = 0.036
 
 
+@needs_programs
+def test_pope_s_splits_share_their_pictures(program):
+    """Three equal splits are no more than one: the interval of their mean is that of each."""
+    questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(300)]
+    answers = [random.Random(i).choice(("yes", "no")) for i in range(300)]
+    splits = [program.Split(name, "x.json", questions, answers) for name in pope.SPLITS]
+    intervals = program.score_splits(splits, 0)["intervals"]
+    for name, interval in intervals["popular"]["official"].items():
+        assert intervals["mean"]["official"][name] == pytest.approx(interval)
+
+
 def test_the_older_random_file_is_named():
     assert "older random file" in pope.edition("random", 2910) and "e3e3926" in pope.edition("random", 2910)
     assert "not a full split" in pope.edition("popular", 2910)
@@ -198,6 +209,15 @@ def test_pope_reads_the_misspelt_question_and_labels_of_its_own(call, program, t
     assert scored(call, program, tmp_path, answers, "--label-file", labels)["mean"]["strict"]["accuracy"] == 1
     own = write_rows(tmp_path / "mine.jsonl", [{"question": "Is it?", "answer": "yes", "label": "no"}])
     assert scored(call, program, tmp_path, own)["splits"]["mine"]["official"]["accuracy"] == 0
+    own = write_rows(tmp_path / "mine.jsonl", [{"prompt": "Is it?", "text": "yes", "label": "no"}])  # LLaVA's names
+    assert scored(call, program, tmp_path, own)["splits"]["mine"]["official"]["accuracy"] == 0
+    unlabelled = write_rows(tmp_path / "mine.jsonl", [{"question": "Is it?", "answer": "yes"}])
+    for words, message in (
+        ((labels, "--label-file", labels), "is a question; name a file of answers"),
+        ((labels,), "is a question; name a file of answers"),
+        ((unlabelled,), "holds answers without labels: name POPE's question files with --label-file"),
+    ):
+        assert message in call(program, "score", *words).refusal()
 
 
 @needs_programs

@@ -16,7 +16,7 @@ GROUPS = 8  # of channels, in the norms of SigLIP's stem
 class ResidualConv(nn.Module):
     """x + conv(gelu(conv(gelu(x)))), (B, D, H, W) -> the same.
 
-    The second convolution does not start at zero: after 60 steps that was 1.2 dB behind (docs/experiments.md).
+    The second convolution does not start at zero: that fell 1.7 dB behind by step 60 (docs/experiments.md).
     """
 
     def __init__(self, channels: int):

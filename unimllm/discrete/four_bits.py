@@ -21,6 +21,12 @@ def import_bitsandbytes():
     return bitsandbytes
 
 
+def linear_layers(language_model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a language model's blocks by name, without LoRA's own."""
+    modules = language_model.get_decoder().named_modules()
+    return {name: layer for name, layer in modules if isinstance(layer, nn.Linear) and ".lora_" not in name}
+
+
 def quantize_linear(language_model: nn.Module) -> None:
     """Exchange the linear layers of a language model's blocks for frozen ones of 4 bits.
 
@@ -28,7 +34,7 @@ def quantize_linear(language_model: nn.Module) -> None:
     one, since a CPU core takes about two minutes for a billion.
     """
     bitsandbytes, decoder = import_bitsandbytes(), language_model.get_decoder()
-    for name, layer in [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
+    for name, layer in linear_layers(language_model).items():
         made = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4",
             compress_statistics=True, device="meta",

@@ -48,8 +48,8 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def resampled_sums(counts: np.ndarray, clusters: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Sums of counts under resampling of whole clusters: what every ratio of counts can be bootstrapped from at once.
 
-    Strata (the splits, sub-tasks or tags whose sizes a benchmark fixes) are resampled one by one, with one `rng` for
-    all of them: equal seeds would make them rise and fall together.
+    Strata (sub-tasks or tags with pictures of their own) are resampled one by one, with one `rng` for all: equal seeds
+    would make them rise and fall together.
 
     Args:
         counts: (n, k), what each sample adds to each of k sums.

@@ -89,14 +89,15 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
 
 @contextlib.contextmanager
 def full_disk_told(partial: Path):
-    """UserError where writing a checkpoint to the folder `partial` fills the disk; what was written is removed."""
+    """UserError where writing a checkpoint to the folder `partial` fills the disk; rank 0 removes what was written."""
     try:
         yield
     except Exception as error:  # torch and safetensors have errors of their own for it
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not is_full and shutil.disk_usage(partial).free >= NO_ROOM:
+        if not is_full and shutil.disk_usage(partial.parent).free >= NO_ROOM:
             raise
-        shutil.rmtree(partial, ignore_errors=True)
+        if is_first_process():
+            shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"the disk of {partial.parent} is full, nothing was saved ({first_line(error)}); the checkpoint before "
             "stays: make room and start the same command again"

@@ -7,7 +7,7 @@ Built on the meta device from the preset's sizes; weights, gradients, optimiser 
 import torch
 
 from unimllm.data.sample_index import open_samples, parse_data
-from unimllm.discrete.four_bits import BITS
+from unimllm.discrete.four_bits import BITS, linear_layers
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.training.plan import BF16_SHARE, count, count_trained, row, saved_bytes, state_bytes
 from unimllm.training.presets import SftRecipe
@@ -53,7 +53,8 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     held = count(model) - count(apart)  # the image tokenizer stays whole and in float32 whatever the engine does
     lines.append(row("  all", f"{count(model) / 1e6:9,.2f} M, {count_trained(model) / 1e6:,.2f} M trained"))
     lines.append(f"memory per GPU (estimate; ZeRO {train.zero_stage}, {train.describe_precision()})")
-    in_four_bits = linear_weights(model) if recipe.quantize_base else 0
+    four_bits = linear_layers(model.language_model).values() if recipe.quantize_base else ()
+    in_four_bits = sum(layer.weight.numel() for layer in four_bits)
     memory = state_bytes(held - in_four_bits, count_trained(model), train, num_processes)
     if in_four_bits:
         memory["weights in 4 bits"] = BITS / 8 * in_four_bits
@@ -73,12 +74,6 @@ def parts_of(model) -> dict[str, torch.nn.Module]:
         "language model": model.language_model, "adapter": model.adapter, "image head": model.image_head,
         "image tokenizer": model.image_tokenizer,
     }  # fmt: skip
-
-
-def linear_weights(model) -> int:
-    """Weights of the language model's linear layers that `four_bits` takes."""
-    modules = model.language_model.get_decoder().named_modules()
-    return sum(m.weight.numel() for n, m in modules if isinstance(m, torch.nn.Linear) and ".lora_" not in n)
 
 
 def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ def load_resharded(engine, folder: Path, saved_by: int) -> None:
     if hasattr(optimizer, "checkpoint_event_prologue"):
         optimizer.checkpoint_event_prologue()
     engine.load_module_state_dict(models[0] if whole else with_own_frozen(engine, models))
-    mine = (stretches if whole else stretches_of_each)(engine, models[0], shards)
+    mine = stretches(engine, shards) if whole else stretches_of_each(engine, models[0], shards)
     optimizer.load_state_dict({dist.get_rank(): mine}, load_from_fp32_weights=True)
     if hasattr(optimizer, "checkpoint_event_epilogue"):
         optimizer.checkpoint_event_epilogue()
@@ -54,7 +54,7 @@ def read(path: Path) -> dict:
     return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
 
 
-def stretches(engine, model: dict, shards: list[dict]) -> dict:
+def stretches(engine, shards: list[dict]) -> dict:
     """The state of this rank's optimiser under ZeRO 1 and 2, as `load_state_dict` takes it."""
     from deepspeed.checkpoint.constants import BASE_OPTIMIZER_STATE, SINGLE_PARTITION_OF_FP32_GROUPS
 
