@@ -1,6 +1,5 @@
 """The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
 
-import errno
 import json
 import os
 import re
@@ -97,37 +96,6 @@ def test_validation_is_the_mean_over_all_targets_and_leaves_the_run_as_it_is(val
     assert validation(told)[-1] == (6, pytest.approx(float(parts["text"]), abs=2e-4), pytest.approx(image, abs=2e-4))
     curves = EventAccumulator(str(output / "tensorboard")).Reload()
     assert [event.step for event in curves.Scalars("validation/toy/text")] == [4, 6]
-
-
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
-    class Engine:
-        full = False
-
-        def zero_optimization_stage(self) -> int:
-            return 0
-
-        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-            (Path(folder) / tag).mkdir()
-            (Path(folder) / tag / "mp_rank_00_model_states.pt").write_text("half")
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-    def export(folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save(engine: Engine, step: int) -> None:
-        checkpoint.save(engine, torch.nn.Module(), tmp_path, {"step": step}, export, keep=1)
-
-    engine = Engine()
-    save(engine, 1)
-    engine.full = True
-    with pytest.raises(UserError, match="is full, nothing was saved .*No space left.*; the checkpoint before stays"):
-        save(engine, 2)
-    assert checkpoint.latest(tmp_path).name == "step-000001"
-    assert (checkpoint.latest(tmp_path) / "config.json").is_file()
-    engine.full = False
-    save(engine, 2)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000002"]
 
 
 def test_two_processes_and_accumulation_follow_the_losses_of_one(validated, straight, tmp_path):
