@@ -194,7 +194,8 @@ def score(argv: list[str]) -> None:
     args = parse_score(argv)
     for path in filter(None, (args.json, args.results, args.detections if args.detector else None)):
         check_writable(path)
-    results = {"model": args.name or (args.folder or args.official_results).resolve().stem, "seed": args.seed}
+    name = args.folder.resolve().name if args.folder else args.official_results.stem
+    results = {"model": args.name or name, "seed": args.seed}
     if args.official_results:
         tags, prompts, correct = (list(column) for column in zip(*read_official(args.official_results), strict=True))
         results |= {"benchmark": OFFICIAL, "detector": "the official one"}

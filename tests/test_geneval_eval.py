@@ -21,7 +21,7 @@ from unimllm.metrics.geneval_detector import (
     scaled_size,
     tight_box,
 )
-from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, read_records
+from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, read_records
 
 PROGRAM = Path(__file__).parents[1] / "eval" / "geneval.py"
 PROMPTS = [
@@ -378,3 +378,18 @@ def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     words = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", tmp_path / "seen.jsonl")
     assert "is the record of another" in call(program, "score", tmp_path / "out", *words).refusal()
+
+
+@needs_program
+def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call, tmp_path):
+    samples = tmp_path / "qwen2.5-pictures" / "00000" / "samples"
+    samples.mkdir(parents=True)
+    (samples.parent / "metadata.jsonl").write_text(json.dumps(PROMPTS[0]))
+    noise(16, 16).save(samples / "0000.png")
+    record, results, scores = (tmp_path / name for name in ("seen.jsonl", "qwen2.5.jsonl", "scores.json"))
+    record.write_bytes(Record("00000/samples/0000.png", "by hand", [], [], [], []).line())
+    words = ("--detections", record, "--results", results, "--json", scores)
+    assert call(program, "score", samples.parents[1], *words).code == 0
+    assert json.loads(scores.read_text())["model"] == "qwen2.5-pictures"
+    assert call(program, "score", "--official-results", results, "--json", scores).code == 0
+    assert json.loads(scores.read_text())["model"] == "qwen2.5"
