@@ -174,6 +174,16 @@ def test_records_come_back_from_their_file(tmp_path):
         ({"classes": [80]}, "no index"),
         ({"file": "other"}, "recorded before"),
         ({"boxes": None}, "lacks 'boxes'"),
+        ({"file": ["a"]}, "'file' is .*no text"),
+        ({"detector": 1}, "'detector' is 1, no text"),
+        ({"scores": 0.9}, "'scores' is 0.9, no list"),
+        ({"boxes": "abcd"}, "'boxes' is 'abcd', no list"),
+        ({"boxes": [[0, 1, 2]]}, r"\[0, 1, 2\] in 'boxes' is no box"),
+        ({"boxes": [[0, 1, 2, "3"]]}, "no box of four numbers"),
+        ({"scores": ["0.9"]}, "'0.9' in 'scores' is no number"),
+        ({"classes": ["dog"]}, "'dog' in 'classes' is no index"),
+        ({"classes": [16.0]}, "no index"),
+        ({"colors": ["grey"]}, "'grey' in 'colors' is neither null"),
     ],
 )
 def test_damaged_records_are_told(tmp_path, change, message):
@@ -243,12 +253,21 @@ def test_folders_are_read_as_the_official_evaluator_does(tmp_path):
         read_folder(write_folder(tmp_path / "bare", [SINGLE], 0))
 
 
+CUP_CLAUSE = {"class": "cup", "count": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"include": [{"class": "mouse", "count": 1}]}, "'mouse' is none of"),
         ({"include": [{"class": "dog", "count": 1, "color": "grey"}]}, "'grey' is none of"),
         ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "earlier include"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["over", 0]}]}, "'over' is none of"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["above", 0.0]}]}, "earlier include"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["above"]}]}, "is not .relation, index"),
+        ({"include": [{"class": "dog", "count": "1"}]}, "'1' is no count of dog"),
+        ({"include": [{"class": "dog", "count": 1.5}]}, "1.5 is no count of dog"),
+        ({"exclude": [{"class": "dog", "count": "two"}]}, "'two' is no count of dog"),
         ({"include": [{"class": "dog"}]}, "no prompt of GenEval's"),
         ({"include": "dog"}, "no prompt of GenEval's"),
         ({"exclude": [{"class": "dug", "count": 2}]}, "'dug' is none of"),
