@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -34,6 +35,8 @@ from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
     NUM_PROMPTS,
     Record,
+    check_pictures,
+    fingerprint,
     intervals,
     read_folder,
     read_official,
@@ -201,7 +204,11 @@ def score(argv: list[str]) -> None:
         results |= {"benchmark": OFFICIAL, "detector": "the official one"}
     else:
         pictures = read_folder(args.folder)
-        records = detect(args, pictures) if args.detector else read_records(args.detections)
+        if args.detector:
+            records = detect(args, pictures)
+        else:
+            records = read_records(args.detections)
+            check_pictures(records, args.folder, pictures)
         lacks = verdicts(records, pictures)
         tags = [metadata["tag"] for metadata in pictures.values()]
         prompts = [json.dumps(metadata) for metadata in pictures.values()]
@@ -220,7 +227,7 @@ def score(argv: list[str]) -> None:
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:
-    """Look at every picture that the record does not hold yet, and keep the record."""
+    """Look at every picture that the record does not hold as it is now, and keep the record."""
     from unimllm.metrics.geneval_detector import GenEvalDetector
 
     silence_libraries()
@@ -235,10 +242,12 @@ def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Rec
             lines = b"".join(record.line() for record in records.values())
             write_atomically(args.detections, lambda file: file.write(lines))
 
-    unseen = [file for file in pictures if file not in records]
+    prints = {file: fingerprint(args.folder / file) for file in pictures}
+    unseen = [file for file in pictures if file not in records or records[file].sha256 != prints[file]]
     with out_of_memory_told(1, "detect with --device cpu"):
         for done, file in enumerate(tqdm(unseen, desc="detecting", unit="picture"), 1):
-            records[file] = detector.look(open_picture(args.folder / file), file, pictures[file])
+            seen = detector.look(open_picture(args.folder / file), file, pictures[file])
+            records[file] = replace(seen, sha256=prints[file])
             if done % SAVE_EVERY == 0:
                 save()
     save()

@@ -1,7 +1,9 @@
 """eval/geneval.py and its detector on tiny random models: drawing and scoring from end to end, and the arithmetic."""
 
+import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,9 @@ from unimllm.metrics.geneval_detector import (
     scaled_size,
     tight_box,
 )
-from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, read_records
+from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, fingerprint, read_records
 
+PICTURE = "00000/samples/0000.png"
 PROGRAM = Path(__file__).parents[1] / "eval" / "geneval.py"
 PROMPTS = [
     {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
@@ -368,28 +371,52 @@ def test_the_program_tells_what_to_mend(program, call, tmp_path, monkeypatch, wo
     assert message in call(program, *words).refusal()
 
 
+def one_picture(folder: Path, prompt: dict, picture: Image.Image) -> Path:
+    """A folder in GenEval's layout of one picture, PICTURE."""
+    (folder / PICTURE).parent.mkdir(parents=True)
+    (folder / "00000" / "metadata.jsonl").write_text(json.dumps(prompt))
+    picture.save(folder / PICTURE)
+    return folder
+
+
 @needs_program
 def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former, clip, tmp_path):
-    samples = tmp_path / "out" / "00000" / "samples"
-    samples.mkdir(parents=True)
-    (samples.parent / "metadata.jsonl").write_text(json.dumps(PROMPTS[0]))
-    noise(16, 16).save(samples / "0000.png")
+    folder = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16))
     row = {"file": "x", "detector": "another", "boxes": [], "scores": [], "classes": [], "colors": []}
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     words = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", tmp_path / "seen.jsonl")
-    assert "is the record of another" in call(program, "score", tmp_path / "out", *words).refusal()
+    assert "is the record of another" in call(program, "score", folder, *words).refusal()
 
 
 @needs_program
 def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call, tmp_path):
-    samples = tmp_path / "qwen2.5-pictures" / "00000" / "samples"
-    samples.mkdir(parents=True)
-    (samples.parent / "metadata.jsonl").write_text(json.dumps(PROMPTS[0]))
-    noise(16, 16).save(samples / "0000.png")
+    folder = one_picture(tmp_path / "qwen2.5-pictures", PROMPTS[0], noise(16, 16))
     record, results, scores = (tmp_path / name for name in ("seen.jsonl", "qwen2.5.jsonl", "scores.json"))
-    record.write_bytes(Record("00000/samples/0000.png", "by hand", [], [], [], []).line())
+    record.write_bytes(Record(PICTURE, "by hand", [], [], [], [], fingerprint(folder / PICTURE)).line())
     words = ("--detections", record, "--results", results, "--json", scores)
-    assert call(program, "score", samples.parents[1], *words).code == 0
+    assert call(program, "score", folder, *words).code == 0
     assert json.loads(scores.read_text())["model"] == "qwen2.5-pictures"
     assert call(program, "score", "--official-results", results, "--json", scores).code == 0
     assert json.loads(scores.read_text())["model"] == "qwen2.5"
+
+
+@needs_program
+def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mask2former, clip, tmp_path):
+    one = one_picture(tmp_path / "one", PROMPTS[0], noise(48, 32))
+    two = one_picture(tmp_path / "two", PROMPTS[0], noise(16, 16))
+    record = tmp_path / "seen.jsonl"
+    saved = ("--detections", record)
+    look = ("--detector", mask2former, "--clip", clip, "--device", "cpu", *saved)
+    assert call(program, "score", one, *look).code == 0
+    first = read_records(record)[PICTURE]
+    assert first.sha256 == hashlib.sha256((one / PICTURE).read_bytes()).hexdigest()[:16]
+    told = call(program, "score", two, *saved).refusal()
+    assert f"the record of {two / PICTURE} is of another picture; give --detector" in told
+
+    assert call(program, "score", two, *look).code == 0  # looks again
+    second = read_records(record)[PICTURE]
+    assert second.sha256 == fingerprint(two / PICTURE) != first.sha256 and second.boxes != first.boxes
+    assert call(program, "score", two, *saved).code == 0
+
+    record.write_bytes(replace(second, sha256="").line())
+    assert "lacks the sha256 of its picture" in call(program, "score", two, *saved).refusal()

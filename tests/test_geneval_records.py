@@ -1,6 +1,7 @@
 """GenEval's rules on detections with known verdicts, for all six tags; records, folders and summaries by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from unimllm.metrics.geneval_records import (
     COLORS,
     OBJECT_NAMES,
     Record,
+    check_pictures,
+    fingerprint,
     intervals,
     read_folder,
     read_official,
@@ -176,6 +179,7 @@ def test_records_come_back_from_their_file(tmp_path):
         ({"boxes": None}, "lacks 'boxes'"),
         ({"file": ["a"]}, "'file' is .*no text"),
         ({"detector": 1}, "'detector' is 1, no text"),
+        ({"sha256": 1}, "'sha256' is 1, no text"),
         ({"scores": 0.9}, "'scores' is 0.9, no list"),
         ({"boxes": "abcd"}, "'boxes' is 'abcd', no list"),
         ({"boxes": [[0, 1, 2]]}, r"\[0, 1, 2\] in 'boxes' is no box"),
@@ -192,6 +196,26 @@ def test_damaged_records_are_told(tmp_path, change, message):
     (tmp_path / "seen.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(damaged) + "\n")
     with pytest.raises(UserError, match=f"row 2.*{message}"):
         read_records(tmp_path / "seen.jsonl")
+
+
+def test_records_belong_to_their_pictures(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    record = seen(file="a")
+    assert fingerprint(tmp_path / "a") == "e3b0c44298fc1c14"  # sha256 of nothing
+    check_pictures({"a": replace(record, sha256="e3b0c44298fc1c14")}, tmp_path, {"a": SINGLE})
+    check_pictures({"b": record}, tmp_path, {"a": SINGLE})  # of none of these
+    for sha256, message in (("0" * 16, "is of another picture"), ("", "lacks the sha256")):
+        with pytest.raises(UserError, match=f"a {message}.*give --detector"):
+            check_pictures({"a": replace(record, sha256=sha256)}, tmp_path, {"a": SINGLE})
+    with pytest.raises(UserError, match="cannot read the picture"):
+        fingerprint(tmp_path / "b")
+
+
+def test_records_of_earlier_versions_lack_the_sha256(tmp_path):
+    row = json.loads(seen(file="a").line())
+    del row["sha256"]
+    (tmp_path / "seen.jsonl").write_text(json.dumps(row))
+    assert read_records(tmp_path / "seen.jsonl") == {"a": seen(file="a")}
 
 
 def test_a_verdict_needs_the_record_and_the_colours():

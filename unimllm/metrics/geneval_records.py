@@ -3,11 +3,12 @@
 A record is one JSON line for each picture, so pictures are looked at once and can be scored again:
 
     {"file": "00000/samples/0000.png", "detector": "...", "boxes": [[x0, y0, x1, y1], ...], "scores": [...],
-     "classes": [index in OBJECT_NAMES, ...], "colors": ["red", null, ...]}
+     "classes": [index in OBJECT_NAMES, ...], "colors": ["red", null, ...], "sha256": "0123456789abcdef"}
 
-A color is null where the prompt asks for none of that box's class.
+A color is null where the prompt asks for none of that box's class; sha256 tells the picture from others of its name.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ class Record:
     Args:
         file: below the folder of pictures, with forward slashes.
         detector: what looked, for the report.
+        sha256: of the picture's file, see `fingerprint`; empty if unknown, as in records of earlier versions.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Record:
     scores: list[float]
     classes: list[int]
     colors: list[str | None]
+    sha256: str = ""
 
     def detections(self) -> list[Detection]:
         """The boxes that can count under any prompt."""
@@ -152,8 +155,8 @@ def read_records(path: Path) -> dict[str, Record]:
         UserError: a row that is no record, or two of one picture.
     """
     records: dict[str, Record] = {}
-    for number, row in enumerate(read_rows(path, tuple(Record.__dataclass_fields__)), 1):
-        record = Record(**{name: row[name] for name in Record.__dataclass_fields__})
+    for number, row in enumerate(read_rows(path, ("file", "detector", *COLUMNS)), 1):
+        record = Record(**{name: row[name] for name in Record.__dataclass_fields__ if name in row})
         check_record(record, f"{path}, row {number}")
         if record.file in records:
             raise UserError(f"{path}, row {number}: {record.file} was recorded before")
@@ -163,7 +166,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 def check_record(record: Record, where: str) -> None:
     """UserError if a value of a record is of another type, or its columns are of unequal lengths."""
-    for name in ("file", "detector"):
+    for name in ("file", "detector", "sha256"):
         if not isinstance(getattr(record, name), str):
             raise UserError(f"{where}: {name!r} is {getattr(record, name)!r}, no text")
     for name, (what, holds) in COLUMNS.items():
@@ -175,6 +178,23 @@ def check_record(record: Record, where: str) -> None:
             raise UserError(f"{where}: {wrong[0]!r} in {name!r} is {what}")
     if len({len(getattr(record, name)) for name in COLUMNS}) != 1:
         raise UserError(f"{where}: unequally many boxes, scores, classes and colors")
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's sha256; UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
+
+
+def check_pictures(records: dict[str, Record], folder: Path, pictures: dict[str, dict]) -> None:
+    """UserError if a record of one of the pictures is not of the file that lies in the folder: of another model's."""
+    for file in pictures:
+        if file in records and records[file].sha256 != fingerprint(folder / file):
+            what = "is of another picture" if records[file].sha256 else "lacks the sha256 of its picture"
+            raise UserError(f"the record of {folder / file} {what}; give --detector and --clip to look again")
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
