@@ -43,6 +43,7 @@ from unimllm.metrics.geneval_records import (
     read_prompts,
     read_records,
     summary,
+    uncolored,
     verdicts,
 )
 from unimllm.report import as_range, command_told, describe_machine, write_json
@@ -227,7 +228,7 @@ def score(argv: list[str]) -> None:
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:
-    """Look at every picture that the record does not hold as it is now, and keep the record."""
+    """Look at every picture whose record is missing, of another picture or without the colours; keep the record."""
     from unimllm.metrics.geneval_detector import GenEvalDetector
 
     silence_libraries()
@@ -243,7 +244,13 @@ def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Rec
             write_atomically(args.detections, lambda file: file.write(lines))
 
     prints = {file: fingerprint(args.folder / file) for file in pictures}
-    unseen = [file for file in pictures if file not in records or records[file].sha256 != prints[file]]
+    unseen = [
+        file
+        for file, metadata in pictures.items()
+        if file not in records
+        or records[file].sha256 != prints[file]
+        or uncolored(records[file].detections(), metadata)
+    ]
     with out_of_memory_told(1, "detect with --device cpu"):
         for done, file in enumerate(tqdm(unseen, desc="detecting", unit="picture"), 1):
             seen = detector.look(open_picture(args.folder / file), file, pictures[file])

@@ -420,3 +420,20 @@ def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mas
 
     record.write_bytes(replace(second, sha256="").line())
     assert "lacks the sha256 of its picture" in call(program, "score", two, *saved).refusal()
+
+
+@needs_program
+def test_colours_that_a_prompt_came_to_ask_for_are_looked_at(program, call, mask2former, clip, tmp_path):
+    folder, record = one_picture(tmp_path / "out", PROMPTS[0], noise(48, 32)), tmp_path / "seen.jsonl"
+    saved = ("--detections", record)
+    look = ("--detector", mask2former, "--clip", clip, "--device", "cpu", *saved)
+    assert call(program, "score", folder, *look).code == 0
+    seen = read_records(record)[PICTURE]
+    surest = OBJECT_NAMES[seen.classes[int(np.argmax(seen.scores))]]
+    asked = {"tag": "colors", "include": [{"class": surest, "count": 1, "color": "red"}], "prompt": "x"}
+    (folder / "00000" / "metadata.jsonl").write_text(json.dumps(asked))
+    assert "lacks colours that its prompt asks for" in call(program, "score", folder, *saved).refusal()
+    assert call(program, "score", folder, *look).code == 0
+    colored = read_records(record)[PICTURE]
+    assert (colored.boxes, colored.scores) == (seen.boxes, seen.scores) and set(colored.colors) != {None}
+    assert call(program, "score", folder, *saved).code == 0

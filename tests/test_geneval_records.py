@@ -221,7 +221,7 @@ def test_records_of_earlier_versions_lack_the_sha256(tmp_path):
 def test_a_verdict_needs_the_record_and_the_colours():
     with pytest.raises(UserError, match="1 of 1 pictures have no record"):
         verdicts({}, {"a": SINGLE})
-    with pytest.raises(UserError, match="lacks colours"):
+    with pytest.raises(UserError, match="lacks colours.*give --detector and --clip to look again"):
         verdicts({"a": seen(("car", 0.9, None))}, {"a": COLOR})
     assert verdicts({"a": seen(("dog", 0.9, None))}, {"a": COLOR}) == [["0 car found, 1 wanted"]]
 

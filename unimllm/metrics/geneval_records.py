@@ -218,7 +218,9 @@ def verdicts(records: dict[str, Record], pictures: dict[str, dict]) -> list[list
     for file, metadata in pictures.items():
         detections = records[file].detections()
         if uncolored(detections, metadata):
-            raise UserError(f"the record of {file} lacks colours that its prompt asks for: detect that picture again")
+            raise UserError(
+                f"the record of {file} lacks colours that its prompt asks for; give --detector and --clip to look again"
+            )
         lacks.append(failures(detections, metadata))
     return lacks
 
