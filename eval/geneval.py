@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -34,12 +35,15 @@ from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
     NUM_PROMPTS,
     Record,
+    check_pictures,
+    fingerprint,
     intervals,
     read_folder,
     read_official,
     read_prompts,
     read_records,
     summary,
+    uncolored,
     verdicts,
 )
 from unimllm.report import as_range, command_told, describe_machine, write_json
@@ -194,13 +198,18 @@ def score(argv: list[str]) -> None:
     args = parse_score(argv)
     for path in filter(None, (args.json, args.results, args.detections if args.detector else None)):
         check_writable(path)
-    results = {"model": args.name or (args.folder or args.official_results).resolve().stem, "seed": args.seed}
+    name = args.folder.resolve().name if args.folder else args.official_results.stem
+    results = {"model": args.name or name, "seed": args.seed}
     if args.official_results:
         tags, prompts, correct = (list(column) for column in zip(*read_official(args.official_results), strict=True))
         results |= {"benchmark": OFFICIAL, "detector": "the official one"}
     else:
         pictures = read_folder(args.folder)
-        records = detect(args, pictures) if args.detector else read_records(args.detections)
+        if args.detector:
+            records = detect(args, pictures)
+        else:
+            records = read_records(args.detections)
+            check_pictures(records, args.folder, pictures)
         lacks = verdicts(records, pictures)
         tags = [metadata["tag"] for metadata in pictures.values()]
         prompts = [json.dumps(metadata) for metadata in pictures.values()]
@@ -219,7 +228,7 @@ def score(argv: list[str]) -> None:
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:
-    """Look at every picture that the record does not hold yet, and keep the record."""
+    """Look at every picture whose record is missing, of another picture or without the colours; keep the record."""
     from unimllm.metrics.geneval_detector import GenEvalDetector
 
     silence_libraries()
@@ -234,10 +243,18 @@ def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Rec
             lines = b"".join(record.line() for record in records.values())
             write_atomically(args.detections, lambda file: file.write(lines))
 
-    unseen = [file for file in pictures if file not in records]
+    prints = {file: fingerprint(args.folder / file) for file in pictures}
+    unseen = [
+        file
+        for file, metadata in pictures.items()
+        if file not in records
+        or records[file].sha256 != prints[file]
+        or uncolored(records[file].detections(), metadata)
+    ]
     with out_of_memory_told(1, "detect with --device cpu"):
         for done, file in enumerate(tqdm(unseen, desc="detecting", unit="picture"), 1):
-            records[file] = detector.look(open_picture(args.folder / file), file, pictures[file])
+            seen = detector.look(open_picture(args.folder / file), file, pictures[file])
+            records[file] = replace(seen, sha256=prints[file])
             if done % SAVE_EVERY == 0:
                 save()
     save()

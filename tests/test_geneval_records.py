@@ -1,6 +1,7 @@
 """GenEval's rules on detections with known verdicts, for all six tags; records, folders and summaries by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from unimllm.metrics.geneval_records import (
     COLORS,
     OBJECT_NAMES,
     Record,
+    check_pictures,
+    fingerprint,
     intervals,
     read_folder,
     read_official,
@@ -174,6 +177,17 @@ def test_records_come_back_from_their_file(tmp_path):
         ({"classes": [80]}, "no index"),
         ({"file": "other"}, "recorded before"),
         ({"boxes": None}, "lacks 'boxes'"),
+        ({"file": ["a"]}, "'file' is .*no text"),
+        ({"detector": 1}, "'detector' is 1, no text"),
+        ({"sha256": 1}, "'sha256' is 1, no text"),
+        ({"scores": 0.9}, "'scores' is 0.9, no list"),
+        ({"boxes": "abcd"}, "'boxes' is 'abcd', no list"),
+        ({"boxes": [[0, 1, 2]]}, r"\[0, 1, 2\] in 'boxes' is no box"),
+        ({"boxes": [[0, 1, 2, "3"]]}, "no box of four numbers"),
+        ({"scores": ["0.9"]}, "'0.9' in 'scores' is no number"),
+        ({"classes": ["dog"]}, "'dog' in 'classes' is no index"),
+        ({"classes": [16.0]}, "no index"),
+        ({"colors": ["grey"]}, "'grey' in 'colors' is neither null"),
     ],
 )
 def test_damaged_records_are_told(tmp_path, change, message):
@@ -184,10 +198,30 @@ def test_damaged_records_are_told(tmp_path, change, message):
         read_records(tmp_path / "seen.jsonl")
 
 
+def test_records_belong_to_their_pictures(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    record = seen(file="a")
+    assert fingerprint(tmp_path / "a") == "e3b0c44298fc1c14"  # sha256 of nothing
+    check_pictures({"a": replace(record, sha256="e3b0c44298fc1c14")}, tmp_path, {"a": SINGLE})
+    check_pictures({"b": record}, tmp_path, {"a": SINGLE})  # of none of these
+    for sha256, message in (("0" * 16, "is of another picture"), ("", "lacks the sha256")):
+        with pytest.raises(UserError, match=f"a {message}.*give --detector"):
+            check_pictures({"a": replace(record, sha256=sha256)}, tmp_path, {"a": SINGLE})
+    with pytest.raises(UserError, match="cannot read the picture"):
+        fingerprint(tmp_path / "b")
+
+
+def test_records_of_earlier_versions_lack_the_sha256(tmp_path):
+    row = json.loads(seen(file="a").line())
+    del row["sha256"]
+    (tmp_path / "seen.jsonl").write_text(json.dumps(row))
+    assert read_records(tmp_path / "seen.jsonl") == {"a": seen(file="a")}
+
+
 def test_a_verdict_needs_the_record_and_the_colours():
     with pytest.raises(UserError, match="1 of 1 pictures have no record"):
         verdicts({}, {"a": SINGLE})
-    with pytest.raises(UserError, match="lacks colours"):
+    with pytest.raises(UserError, match="lacks colours.*give --detector and --clip to look again"):
         verdicts({"a": seen(("car", 0.9, None))}, {"a": COLOR})
     assert verdicts({"a": seen(("dog", 0.9, None))}, {"a": COLOR}) == [["0 car found, 1 wanted"]]
 
@@ -243,12 +277,21 @@ def test_folders_are_read_as_the_official_evaluator_does(tmp_path):
         read_folder(write_folder(tmp_path / "bare", [SINGLE], 0))
 
 
+CUP_CLAUSE = {"class": "cup", "count": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"include": [{"class": "mouse", "count": 1}]}, "'mouse' is none of"),
         ({"include": [{"class": "dog", "count": 1, "color": "grey"}]}, "'grey' is none of"),
         ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "earlier include"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["over", 0]}]}, "'over' is none of"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["above", 0.0]}]}, "earlier include"),
+        ({"include": [CUP_CLAUSE, {"class": "dog", "count": 1, "position": ["above"]}]}, "is not .relation, index"),
+        ({"include": [{"class": "dog", "count": "1"}]}, "'1' is no count of dog"),
+        ({"include": [{"class": "dog", "count": 1.5}]}, "1.5 is no count of dog"),
+        ({"exclude": [{"class": "dog", "count": "two"}]}, "'two' is no count of dog"),
         ({"include": [{"class": "dog"}]}, "no prompt of GenEval's"),
         ({"include": "dog"}, "no prompt of GenEval's"),
         ({"exclude": [{"class": "dug", "count": 2}]}, "'dug' is none of"),

@@ -3,11 +3,12 @@
 A record is one JSON line for each picture, so pictures are looked at once and can be scored again:
 
     {"file": "00000/samples/0000.png", "detector": "...", "boxes": [[x0, y0, x1, y1], ...], "scores": [...],
-     "classes": [index in OBJECT_NAMES, ...], "colors": ["red", null, ...]}
+     "classes": [index in OBJECT_NAMES, ...], "colors": ["red", null, ...], "sha256": "0123456789abcdef"}
 
-A color is null where the prompt asks for none of that box's class.
+A color is null where the prompt asks for none of that box's class; sha256 tells the picture from others of its name.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.json_rows import read_rows
-from unimllm.metrics.geneval import THRESHOLD, Box, Detection, failures, summarize
+from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
 from unimllm.metrics.intervals import percentiles, resampled_sums
 
 # GenEval's object_names.txt (github.com/djghosh13/geneval, MIT): COCO's 80 classes in COCO's order, a few by a fuller
@@ -46,6 +47,7 @@ class Record:
     Args:
         file: below the folder of pictures, with forward slashes.
         detector: what looked, for the report.
+        sha256: of the picture's file, see `fingerprint`; empty if unknown, as in records of earlier versions.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Record:
     scores: list[float]
     classes: list[int]
     colors: list[str | None]
+    sha256: str = ""
 
     def detections(self) -> list[Detection]:
         """The boxes that can count under any prompt."""
@@ -63,6 +66,20 @@ class Record:
     def line(self) -> bytes:
         """As it stands in a file."""
         return (json.dumps(asdict(self)) + "\n").encode()
+
+
+def is_number(value) -> bool:
+    """Whether a value out of JSON is a number."""
+    return type(value) in (int, float)
+
+
+# The lists of a record: what a wrong value in one is, and whether a value is right.
+COLUMNS = {
+    "boxes": ("no box of four numbers", lambda v: isinstance(v, list) and len(v) == 4 and all(map(is_number, v))),
+    "scores": ("no number", is_number),
+    "classes": (f"no index of {len(OBJECT_NAMES)} names", lambda v: type(v) is int and 0 <= v < len(OBJECT_NAMES)),
+    "colors": ("neither null nor one of GenEval's colours", lambda v: v is None or v in COLORS),
+}
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------
@@ -86,14 +103,26 @@ def check_prompt(metadata: dict, where: str) -> None:
         for number, clause in enumerate(metadata["include"]):
             if clause.get("color", COLORS[0]) not in COLORS:
                 raise UserError(f"{where}: {clause['color']!r} is none of GenEval's colours, {', '.join(COLORS)}")
-            if "position" in clause and not 0 <= clause["position"][1] < number:
-                raise UserError(f"{where}: a position must refer to an earlier include clause")
+            if "position" in clause:
+                check_position(clause["position"], number, where)
         for clause in (*metadata["include"], *metadata.get("exclude", [])):
             if clause["class"] not in OBJECT_NAMES:
                 raise UserError(f"{where}: {clause['class']!r} is none of GenEval's {len(OBJECT_NAMES)} object names")
-            int(clause["count"])
+            if type(clause["count"]) is not int or clause["count"] < 1:
+                raise UserError(f"{where}: {clause['count']!r} is no count of {clause['class']}; it must be 1 or more")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"{where} is no prompt of GenEval's: {first_line(error)}") from error
+
+
+def check_position(position: list, number: int, where: str) -> None:
+    """UserError if a position is not [relation, index] with an index below `number`, that of its own clause."""
+    if not isinstance(position, list) or len(position) != 2:
+        raise UserError(f"{where}: the position {position!r} is not [relation, index of an include clause]")
+    relation, index = position
+    if relation not in RELATIONS:
+        raise UserError(f"{where}: {relation!r} is none of GenEval's relations, {', '.join(RELATIONS)}")
+    if type(index) is not int or not 0 <= index < number:
+        raise UserError(f"{where}: a position must refer to an earlier include clause, not to {index!r}")
 
 
 def read_folder(folder: Path) -> dict[str, dict]:
@@ -126,16 +155,46 @@ def read_records(path: Path) -> dict[str, Record]:
         UserError: a row that is no record, or two of one picture.
     """
     records: dict[str, Record] = {}
-    for number, row in enumerate(read_rows(path, tuple(Record.__dataclass_fields__)), 1):
-        record = Record(**{name: row[name] for name in Record.__dataclass_fields__})
-        if len({len(column) for column in (record.boxes, record.scores, record.classes, record.colors)}) != 1:
-            raise UserError(f"{path}, row {number}: unequally many boxes, scores, classes and colors")
-        if not all(0 <= c < len(OBJECT_NAMES) for c in record.classes):
-            raise UserError(f"{path}, row {number}: a class is no index of {len(OBJECT_NAMES)} names")
+    for number, row in enumerate(read_rows(path, ("file", "detector", *COLUMNS)), 1):
+        record = Record(**{name: row[name] for name in Record.__dataclass_fields__ if name in row})
+        check_record(record, f"{path}, row {number}")
         if record.file in records:
             raise UserError(f"{path}, row {number}: {record.file} was recorded before")
         records[record.file] = record
     return records
+
+
+def check_record(record: Record, where: str) -> None:
+    """UserError if a value of a record is of another type, or its columns are of unequal lengths."""
+    for name in ("file", "detector", "sha256"):
+        if not isinstance(getattr(record, name), str):
+            raise UserError(f"{where}: {name!r} is {getattr(record, name)!r}, no text")
+    for name, (what, holds) in COLUMNS.items():
+        column = getattr(record, name)
+        if not isinstance(column, list):
+            raise UserError(f"{where}: {name!r} is {column!r}, no list")
+        wrong = [value for value in column if not holds(value)]
+        if wrong:
+            raise UserError(f"{where}: {wrong[0]!r} in {name!r} is {what}")
+    if len({len(getattr(record, name)) for name in COLUMNS}) != 1:
+        raise UserError(f"{where}: unequally many boxes, scores, classes and colors")
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's sha256; UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
+
+
+def check_pictures(records: dict[str, Record], folder: Path, pictures: dict[str, dict]) -> None:
+    """UserError if a record of one of the pictures is not of the file that lies in the folder: of another model's."""
+    for file in pictures:
+        if file in records and records[file].sha256 != fingerprint(folder / file):
+            what = "is of another picture" if records[file].sha256 else "lacks the sha256 of its picture"
+            raise UserError(f"the record of {folder / file} {what}; give --detector and --clip to look again")
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -159,7 +218,9 @@ def verdicts(records: dict[str, Record], pictures: dict[str, dict]) -> list[list
     for file, metadata in pictures.items():
         detections = records[file].detections()
         if uncolored(detections, metadata):
-            raise UserError(f"the record of {file} lacks colours that its prompt asks for: detect that picture again")
+            raise UserError(
+                f"the record of {file} lacks colours that its prompt asks for; give --detector and --clip to look again"
+            )
         lacks.append(failures(detections, metadata))
     return lacks
 
