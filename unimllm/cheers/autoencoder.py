@@ -185,6 +185,12 @@ class LatentStatistics(nn.BatchNorm2d):
         self.running_var.copy_(latents.var((0, 2, 3)))
 
 
+def decode(z: torch.Tensor, statistics: LatentStatistics, decoder: nn.Module, patch_size: int) -> torch.Tensor:
+    """z (B, C, h, h) to pixels (B, 3, S, S), in the range that the decoder writes."""
+    latents = rearrange(statistics.invert(z), "b (c p q) h w -> b c (h p) (w q)", p=patch_size, q=patch_size)
+    return decoder(latents)
+
+
 class LatentDecoder(nn.Module):
     """z (B, C, h, h) to pixels (B, 3, S, S) in the autoencoder's own range: D(.) of the paper."""
 
@@ -195,8 +201,7 @@ class LatentDecoder(nn.Module):
         self.bn = LatentStatistics(config.patched_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        z = self.bn.invert(z)
-        return self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size))
+        return decode(z, self.bn, self.decoder, self.patch_size)
 
 
 class CheersVae(PreTrainedModel):
@@ -241,7 +246,5 @@ class CheersVae(PreTrainedModel):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, C, h, h) -> (B, 3, S, S) RGB in about -1..1."""
-        size = self.config.latent_patch_size
-        z = self.bn.invert(z.to(self.dtype))
-        pixels = self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=size, q=size))
+        pixels = decode(z.to(self.dtype), self.bn, self.decoder, self.config.latent_patch_size)
         return 2 * pixels - 1 if self.config.pixels_from_zero else pixels
