@@ -178,12 +178,6 @@ class LatentStatistics(nn.BatchNorm2d):
         scale = (self.running_var + self.eps).sqrt()
         return z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)
 
-    @torch.no_grad()
-    def measure(self, latents: torch.Tensor) -> None:
-        """Take over the statistics of (B, C, h, h) latents that are not normalised."""
-        self.running_mean.copy_(latents.mean((0, 2, 3)))
-        self.running_var.copy_(latents.var((0, 2, 3)))
-
 
 def decode(z: torch.Tensor, statistics: LatentStatistics, decoder: nn.Module, patch_size: int) -> torch.Tensor:
     """z (B, C, h, h) to pixels (B, 3, S, S), in the range that the decoder writes."""

@@ -91,7 +91,6 @@ class CheersConfig(PreTrainedConfig):
         flow_loss_on_read_pictures: quirk: pictures that are only read have a flow loss too, with velocity 0 as target.
         leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. Rows without a picture
             of their own have a stand-in there: black at t = 0 in training, random pixels at t = 1 in drawing.
-        no_text_rate: share of drawing samples whose text becomes `<no_mean>` in training, for guidance.
         image_start_token_id, image_end_token_id: around every picture.
         image_token_id: the placeholder of a picture to read, once for each of its positions.
         image_gen_token_id: the placeholder of a picture to draw.
@@ -118,13 +117,11 @@ class CheersConfig(PreTrainedConfig):
         extra_euler_step: bool = False,
         flow_loss_on_read_pictures: bool = False,
         leading_picture_is_causal: bool = False,
-        no_text_rate: float = 0.2,
         image_start_token_id: int = 151667,
         image_end_token_id: int = 151668,
         image_token_id: int = 151665,
         image_gen_token_id: int = 151666,
         no_text_token_id: int = 151669,
-        initializer_range: float = 0.02,
         **kwargs,
     ):
         text_config = qwen_1_5b() if text_config is None else text_config
@@ -147,11 +144,9 @@ class CheersConfig(PreTrainedConfig):
         self.extra_euler_step = extra_euler_step
         self.flow_loss_on_read_pictures = flow_loss_on_read_pictures
         self.leading_picture_is_causal = leading_picture_is_causal
-        self.no_text_rate = no_text_rate
         self.image_start_token_id, self.image_end_token_id = image_start_token_id, image_end_token_id
         self.image_token_id, self.image_gen_token_id = image_token_id, image_gen_token_id
         self.no_text_token_id = no_text_token_id
-        self.initializer_range = initializer_range
         self.check_sizes()
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
