@@ -116,7 +116,7 @@ def test_space_to_depth_puts_the_place_before_the_channel(config):
 
 
 def test_pictures_of_another_size_are_refused(config):
-    with pytest.raises(ValueError, match="reads 16 x 16"):
+    with pytest.raises(ValueError, match="resize to 16 x 16"):
         VisionTokenizer(config).encode(torch.zeros(1, 3, 8, 8))
 
 
