@@ -246,7 +246,7 @@ def test_sizes_of_the_released_model_and_of_none():
     for config, quirks in ((CheersConfig(), False), (released_config(), True)):
         assert (config.latent_size, config.grid_size, config.num_positions) == (32, 16, 256)
         assert config.vae_config.patched_channels == 128
-        assert (config.semantic_heads, config.detail_heads, config.head_groups) == (12, 16, 2)
+        assert (config.num_semantic_heads, config.num_detail_heads, config.num_flow_key_value_heads) == (12, 16, 2)
         assert config.extra_euler_step is config.repeat_detail_positions is config.leading_picture_is_causal is quirks
         assert config.vae_config.pixels_from_zero is config.flow_loss_on_read_pictures is quirks
 
@@ -256,7 +256,7 @@ def test_sizes_of_the_released_model_and_of_none():
     [
         ({"vae_config": CheersVaeConfig(channels=8, channel_multipliers=(1, 2, 2), num_groups=4)}, "covers 8 pixels"),
         ({"compression": 3}, "must be a multiple of"),
-        ({"detail_heads": 5}, "detail_heads is 5"),
+        ({"num_detail_heads": 5}, "num_detail_heads is 5"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, words):

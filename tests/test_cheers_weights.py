@@ -151,7 +151,7 @@ def test_missing_extra_and_misshapen_tensors_are_refused_with_their_names(releas
 
 def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
     CheersForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "ours")
-    with pytest.raises(UserError, match="semantic_layers, .*repeat_detail_positions.*pixels_from_zero"):
+    with pytest.raises(UserError, match="num_semantic_layers, .*repeat_detail_positions.*pixels_from_zero"):
         main(["cheers", str(tmp_path / "ours"), str(tmp_path / "back")])
 
 

@@ -48,7 +48,8 @@ VISION_DEFAULTS = {
 }  # fmt: skip
 VAE_DEFAULTS = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 32}
 FIXED = (
-    "compression", "semantic_layers", "detail_layers", "time_channels", "inject_details", "repeat_detail_positions",
+    "compression", "num_semantic_layers", "num_detail_layers", "time_channels", "inject_details",
+    "repeat_detail_positions",
 )  # fmt: skip
 """Fields of CheersConfig that the released code has no choice in."""
 
