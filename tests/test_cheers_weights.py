@@ -186,6 +186,30 @@ def test_a_field_that_the_released_code_has_built_in_is_named(part, name, value)
         config_to_released(config)
 
 
+def test_a_conversion_that_broke_off_leaves_nothing_and_can_be_repeated(released, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    words = ["cheers", str(released), str(tmp_path / "ours")]
+    with monkeypatch.context() as patch:
+        patch.setattr("unimllm.convert.shutil.copy", full)  # the weights are written by then
+        with pytest.raises(UserError, match="No space left"):
+            main(words)
+    assert not list(tmp_path.iterdir())
+    main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_damaged_weights_of_ours_are_told_in_one_line(tmp_path):
+    ours = tmp_path / "ours"
+    CheersForConditionalGeneration(tiny_config()).save_pretrained(ours)
+    weights = ours / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot convert .*ours: ") as told:
+        main(["cheers", str(ours), str(tmp_path / "back")])
+    assert "\n" not in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
