@@ -10,7 +10,14 @@ from transformers import AutoModel
 
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import released_config, tiny_config
-from unimllm.cheers.weights import check_shapes, config_from_released, own_name, released_name, released_shapes
+from unimllm.cheers.weights import (
+    check_shapes,
+    config_from_released,
+    config_to_released,
+    own_name,
+    released_name,
+    released_shapes,
+)
 from unimllm.convert import main
 from unimllm.errors import UserError
 
@@ -69,7 +76,7 @@ def test_faults_are_listed():
 
 
 def released_settings() -> dict:
-    vae = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4, "resolution": 16}
+    vae = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 16}
     text = {
         "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": True,
@@ -151,8 +158,56 @@ def test_missing_extra_and_misshapen_tensors_are_refused_with_their_names(releas
 
 def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
     CheersForConditionalGeneration(tiny_config()).save_pretrained(tmp_path / "ours")
-    with pytest.raises(UserError, match="semantic_layers, .*repeat_detail_positions.*pixels_from_zero"):
+    with pytest.raises(UserError, match="num_semantic_layers, .*repeat_detail_positions.*pixels_from_zero") as told:
         main(["cheers", str(tmp_path / "ours"), str(tmp_path / "back")])
+    assert "\n" not in str(told.value) and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("", "extra_euler_step", False),
+        ("", "leading_picture_is_causal", False),
+        ("", "flow_loss_on_read_pictures", False),
+        ("", "image_token_id", 6),
+        ("", "no_text_token_id", 8),
+        ("", "num_semantic_heads", 4),
+        ("", "num_detail_heads", 4),
+        ("", "num_flow_key_value_heads", 2),
+        ("vae_config", "channels", 64),
+        ("text_config", "model_type", "qwen3"),
+    ],
+)
+def test_a_field_that_the_released_code_has_built_in_is_named(part, name, value):
+    config = config_from_released(released_settings())
+    config_to_released(config)
+    setattr(getattr(config, part) if part else config, name, value)
+    with pytest.raises(ValueError, match=rf"built in for {part}\.?{name}$"):
+        config_to_released(config)
+
+
+def test_a_conversion_that_broke_off_leaves_nothing_and_can_be_repeated(released, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    words = ["cheers", str(released), str(tmp_path / "ours")]
+    with monkeypatch.context() as patch:
+        patch.setattr("unimllm.convert.shutil.copy", full)  # the weights are written by then
+        with pytest.raises(UserError, match="No space left"):
+            main(words)
+    assert not list(tmp_path.iterdir())
+    main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_damaged_weights_of_ours_are_told_in_one_line(tmp_path):
+    ours = tmp_path / "ours"
+    CheersForConditionalGeneration(tiny_config()).save_pretrained(ours)
+    weights = ours / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot convert .*ours: ") as told:
+        main(["cheers", str(ours), str(tmp_path / "back")])
+    assert "\n" not in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ Which way is told by SRC. Every tensor must fit; the text tokenizer's files go a
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from semhitok.errors import first_line
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
+from unimllm.export import WORKING_NAME
 
 FAMILIES = ("cheers",)
 TOKENIZER_FILES = (
@@ -37,7 +41,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the other form of a CHEERS checkpoint; UserError where it is none, or does not fit."""
+    """Write the other form of a CHEERS checkpoint; UserError where it is none, or does not fit.
+
+    It grows in a hidden folder beside `target` and is renamed when it is complete.
+    """
     try:
         kind = json.loads((source / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
@@ -49,16 +56,21 @@ def convert(source: Path, target: Path) -> None:
 
     if kind not in (RELEASED_TYPE, CheersConfig.model_type):
         raise UserError(f"{source} holds a model of type {kind}; CHEERS is {RELEASED_TYPE} (released) or cheers (ours)")
+    partial = target.parent / WORKING_NAME.format(target.name)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         if kind == RELEASED_TYPE:
-            read_released(source).save_pretrained(target)
+            read_released(source).save_pretrained(partial)
         else:
-            write_released(CheersForConditionalGeneration.from_pretrained(source, dtype="auto"), target)
-    except (OSError, ValueError) as error:
+            write_released(CheersForConditionalGeneration.from_pretrained(source, dtype="auto"), partial)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, partial / name)
+        os.replace(partial, target)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot convert {source}: {first_line(error)}") from error
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
 
 

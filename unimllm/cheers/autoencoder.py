@@ -178,11 +178,11 @@ class LatentStatistics(nn.BatchNorm2d):
         scale = (self.running_var + self.eps).sqrt()
         return z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)
 
-    @torch.no_grad()
-    def measure(self, latents: torch.Tensor) -> None:
-        """Take over the statistics of (B, C, h, h) latents that are not normalised."""
-        self.running_mean.copy_(latents.mean((0, 2, 3)))
-        self.running_var.copy_(latents.var((0, 2, 3)))
+
+def decode(z: torch.Tensor, statistics: LatentStatistics, decoder: nn.Module, patch_size: int) -> torch.Tensor:
+    """z (B, C, h, h) to pixels (B, 3, S, S), in the range that the decoder writes."""
+    latents = rearrange(statistics.invert(z), "b (c p q) h w -> b c (h p) (w q)", p=patch_size, q=patch_size)
+    return decoder(latents)
 
 
 class LatentDecoder(nn.Module):
@@ -195,8 +195,7 @@ class LatentDecoder(nn.Module):
         self.bn = LatentStatistics(config.patched_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        z = self.bn.invert(z)
-        return self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size))
+        return decode(z, self.bn, self.decoder, self.patch_size)
 
 
 class CheersVae(PreTrainedModel):
@@ -241,7 +240,5 @@ class CheersVae(PreTrainedModel):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, C, h, h) -> (B, 3, S, S) RGB in about -1..1."""
-        size = self.config.latent_patch_size
-        z = self.bn.invert(z.to(self.dtype))
-        pixels = self.decoder(rearrange(z, "b (c p q) h w -> b c (h p) (w q)", p=size, q=size))
+        pixels = decode(z.to(self.dtype), self.bn, self.decoder, self.config.latent_patch_size)
         return 2 * pixels - 1 if self.config.pixels_from_zero else pixels

@@ -80,10 +80,11 @@ class CheersConfig(PreTrainedConfig):
             patches are as large as one latent position.
         vae_config: the autoencoder.
         compression: side of the square of SigLIP's patches that becomes one position of the language model (1: none).
-        semantic_layers: DiT blocks of the first stage, as wide as the language model.
-        detail_layers: DiT blocks of the second stage, as wide as SigLIP.
-        semantic_heads, detail_heads: attention heads of each stage (None: those of the language model, of SigLIP).
-        head_groups: key/value heads of both (None: those of the language model).
+        num_semantic_layers: DiT blocks of the first stage, as wide as the language model.
+        num_detail_layers: DiT blocks of the second stage, as wide as SigLIP.
+        num_semantic_heads, num_detail_heads: attention heads of each stage (None: those of the language model, of
+            SigLIP).
+        num_flow_key_value_heads: key/value heads of both (None: those of the language model).
         time_channels: sines and cosines of t.
         inject_details: False leaves the gated high frequencies out (the paper's ablation, Table 5).
         repeat_detail_positions: quirk: positions of the second stage are 0..L/2-1 twice, not 0..L-1.
@@ -91,7 +92,6 @@ class CheersConfig(PreTrainedConfig):
         flow_loss_on_read_pictures: quirk: pictures that are only read have a flow loss too, with velocity 0 as target.
         leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. Rows without a picture
             of their own have a stand-in there: black at t = 0 in training, random pixels at t = 1 in drawing.
-        no_text_rate: share of drawing samples whose text becomes `<no_mean>` in training, for guidance.
         image_start_token_id, image_end_token_id: around every picture.
         image_token_id: the placeholder of a picture to read, once for each of its positions.
         image_gen_token_id: the placeholder of a picture to draw.
@@ -107,24 +107,22 @@ class CheersConfig(PreTrainedConfig):
         vision_config: SiglipVisionConfig | dict | None = None,
         vae_config: CheersVaeConfig | dict | None = None,
         compression: int = 2,
-        semantic_layers: int = 7,
-        detail_layers: int = 3,
-        semantic_heads: int | None = None,
-        detail_heads: int | None = None,
-        head_groups: int | None = None,
+        num_semantic_layers: int = 7,
+        num_detail_layers: int = 3,
+        num_semantic_heads: int | None = None,
+        num_detail_heads: int | None = None,
+        num_flow_key_value_heads: int | None = None,
         time_channels: int = 256,
         inject_details: bool = True,
         repeat_detail_positions: bool = False,
         extra_euler_step: bool = False,
         flow_loss_on_read_pictures: bool = False,
         leading_picture_is_causal: bool = False,
-        no_text_rate: float = 0.2,
         image_start_token_id: int = 151667,
         image_end_token_id: int = 151668,
         image_token_id: int = 151665,
         image_gen_token_id: int = 151666,
         no_text_token_id: int = 151669,
-        initializer_range: float = 0.02,
         **kwargs,
     ):
         text_config = qwen_1_5b() if text_config is None else text_config
@@ -137,21 +135,19 @@ class CheersConfig(PreTrainedConfig):
             vae_config = CheersVaeConfig(**(vae_config or {}))
         self.text_config, self.vision_config, self.vae_config = text_config, vision_config, vae_config
         self.compression = compression
-        self.semantic_layers, self.detail_layers = semantic_layers, detail_layers
-        self.semantic_heads = semantic_heads or text_config.num_attention_heads
-        self.detail_heads = detail_heads or vision_config.num_attention_heads
-        self.head_groups = head_groups or text_config.num_key_value_heads
+        self.num_semantic_layers, self.num_detail_layers = num_semantic_layers, num_detail_layers
+        self.num_semantic_heads = num_semantic_heads or text_config.num_attention_heads
+        self.num_detail_heads = num_detail_heads or vision_config.num_attention_heads
+        self.num_flow_key_value_heads = num_flow_key_value_heads or text_config.num_key_value_heads
         self.time_channels = time_channels
         self.inject_details = inject_details
         self.repeat_detail_positions = repeat_detail_positions
         self.extra_euler_step = extra_euler_step
         self.flow_loss_on_read_pictures = flow_loss_on_read_pictures
         self.leading_picture_is_causal = leading_picture_is_causal
-        self.no_text_rate = no_text_rate
         self.image_start_token_id, self.image_end_token_id = image_start_token_id, image_end_token_id
         self.image_token_id, self.image_gen_token_id = image_token_id, image_gen_token_id
         self.no_text_token_id = no_text_token_id
-        self.initializer_range = initializer_range
         self.check_sizes()
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
@@ -170,11 +166,11 @@ class CheersConfig(PreTrainedConfig):
             )
         widths = (("semantic", self.text_config.hidden_size), ("detail", self.vision_config.hidden_size))
         for stage, width in widths:
-            heads = getattr(self, f"{stage}_heads")
-            if width % (2 * heads) or heads % self.head_groups:
+            heads = getattr(self, f"num_{stage}_heads")
+            if width % (2 * heads) or heads % self.num_flow_key_value_heads:
                 raise ValueError(
-                    f"{stage}_heads is {heads}; each head needs an even share of {width} channels, and heads must be a "
-                    f"multiple of head_groups ({self.head_groups})"
+                    f"num_{stage}_heads is {heads}; each head needs an even share of {width} channels, and heads must "
+                    f"be a multiple of num_flow_key_value_heads ({self.num_flow_key_value_heads})"
                 )
 
     @property
@@ -241,7 +237,7 @@ def tiny_config(**changes) -> CheersConfig:
     )  # fmt: skip
     vae = CheersVaeConfig(channels=8, channel_multipliers=(1, 2), num_blocks=1, latent_channels=4, num_groups=4)
     sizes = {
-        "semantic_layers": 2, "detail_layers": 1, "time_channels": 16, "image_start_token_id": 4,
+        "num_semantic_layers": 2, "num_detail_layers": 1, "time_channels": 16, "image_start_token_id": 4,
         "image_end_token_id": 5, "image_token_id": 6, "image_gen_token_id": 7, "no_text_token_id": 8,
         "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip

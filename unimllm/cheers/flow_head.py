@@ -185,12 +185,13 @@ class FlowHead(nn.Module):
         self.side, self.grid_size, self.inject_details = config.compression, config.grid_size, config.inject_details
         self.time_embed = TimeEmbedding(config.time_channels, hidden, width)
         self.gen_projector = Stage(
-            hidden, width * self.side**2, config.semantic_layers, config.semantic_heads, config.head_groups
-        )
+            hidden, width * self.side**2, config.num_semantic_layers, config.num_semantic_heads,
+            config.num_flow_key_value_heads,
+        )  # fmt: skip
         self.hi_gate = DetailGate(width)
         self.hi_projector = Stage(
-            width, config.vae_config.patched_channels, config.detail_layers, config.detail_heads, config.head_groups,
-            config.repeat_detail_positions,
+            width, config.vae_config.patched_channels, config.num_detail_layers, config.num_detail_heads,
+            config.num_flow_key_value_heads, config.repeat_detail_positions,
         )  # fmt: skip
 
     def semantics(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

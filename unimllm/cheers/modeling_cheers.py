@@ -131,7 +131,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         if len(kinds) != num_pictures * positions:
             raise ValueError(
                 f"{len(kinds)} image placeholders but {num_pictures} pictures of {positions} positions "
-                f"({num_pictures * positions}); use the processor that was saved with this model"
+                f"({num_pictures * positions}); give {positions} image_token_id (to draw: image_gen_token_id) for each "
+                "picture"
             )
         return kinds.view(num_pictures, positions)[:, 0] == self.config.image_gen_token_id
 

@@ -64,8 +64,8 @@ class VisionTokenizer(nn.Module):
         """
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])}, this model reads {self.image_size} x "
-                f"{self.image_size}; resize with the processor that was saved with it"
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}; resize to {self.image_size} x {self.image_size}, "
+                "which this model reads"
             )
         return self.vae_model.encode(pixel_values)
 

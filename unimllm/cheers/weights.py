@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from semhitok.errors import first_line
-from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig, released_config
+from unimllm.cheers.configuration_cheers import RELEASED_QUIRKS, CheersConfig, CheersVaeConfig, released_config
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 
 RELEASED_TYPE = "umm"
@@ -48,9 +48,11 @@ VISION_DEFAULTS = {
 }  # fmt: skip
 VAE_DEFAULTS = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 32}
 FIXED = (
-    "compression", "semantic_layers", "detail_layers", "time_channels", "inject_details", "repeat_detail_positions",
+    "compression", "num_semantic_layers", "num_detail_layers", "time_channels", "inject_details", *RELEASED_QUIRKS,
+    "image_start_token_id", "image_end_token_id", "image_token_id", "image_gen_token_id", "no_text_token_id",
 )  # fmt: skip
-"""Fields of CheersConfig that the released code has no choice in."""
+FIXED_VAE = ("num_groups", "pixels_from_zero", "latent_patch_size")
+"""Fields of CheersConfig, and of its VAE's, that the released code has no choice in."""
 
 
 def rename(name: str, names: dict[str, str]) -> str | None:
@@ -110,20 +112,31 @@ def config_from_released(settings: dict) -> CheersConfig:
     )  # fmt: skip
 
 
+def unlike_released(config: CheersConfig) -> list[str]:
+    """Fields with other values than the released code has built in or takes from another part's configuration."""
+    released, text, vae = released_config(), config.text_config, config.vae_config
+    wanted = {name: getattr(released, name) for name in FIXED} | {
+        "num_semantic_heads": text.num_attention_heads,
+        "num_detail_heads": config.vision_config.num_attention_heads,
+        "num_flow_key_value_heads": text.num_key_value_heads,
+    }
+    wanted_vae = {name: getattr(released.vae_config, name) for name in FIXED_VAE}
+    wanted_vae["channels"] = vae.patched_channels  # the second stage's output is as wide as the VAE's first convolution
+    other = [name for name, value in wanted.items() if getattr(config, name) != value]
+    other += [f"vae_config.{name}" for name, value in wanted_vae.items() if getattr(vae, name) != value]
+    return other + ["text_config.model_type"] * (text.model_type != released.text_config.model_type)
+
+
 def config_to_released(config: CheersConfig) -> dict:
     """A released config.json.
 
     Raises:
         ValueError: the released code would compute something else with these weights.
     """
-    wanted = released_config()
-    other = [name for name in FIXED if getattr(config, name) != getattr(wanted, name)]
-    other += [n for n in ("num_groups", "pixels_from_zero", "latent_patch_size")
-              if getattr(config.vae_config, n) != getattr(wanted.vae_config, n)]  # fmt: skip
-    if other or config.text_config.model_type != "qwen2":
+    other = unlike_released(config)
+    if other:
         raise ValueError(
-            f"the released code cannot run this model: {', '.join(other) or 'its language model'} differs from what it "
-            "has built in"
+            f"the released code cannot run this model; it has other values built in for {', '.join(other)}"
         )
     vae = config.vae_config
     sizes = {
