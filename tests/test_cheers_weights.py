@@ -210,6 +210,21 @@ def test_damaged_weights_of_ours_are_told_in_one_line(tmp_path):
     assert "\n" not in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_ours_must_fit_too(tmp_path, change):
+    ours = tmp_path / "ours"
+    CheersForConditionalGeneration(tiny_config()).save_pretrained(ours)
+    tensors = load_file(ours / "model.safetensors")
+    name = "language_model.model.norm.weight"
+    norm = tensors.pop(name)
+    if change != "missing":
+        tensors |= {name: norm[:3]} if change == "shape" else {name: norm, "more": norm.clone()}
+    save_file(tensors, ours / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="cannot convert .*ours: ") as told:
+        main(["cheers", str(ours), str(tmp_path / "back")])
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

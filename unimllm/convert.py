@@ -62,12 +62,17 @@ def convert(source: Path, target: Path) -> None:
         if kind == RELEASED_TYPE:
             read_released(source).save_pretrained(partial)
         else:
-            write_released(CheersForConditionalGeneration.from_pretrained(source, dtype="auto"), partial)
+            model, report = CheersForConditionalGeneration.from_pretrained(
+                source, dtype="auto", output_loading_info=True
+            )
+            if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
+                raise ValueError(f"{len(wrong)} tensors are missing or too many, {wrong[0]} first")
+            write_released(model, partial)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, partial / name)
         os.replace(partial, target)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # shapes that do not fit: the third
         raise UserError(f"cannot convert {source}: {first_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
