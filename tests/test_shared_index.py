@@ -238,7 +238,7 @@ def test_the_fingerprint_covers_all_that_decides_the_codes(single, fake_world):
         for parameter in (*single.semantic.decoder.parameters(), *single.pixel.decoder.parameters()):
             parameter += 1
     assert fingerprint(single) == first
-    cached = cache_fingerprint(single, fake_world, 0)
+    cached = cache_fingerprint(single, fake_world, 0, "train")
     for tensor in (single.codebook.codes, single.pixel.encoder.layers[0].weight):
         before = fingerprint(single)
         with torch.no_grad():
@@ -248,7 +248,7 @@ def test_the_fingerprint_covers_all_that_decides_the_codes(single, fake_world):
         before = fingerprint(single)
         single.config.semantic_weight = 0.4
         assert fingerprint(single) != before
-    assert cache_fingerprint(single, fake_world, 0) != cached
+    assert cache_fingerprint(single, fake_world, 0, "train") != cached
 
 
 @pytest.mark.parametrize("image_head", ["flat", "factorised"])
