@@ -274,6 +274,8 @@ def data_source(
     if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
         print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
               "now); from here on the run differs from one without a break", flush=True)  # fmt: skip
+    if rank == 0 and config.validate_every and not held_out:
+        print("nothing is validated: --validation-data names samples that are not trained on", flush=True)
     return source, held_out, {"data": about | {"validation": args.validation_data}}
 
 
