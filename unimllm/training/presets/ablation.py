@@ -18,8 +18,8 @@ from semhitok.shared_index import SharedIndexConfig, SharedVectorConfig
 from unimllm.training.presets.recipes import SftRecipe, TokenizerRecipe
 from unimllm.training.presets.scenes import scenes_64_pixel, scenes_64_semhitok, scenes_64_sft
 
-STEPS = 3000
-SEMANTIC_STEPS = 800
+STEPS = 2000
+SEMANTIC_STEPS = 600
 NUM_CODES = 4096
 BATCH_SIZE = 32
 
