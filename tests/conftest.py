@@ -1,5 +1,6 @@
 """Fixtures that several test files share. A fixture for one file lives in that file."""
 
+import importlib.util
 import io
 import os
 import sys
@@ -97,6 +98,24 @@ def fake_world(fake_atlas):
     from unimllm.scenes import World
 
     return World(fake_atlas, 64)
+
+
+# ---- programs beside the package ------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_program(path: str):
+    """A program such as "eval/pope.py" as a module; skips the test where it is not beside the tests."""
+    place = ROOT / path
+    if not place.is_file():
+        pytest.skip(f"{path} is not beside the tests (they run on an installed package)")
+    name = path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 # ---- command lines, in this process ---------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from unimllm.training.plan import (
     tokenizer_plan,
 )
 from unimllm.training.presets import DECODER_PRESETS, JOINT_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, SFT_PRESETS
+from unimllm.training.presets.ablation import STEPS
 
 
 def pixel_stage(model: SemHiTokModel) -> PixelStage:
@@ -244,7 +245,7 @@ def test_the_tokenizers_of_the_ablation_are_trained_alike():
         for before, after in zip([None, *recipes[:-1]], recipes, strict=True):
             start = before.first_step + before.train.max_steps if before else 0
             assert after.first_step == start, name  # the pictures that follow
-        assert recipes[-1].first_step + recipes[-1].train.max_steps == 3000, name
+        assert recipes[-1].first_step + recipes[-1].train.max_steps == STEPS, name
         for recipe in recipes:
             shared = JOINT_PRESETS["ablation"]()
             assert recipe.model.num_codes == 4096 and recipe.model.num_positions == 64, name

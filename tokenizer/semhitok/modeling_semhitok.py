@@ -212,6 +212,13 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         """Code vectors (B, N, semantic_dim) and (B, N, pixel_dim) to pictures (B, 3, S, S), not clamped."""
         return self.pixel.decode(semantic, pixel)
 
+    def restore_features(self, semantic: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
+        """Code vectors (B, N, semantic_dim) and (B, N, pixel_dim) to the SigLIP features they stand for, (B, N, D).
+
+        The training of the semantic codebook needs them; here the pixel vector says nothing about them.
+        """
+        return self.semantic.decoder(semantic)
+
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, N, 2) to pictures (B, 3, S, S), RGB clamped to -1..1."""

@@ -128,6 +128,10 @@ class SharedVectorModel(SingleCodeModel):
         pixel = self.pixel.encoder(pixel_values.to(self.dtype))
         return normalize(torch.cat([semantic.float(), pixel.float()], -1))
 
+    def restore_features(self, semantic: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
+        """As `SemHiTokModel.restore_features`, from the whole vector."""
+        return self.semantic.decoder(torch.cat([semantic, pixel], -1))
+
     def quantize(self, features: torch.Tensor, pixel_values: torch.Tensor) -> Quantized:
         """As `SemHiTokModel.quantize`; the semantic decoder reads the whole vector."""
         quantized, index, commit = self.codebook(self.join(features, pixel_values))

@@ -84,7 +84,6 @@ class CaptionedScenes:
     def __init__(self, world: World, renderer: Renderer, tokenizer, seed: int, patch_size: int, max_length: int):
         self.world, self.renderer, self.tokenizer, self.seed = world, renderer, tokenizer, seed
         self.patch_size, self.max_length = patch_size, max_length
-        self.class_index = {name: i for i, name in enumerate(world.classes)}
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
         captions, scenes = [], []
@@ -95,21 +94,22 @@ class CaptionedScenes:
         return {
             "pixel_values": to_pixel_values(self.renderer.render_batch(scenes)),
             "input_ids": encode_padded(self.tokenizer, captions, self.max_length),
-            "owners": torch.from_numpy(np.stack([self.owners(s) for s in scenes])),
+            "owners": torch.from_numpy(
+                np.stack([patch_owners(s, self.world, self.renderer, self.patch_size) for s in scenes])
+            ),
         }
 
-    def owners(self, scene: Scene) -> np.ndarray:
-        """(N,) index of the class that each patch shows, row by row."""
-        size, patch = self.renderer.image_size, self.patch_size
-        grid = size // patch
-        ground = len(self.world.classes)
-        owner = np.full((grid, grid), ground)
-        most = np.full((grid, grid), OWNED_SHARE, np.float32)
-        for item in scene.objects:
-            x0, y0, x1, y1 = (int(v) for v in item.box)
-            mask = np.zeros((size, size), np.float32)
-            mask[y0:y1, x0:x1] = self.renderer.atlas.sprite(item.name, item.color, item.size)[..., 3]
-            share = mask.reshape(grid, patch, grid, patch).mean((1, 3))
-            owner[share > most] = self.class_index[item.name]
-            most = np.maximum(most, share)
-        return owner.reshape(-1)
+
+def patch_owners(scene: Scene, world: World, renderer: Renderer, patch_size: int) -> np.ndarray:
+    """(N,) int64 index of the class in `world.classes` that each patch shows, row by row; their number: the ground."""
+    size, grid = renderer.image_size, renderer.image_size // patch_size
+    owner = np.full((grid, grid), len(world.classes))
+    most = np.full((grid, grid), OWNED_SHARE, np.float32)
+    for item in scene.objects:
+        x0, y0, x1, y1 = (int(v) for v in item.box)
+        mask = np.zeros((size, size), np.float32)
+        mask[y0:y1, x0:x1] = renderer.atlas.sprite(item.name, item.color, item.size)[..., 3]
+        share = mask.reshape(grid, patch_size, grid, patch_size).mean((1, 3))
+        owner[share > most] = world.classes.index(item.name)
+        most = np.maximum(most, share)
+    return owner.reshape(-1)

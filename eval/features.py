@@ -1,0 +1,163 @@
+"""What quantising costs understanding: a linear probe on a teacher's features, and on those that codes give back.
+
+    python eval/features.py --model runs/scenes_64/pixel
+
+The probe names the object that each patch shows (cross-entropy; objects and ground weigh the same), on features of
+training scenes; it is examined on object patches of held-out compositions (--split). One probe reads SigLIP's own
+features, one what the semantic decoder makes of the codes, both the same pictures. Intervals: 95 %, bootstrap over
+pictures, which for the difference are the same for both.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
+from semhitok.image_processing_semhitok import to_pixel_values
+from unimllm.command_line import CommandLine, number, run, silence_libraries
+from unimllm.errors import UserError
+from unimllm.images import check_writable
+from unimllm.metrics.intervals import percentiles, resampled_sums
+from unimllm.report import as_range, describe_machine, write_json
+from unimllm.scenes.examination import examined_scenes
+from unimllm.scenes.program import SPLITS, Scene
+from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng
+from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
+
+NUM_TRAINING, NUM_EXAMINED = 4000, 1000  # pictures
+TRAINING_SEED = 7100  # of the probe's pictures; apart from those of every other program
+INPUTS = {"continuous": "SigLIP's features", "quantised": "features from codes"}
+PROBE_STEPS = 60  # of L-BFGS; the loss no longer moves
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("eval/features.py", __doc__)
+    parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
+    parser.add_argument("--training", type=number(int, 1), default=NUM_TRAINING, help="pictures (%(default)s)")
+    parser.add_argument("--limit", type=number(int, 1), default=NUM_EXAMINED, help="pictures examined (%(default)s)")
+    parser.add_argument("--batch-size", type=number(int, 1), default=100)
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the pictures examined")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    args = parser.parse_args(argv)
+    if args.model is None:
+        raise UserError("--model is missing: the tokenizer's folder; see --help")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.json:
+        check_writable(args.json)
+    silence_libraries()
+    folder = resolve(args.model)
+    tokenizer, _ = load_tokenizer(str(folder), args.device)
+    trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
+    classes = {"classes": tuple(trained["classes"])} if trained else {}
+    world, renderer = WorldConfig(tokenizer.config.image_size, **classes).open()
+    probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]
+    examined = examined_scenes(world, args.seed, args.limit, args.split)
+    patch_size, ground = tokenizer.config.patch_size, len(world.classes)
+    labels, true = (
+        torch.from_numpy(np.stack([patch_owners(s, world, renderer, patch_size) for s in scenes]))
+        for scenes in (probed, examined)
+    )
+    inputs = read_features(tokenizer, renderer, probed, args.batch_size)
+    unseen = read_features(tokenizer, renderer, examined, args.batch_size)
+    is_object = true < ground
+    right = {
+        name: ((fit_probe(inputs[name], labels)(unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS
+    }
+    results = summarize(right, is_object.sum(1).numpy())
+    results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split,
+                "seed": args.seed, "model": str(args.model)} | describe_machine(__file__)  # fmt: skip
+    if args.json:
+        write_json(args.json, results)
+    Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
+
+
+@torch.no_grad()
+def read_features(tokenizer: SemHiTokModel, renderer, scenes: list[Scene], batch_size: int) -> dict[str, torch.Tensor]:
+    """Both kinds of features of the scenes' pictures, (B, N, D) float32 on the CPU."""
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in INPUTS}
+    for start in tqdm(range(0, len(scenes), batch_size), desc="features", unit="batch"):
+        pictures = renderer.render_batch(scenes[start : start + batch_size])
+        pixel_values = to_pixel_values(pictures).to(tokenizer.device)
+        vectors = tokenizer.code_vectors(tokenizer.encode(pixel_values))
+        parts["continuous"].append(tokenizer.vision_features(pixel_values).float().cpu())
+        parts["quantised"].append(tokenizer.restore_features(*vectors).float().cpu())
+    return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def fit_probe(features: torch.Tensor, labels: torch.Tensor):
+    """A linear classifier of patches.
+
+    Args:
+        features: (B, N, D) float32.
+        labels: (B, N) int64; the greatest is the ground.
+
+    Returns:
+        A function: features (..., D) -> classes (...).
+    """
+    mean, std = features.mean((0, 1)), features.std((0, 1)) + 1e-6
+    x, y = ((features - mean) / std).flatten(0, 1), labels.flatten()
+    is_object = y < y.max()
+    weight = torch.where(is_object, 0.5 / is_object.sum(), 0.5 / (~is_object).sum())
+    probe = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
+    torch.nn.init.zeros_(probe.weight)
+    torch.nn.init.zeros_(probe.bias)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = (weight * F.cross_entropy(probe(x), y, reduction="none")).sum()
+        value = value + 1e-5 * probe.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return lambda features: probe((features - mean) / std).detach().argmax(-1)
+
+
+def summarize(right: dict[str, np.ndarray], num_objects: np.ndarray) -> dict:
+    """Shares of object patches named right, and what quantising costs, with intervals.
+
+    Args:
+        right: of INPUTS, (n,) patches named right in each picture.
+        num_objects: (n,) patches that show an object.
+    """
+    counts = np.stack([*(right[name] for name in INPUTS), num_objects], 1).astype(float)
+    sums = resampled_sums(counts, np.arange(len(counts)), np.random.default_rng(0))
+    resampled = {name: sums[:, i] / sums[:, -1] for i, name in enumerate(INPUTS)}
+    results: dict = {name: float(right[name].sum() / num_objects.sum()) for name in INPUTS}
+    results["cost"] = results["continuous"] - results["quantised"]
+    resampled["cost"] = resampled["continuous"] - resampled["quantised"]
+    results["intervals"] = {name: percentiles(values) for name, values in resampled.items()}
+    return results | {"num_object_patches": int(num_objects.sum())}
+
+
+def make_table(results: dict) -> Table:
+    """The table for people."""
+    table = Table(
+        title=f"Objects named by a linear probe: {results['num_object_patches']:,} patches of "
+        f"{results['num_pictures']:,} pictures ({results['split']})", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for heading in (results["model"], "share right", "95 %"):
+        table.add_column(heading, justify="left" if heading == results["model"] else "right", no_wrap=True)
+    for name, title in (INPUTS | {"cost": "difference"}).items():
+        table.add_row(title, f"{results[name]:.4f}", as_range(results["intervals"][name], 4))
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

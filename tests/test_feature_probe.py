@@ -1,0 +1,54 @@
+"""eval/features.py: what quantising costs a linear probe."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_program
+
+from semhitok import SemHiTokModel
+from unimllm.scenes import Renderer, World
+from unimllm.scenes.sources import WorldConfig
+
+
+@pytest.fixture(scope="module")
+def program():
+    return load_program("eval/features.py")
+
+
+def test_the_probe_separates_what_a_line_separates(program):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (50, 9), generator=generator)
+    centers = 5 * torch.eye(4, 8)
+    features = centers[labels] + torch.randn(50, 9, 8, generator=generator) / 4
+    classify = program.fit_probe(features, labels)
+    assert (classify(features) == labels).all()
+    assert (classify(centers) == torch.arange(4)).all()
+
+
+def test_shares_and_their_difference(program):
+    right = {"continuous": np.array([4, 2, 0]), "quantised": np.array([3, 2, 0])}
+    results = program.summarize(right, np.array([4, 2, 2]))
+    assert results["continuous"] == 6 / 8 and results["quantised"] == 5 / 8 and results["cost"] == 1 / 8
+    low, high = results["intervals"]["cost"]
+    assert 0 <= low <= 1 / 8 <= high <= 1 / 4
+    alike = program.summarize(
+        {"continuous": right["continuous"], "quantised": right["continuous"]}, np.array([4, 2, 2])
+    )
+    assert alike["cost"] == 0 and alike["intervals"]["cost"] == (0, 0)  # the same pictures are drawn for both
+
+
+def test_the_program_runs(program, call, tokenizer_folder, fake_atlas, monkeypatch, tmp_path):
+    size = SemHiTokModel.from_pretrained(tokenizer_folder).config.image_size
+    opened = World(fake_atlas, size), Renderer(fake_atlas, size)
+    monkeypatch.setattr(WorldConfig, "open", lambda self: opened)
+    words = ("--model", tokenizer_folder, "--training", 20, "--limit", 10, "--batch-size", 8)
+    ended = call(program, *words, "--json", tmp_path / "features.json")
+    assert ended.code == 0 and "features from codes" in ended.out
+    results = json.loads((tmp_path / "features.json").read_text())
+    assert 0 <= results["quantised"] <= 1 and results["num_object_patches"] > 0 and results["split"] == "test"
+
+
+def test_it_asks_for_a_model(program, call):
+    assert "--model is missing" in call(program).refusal()
