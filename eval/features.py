@@ -4,12 +4,14 @@
 
 The probe names the object that each patch shows (cross-entropy; objects and ground weigh the same), on features of
 training scenes; it is examined on object patches of held-out compositions (--split). One probe reads SigLIP's own
-features, one what the semantic decoder makes of the codes, both the same pictures. Intervals: 95 %, bootstrap over
+features, one what the semantic decoder makes of the codes, both of the same pictures. Beside them stands how often the
+code of a patch alone tells the object, by a table of what each code showed in training. Intervals: 95 %, bootstrap over
 pictures, which for the difference are the same for both.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,9 @@ from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_TRAINING, NUM_EXAMINED = 4000, 1000  # pictures
 TRAINING_SEED = 7100  # of the probe's pictures; apart from those of every other program
-INPUTS = {"continuous": "SigLIP's features", "quantised": "features from codes"}
+PROBED = {"continuous": "SigLIP's features", "quantised": "features from codes"}
+CODES = "code"
+INPUTS = PROBED | {CODES: "the code of the patch alone"}
 PROBE_STEPS = 60  # of L-BFGS; the loss no longer moves
 
 
@@ -75,9 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = read_features(tokenizer, renderer, probed, args.batch_size)
     unseen = read_features(tokenizer, renderer, examined, args.batch_size)
     is_object = true < ground
-    right = {
-        name: ((fit_probe(inputs[name], labels)(unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS
-    }
+    fitted = {name: fit_probe(inputs[name], labels) for name in PROBED}
+    fitted[CODES] = fit_table(inputs[CODES], labels, tokenizer.config.num_codes)
+    right = {name: ((fitted[name](unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS}
     results = summarize(right, is_object.sum(1).numpy())
     results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split,
                 "seed": args.seed, "model": str(args.model)} | describe_machine(__file__)  # fmt: skip
@@ -88,18 +92,20 @@ def main(argv: list[str] | None = None) -> None:
 
 @torch.no_grad()
 def read_features(tokenizer: SemHiTokModel, renderer, scenes: list[Scene], batch_size: int) -> dict[str, torch.Tensor]:
-    """Both kinds of features of the scenes' pictures, (B, N, D) float32 on the CPU."""
+    """Of the scenes' pictures, on the CPU: PROBED features (B, N, D) float32, and flat CODES (B, N) int64."""
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in INPUTS}
     for start in tqdm(range(0, len(scenes), batch_size), desc="features", unit="batch"):
         pictures = renderer.render_batch(scenes[start : start + batch_size])
         pixel_values = to_pixel_values(pictures).to(tokenizer.device)
-        vectors = tokenizer.code_vectors(tokenizer.encode(pixel_values))
+        codes = tokenizer.encode(pixel_values)
+        vectors = tokenizer.code_vectors(codes)
+        parts[CODES].append(tokenizer.codes_to_ids(codes).cpu())
         parts["continuous"].append(tokenizer.vision_features(pixel_values).float().cpu())
         parts["quantised"].append(tokenizer.restore_features(*vectors).float().cpu())
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def fit_probe(features: torch.Tensor, labels: torch.Tensor):
+def fit_probe(features: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """A linear classifier of patches.
 
     Args:
@@ -111,8 +117,7 @@ def fit_probe(features: torch.Tensor, labels: torch.Tensor):
     """
     mean, std = features.mean((0, 1)), features.std((0, 1)) + 1e-6
     x, y = ((features - mean) / std).flatten(0, 1), labels.flatten()
-    is_object = y < y.max()
-    weight = torch.where(is_object, 0.5 / is_object.sum(), 0.5 / (~is_object).sum())
+    weight = balance(y)
     probe = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
     torch.nn.init.zeros_(probe.weight)
     torch.nn.init.zeros_(probe.bias)
@@ -129,8 +134,30 @@ def fit_probe(features: torch.Tensor, labels: torch.Tensor):
     return lambda features: probe((features - mean) / std).detach().argmax(-1)
 
 
+def fit_table(codes: torch.Tensor, labels: torch.Tensor, num_codes: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The class that each code showed most, objects and ground weighing the same; the ground for a code never seen.
+
+    Args:
+        codes, labels: (B, N) int64; the greatest label is the ground.
+
+    Returns:
+        A function: codes (...) -> classes (...).
+    """
+    ground = int(labels.max())
+    shown = torch.zeros(num_codes, ground + 1)
+    shown.index_put_((codes.flatten(), labels.flatten()), balance(labels.flatten()), accumulate=True)
+    best = torch.where(shown.sum(1) > 0, shown.argmax(1), ground)
+    return lambda codes: best[codes]
+
+
+def balance(labels: torch.Tensor) -> torch.Tensor:
+    """Weights (n,) with which objects and ground, the greatest label, weigh a half each."""
+    is_object = labels < labels.max()
+    return torch.where(is_object, 0.5 / is_object.sum(), 0.5 / (~is_object).sum())
+
+
 def summarize(right: dict[str, np.ndarray], num_objects: np.ndarray) -> dict:
-    """Shares of object patches named right, and what quantising costs, with intervals.
+    """Shares of object patches named right, and what quantising costs the probe, with intervals.
 
     Args:
         right: of INPUTS, (n,) patches named right in each picture.
@@ -149,12 +176,12 @@ def summarize(right: dict[str, np.ndarray], num_objects: np.ndarray) -> dict:
 def make_table(results: dict) -> Table:
     """The table for people."""
     table = Table(
-        title=f"Objects named by a linear probe: {results['num_object_patches']:,} patches of "
+        title=f"Objects named right: {results['num_object_patches']:,} patches of "
         f"{results['num_pictures']:,} pictures ({results['split']})", box=box.SIMPLE_HEAD,
     )  # fmt: skip
     for heading in (results["model"], "share right", "95 %"):
         table.add_column(heading, justify="left" if heading == results["model"] else "right", no_wrap=True)
-    for name, title in (INPUTS | {"cost": "difference"}).items():
+    for name, title in (INPUTS | {"cost": "what quantising costs the probe"}).items():
         table.add_row(title, f"{results[name]:.4f}", as_range(results["intervals"][name], 4))
     return table
 

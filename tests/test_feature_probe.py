@@ -27,15 +27,21 @@ def test_the_probe_separates_what_a_line_separates(program):
     assert (classify(centers) == torch.arange(4)).all()
 
 
+def test_a_code_tells_what_it_showed_most(program):
+    labels = torch.tensor([[0, 1, 2, 2], [0, 2, 2, 2]])  # 2 is the ground
+    codes = torch.tensor([[5, 5, 5, 7], [5, 7, 7, 7]])
+    classify = program.fit_table(codes, labels, 9)
+    assert classify(torch.tensor([5, 7, 8])).tolist() == [0, 2, 2]  # 8 was never seen
+
+
 def test_shares_and_their_difference(program):
-    right = {"continuous": np.array([4, 2, 0]), "quantised": np.array([3, 2, 0])}
+    right = {"continuous": np.array([4, 2, 0]), "quantised": np.array([3, 2, 0]), "code": np.array([0, 2, 1])}
     results = program.summarize(right, np.array([4, 2, 2]))
-    assert results["continuous"] == 6 / 8 and results["quantised"] == 5 / 8 and results["cost"] == 1 / 8
+    assert results["continuous"] == 6 / 8 and results["quantised"] == 5 / 8
+    assert results["cost"] == 1 / 8 and results["code"] == 3 / 8
     low, high = results["intervals"]["cost"]
     assert 0 <= low <= 1 / 8 <= high <= 1 / 4
-    alike = program.summarize(
-        {"continuous": right["continuous"], "quantised": right["continuous"]}, np.array([4, 2, 2])
-    )
+    alike = program.summarize(dict.fromkeys(right, right["continuous"]), np.array([4, 2, 2]))
     assert alike["cost"] == 0 and alike["intervals"]["cost"] == (0, 0)  # the same pictures are drawn for both
 
 
