@@ -2,8 +2,9 @@
 
     python eval/compare.py runs/ablation/results
 
-Reads what scripts/ablate_tokenizer.sh leaves in RESULTS/VARIANT/seed-N/: tokenizer.json (eval/reconstruction.py) and
-understanding.json (eval/scenes.py). A folder without its file is a run that has not ended, and is named below.
+Reads what scripts/ablate_tokenizer.sh leaves in RESULTS/VARIANT/seed-N/: tokenizer.json (eval/reconstruction.py),
+features.json (eval/features.py) and understanding.json (eval/scenes.py). A folder without its file is a run that has
+not ended, and is named below.
 """
 
 import json
@@ -17,23 +18,22 @@ from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.report import write_json
 
-TOKENIZER, UNDERSTANDING = "tokenizer.json", "understanding.json"
-BOTH = (TOKENIZER, UNDERSTANDING)
+TOKENIZER, FEATURES, UNDERSTANDING = FILES = "tokenizer.json", "features.json", "understanding.json"
 GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> variant -> (what it is, its files)
     "Tokenizers of 4,096 ids": {
-        "pixel_only": ("pixel-only VQ", BOTH),
-        "semantic_only": ("semantic-only VQ", BOTH),
-        "shared_vector": ("one codebook, trained jointly (VILA-U's way)", BOTH),
-        "shared_index": ("two codebooks under one index, trained jointly (TokenFlow's way)", BOTH),
-        "joint": ("SemHiTok, trained jointly", BOTH),
-        "phased": ("SemHiTok, trained in phases", BOTH),
+        "pixel_only": ("pixel-only VQ", FILES),
+        "semantic_only": ("semantic-only VQ", FILES),
+        "shared_vector": ("one codebook, trained jointly (VILA-U's way)", FILES),
+        "shared_index": ("two codebooks under one index, trained jointly (TokenFlow's way)", FILES),
+        "joint": ("SemHiTok, trained jointly", FILES),
+        "phased": ("SemHiTok, trained in phases", FILES),
     },
     "Pixel codes under each of 256 semantic codes": {
-        "m1": ("m = 1", BOTH),
-        "m2": ("m = 2", BOTH),
-        "m4": ("m = 4", BOTH),
-        "m8": ("m = 8", BOTH),
-        "phased": ("m = 16", BOTH),
+        "m1": ("m = 1", FILES),
+        "m2": ("m = 2", FILES),
+        "m4": ("m = 4", FILES),
+        "m8": ("m = 8", FILES),
+        "phased": ("m = 16", FILES),
     },
     "Enhance Decoder": {
         "phased": ("off", (TOKENIZER,)),
@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> varian
 }
 ALIKE = {  # what must be equal in all files of a name, or their numbers cannot be compared
     TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution"),
+    FEATURES: ("split", "seed", "num_pictures", "num_training_pictures"),
     UNDERSTANDING: ("split", "seed", "limit", "num_questions", "num_pope_questions", "reader"),
 }
 
@@ -116,7 +117,7 @@ def read_results(folder: Path) -> Results:
     """
     results = Results({}, [])
     for name in dict.fromkeys(name for group in GROUPS.values() for name in group):
-        wanted = [file for file in BOTH if any(file in group[name][1] for group in GROUPS.values() if name in group)]
+        wanted = [file for file in FILES if any(file in group[name][1] for group in GROUPS.values() if name in group)]
         seeds = sorted(int(path.name[5:]) for path in folder.glob(f"{name}/seed-*") if path.name[5:].isdecimal())
         for seed in seeds:
             absent = [file for file in wanted if not (folder / name / f"seed-{seed}" / file).is_file()]
@@ -170,6 +171,7 @@ def make_columns(results: Results) -> list[Column]:
         *frechet,
         Column("semantic codes used", TOKENIZER, lambda c: c["semantic_code_use"]),
         Column("all codes used", TOKENIZER, lambda c: c["flat_code_use"]),
+        Column("objects told by one code", FEATURES, lambda c: c["code"]),
         Column("questions right", UNDERSTANDING, lambda c: c["question_accuracy"]),
         Column("POPE F1", UNDERSTANDING, lambda c: c["pope_f1"]),
         Column("GenEval-style drawing", UNDERSTANDING, lambda c: c["geneval"]["overall"]),

@@ -28,7 +28,7 @@ HEADS="flat factorised" # models that draw, over the phased tokenizer
 PAIR="phased joint"
 
 only="" seeds="" teacher="" out="" split=validation understand=yes
-smoke_tokenizer=() smoke_sft=() smoke_eval=()
+smoke_tokenizer=() smoke_sft=() smoke_eval=() smoke_probe=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --only | --seeds | --teacher | --out | --split)
@@ -41,6 +41,7 @@ while [ $# -gt 0 ]; do
             smoke_tokenizer=(--max-steps 20 --quantize_after 4)
             smoke_sft=(--max-steps 20 --num_scenes 512 --train.compile false)
             smoke_eval=(--limit 8)
+            smoke_probe=(--training 64)
             out="${out:-runs/ablation_smoke}"
             ;;
         *) die "unknown option $1; the top of ${BASH_SOURCE[0]} lists them" ;;
@@ -107,6 +108,7 @@ measure() { # FILE PROGRAM OPTIONS...: unless the file is there
 is_measured() { # VARIANT RESULTS: whether every file that run_variant writes is there
     [ -s "$2/tokenizer.json" ] || [[ " $HEADS " == *" $1 "* ]] || return 1
     case "$1" in longer | enhanced) return ;; esac
+    [ -s "$2/features.json" ] || [[ " $HEADS " == *" $1 "* ]] || return 1
     [ -s "$2/understanding.json" ] || [ "$understand" = no ]
 }
 
@@ -120,6 +122,8 @@ run_variant() { # VARIANT with $seed
     make_tokenizer "$of"
     [ "$of" != "$1" ] || measure "$results/tokenizer.json" eval/reconstruction.py --model "$here/$1/tokenizer" --data scenes
     case "$1" in longer | enhanced) return ;; esac # the same codes as phased
+    [ "$of" != "$1" ] ||
+        measure "$results/features.json" eval/features.py --model "$here/$1/tokenizer" "${smoke_probe[@]}"
     [ "$understand" = yes ] || return 0
     once "$here/$of/sft_$1" train/sft.py --preset ablation --image-tokenizer "$here/$of/tokenizer" "${drawing[@]}" \
         "${smoke_sft[@]}"

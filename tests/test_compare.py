@@ -1,12 +1,11 @@
 """eval/compare.py on made-up results, and scripts/ablate_tokenizer.sh with nothing behind it that trains."""
 
-import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_program
 
 from unimllm.training.presets import (
     DECODER_PRESETS,
@@ -27,12 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("eval_compare", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_compare"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["eval_compare"]
+    return load_program("eval/compare.py")
 
 
 def write(folder: Path, variant: str, seed: int, psnr: float | None = None, right: float | None = None, **more) -> None:
@@ -44,6 +38,8 @@ def write(folder: Path, variant: str, seed: int, psnr: float | None = None, righ
                      "psnr": psnr, "ssim": 0.9, "semantic_code_use": 1.0, "flat_code_use": 0.5,
                      "frechet": {"FD(own SigLIP)": {"distance": 3.14159}}}  # fmt: skip
         (place / "tokenizer.json").write_text(json.dumps(tokenizer | more))
+        features = {"split": "validation", "seed": 0, "num_pictures": 1000, "num_training_pictures": 4000, "code": 0.75}
+        (place / "features.json").write_text(json.dumps(features))
     if right is not None:
         understanding = {"split": "validation", "seed": 0, "limit": None, "num_questions": 2000, "reader": "r",
                          "num_pope_questions": 600, "question_accuracy": right, "pope_f1": 0.8}  # fmt: skip
@@ -60,17 +56,17 @@ def test_mean_spread_and_missing_runs(program, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "| Tokenizers of 4,096 ids | PSNR, dB | SSIM | FD(own SigLIP) | semantic codes used | all codes used | "
-        "questions right | POPE F1 |"
+        "objects told by one code | questions right | POPE F1 |"
     )
-    assert lines[1] == "| --- |" + " ---: |" * 7
+    assert lines[1] == "| --- |" + " ---: |" * 8
     # 27, 28, 30: mean 28.33, squared deviations 1.78 + 0.11 + 2.78 = 4.67, / 2, root 1.53
     phased = next(line for line in lines if line.startswith("| SemHiTok, trained in phases"))
     assert phased.startswith(
         "| SemHiTok, trained in phases | 28.33 +- 1.53 (3) | 0.900 +- 0.000 (3) | 3.14 +- 0.00 (3) |"
     )
     assert phased.endswith("| 0.610 +- 0.014 (2) | 0.800 +- 0.000 (2) |")
-    assert "| SemHiTok, trained jointly | 26.50 | 0.900 | 3.14 | 1.000 | 0.500 | 0.500 | 0.800 |" in lines
-    assert "| pixel-only VQ |  |  |  |  |  |  |  |" in lines
+    assert "| SemHiTok, trained jointly | 26.50 | 0.900 | 3.14 | 1.000 | 0.500 | 0.750 | 0.500 | 0.800 |" in lines
+    assert "| pixel-only VQ |  |  |  |  |  |  |  |  |" in lines
     assert any(line.startswith("| m = 16 | 28.33 +- 1.53 (3)") for line in lines)
     heads = lines.index("| Image head (SemHiTok in phases; models that draw, too) | questions right | POPE F1 | "
                         "GenEval-style drawing |")  # fmt: skip
@@ -172,7 +168,7 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path):
     (tmp_path / "stop").unlink()
     commands = plan(tmp_path, *options)
     assert commands[0] == first and after(commands[1], "--model.num_pixel_codes") == "4"
-    assert [command[1] for command in commands[2:]] == ["eval/reconstruction.py", "eval/compare.py"]
+    assert [command[1] for command in commands[2:]] == ["eval/reconstruction.py", "eval/features.py", "eval/compare.py"]
 
 
 def test_results_alone_are_enough_to_go_on_elsewhere(tmp_path):
