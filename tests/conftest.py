@@ -54,6 +54,39 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
+def write_tiny_cheers(folder: Path) -> Path:
+    """The same of CHEERS: 16 x 16 pixels in 4 positions, a context of 96 ids. Its zero-initialised parts are open."""
+    import torch
+
+    from semhitok.image_processing_semhitok import for_size
+    from unimllm import CheersForConditionalGeneration, CheersProcessor
+    from unimllm.cheers.configuration_cheers import tiny_config
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer(SENTENCES, vocab_size=320, image_tokens=CheersProcessor.image_tokens)
+    config = tiny_config()
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokenizer), 96
+    processor = CheersProcessor(for_size(config.image_size), tokenizer, num_positions=config.num_positions)
+    for role in CheersProcessor.image_tokens:
+        setattr(config, f"{role}_token_id", processor.conversation.ids[role])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CheersForConditionalGeneration(config)
+        for name, parameter in model.named_parameters():
+            if "adaLN_modulation" in name or "hi_gate" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.generation_config.drawing["num_steps"] = 5
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cheers(tmp_path_factory) -> Path:
+    """Folder of `write_tiny_cheers`; do not write into it."""
+    return write_tiny_cheers(tmp_path_factory.mktemp("tiny_cheers") / "checkpoint")
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """Folder of a random image tokenizer; do not write into it."""

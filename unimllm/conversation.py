@@ -51,18 +51,19 @@ class ConversationTokenizer:
     """Renders conversations with a text tokenizer's chat template.
 
     Args:
-        tokenizer: a fast transformers tokenizer that has a chat template, an end-of-text token, a padding token and the
-            tokens of `vocabulary.IMAGE_TOKENS`.
+        tokenizer: a fast transformers tokenizer that has a chat template, an end-of-text token, a padding token and
+            `image_tokens`.
         num_positions: N, placeholders per picture.
+        image_tokens: role -> token of a family, see `vocabulary`.
 
     Raises:
         UserError: the tokenizer lacks one of these.
     """
 
-    def __init__(self, tokenizer, num_positions: int):
+    def __init__(self, tokenizer, num_positions: int, image_tokens: dict[str, str] = IMAGE_TOKENS):
         self.tokenizer = tokenizer
         self.num_positions = num_positions
-        self.ids = special_ids(tokenizer)
+        self.ids = special_ids(tokenizer, image_tokens)
         self._encode = lru_cache(maxsize=4096)(self._encode_text)
 
     def __call__(self, messages: list[dict]) -> Tokenized:
@@ -117,10 +118,10 @@ class ConversationTokenizer:
         return tuple(ids), tuple(spans)
 
 
-def special_ids(tokenizer) -> dict[str, int]:
-    """Ids of `pad` and `end`, and those of the image tokens by their names in `vocabulary.IMAGE_TOKENS`."""
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in IMAGE_TOKENS.items()}
-    missing = [IMAGE_TOKENS[name] for name, token in ids.items() if token in (None, tokenizer.unk_token_id)]
+def special_ids(tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> dict[str, int]:
+    """Ids of `pad` and `end`, and those of the image tokens by their roles."""
+    ids = {role: tokenizer.convert_tokens_to_ids(token) for role, token in image_tokens.items()}
+    missing = [image_tokens[role] for role, token in ids.items() if token in (None, tokenizer.unk_token_id)]
     missing += [name for name in ("pad_token", "eos_token", "chat_template") if not getattr(tokenizer, name, None)]
     if missing:
         raise UserError(f"the text tokenizer lacks {', '.join(missing)}; use the one saved with the model")

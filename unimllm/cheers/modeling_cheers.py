@@ -23,6 +23,7 @@ from unimllm.cheers.flow_head import FlowHead, ZeroLinear
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask, picture_numbers
 from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
+from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import path, velocity
 
 
@@ -81,12 +82,16 @@ class CheersPreTrainedModel(PreTrainedModel):
 class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
 
+    drawing_options = {"guidance_scale": 3.0, "num_steps": 50, "time_shift": 1.0}
+    drawing_unit = "step"
+
     def __init__(self, config: CheersConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tokenizer = VisionTokenizer(config)
         self.flow_head = FlowHead(config)
         self.post_init()
+        save_drawing_options(self)
 
     @classmethod
     def from_parts(
@@ -111,6 +116,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     # ---- pictures ----------------------------------------------------------------------------------------------
+
+    @property
+    def image_tokenizer(self) -> CheersVae:
+        """Pictures to latents and back."""
+        return self.vision_tokenizer.vae_model
 
     def decode_image_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """What `generate` drew, (B, C, h, h) -> pictures (B, 3, S, S) in -1..1."""
@@ -285,6 +295,10 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         return inputs
 
     # ---- generation --------------------------------------------------------------------------------------------
+
+    def num_drawing_steps(self, options: dict) -> int:
+        """How often a drawing with such options calls `on_step`: once for each step of Euler's method."""
+        return options["num_steps"]
 
     @torch.no_grad()
     def generate(

@@ -63,8 +63,8 @@ class UniMLLMConfig(PreTrainedConfig):
         return self.text_config.vocab_size
 
     @property
-    def image_token_rows(self) -> list[int]:
-        """Rows of the embeddings that the tokens around and in the place of pictures have."""
+    def picture_token_ids(self) -> list[int]:
+        """Around and in the place of pictures: what no answer in words holds."""
         return [self.image_start_token_id, self.image_end_token_id, self.image_token_id]
 
     @property

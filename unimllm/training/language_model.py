@@ -23,10 +23,10 @@ from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.discrete.processing_unimllm import UniMLLMProcessor
 from unimllm.distributed import is_first_process
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
-from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE
-from unimllm.processing_unimllm import UniMLLMProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
@@ -133,15 +133,14 @@ def picture_drawer(
     """
     if recipe.train.zero_stage == 3 or not recipe.shown_prompts:
         return None
-    inputs = processor.for_drawing(list(recipe.shown_prompts))
+    inputs, options = processor.for_drawing(list(recipe.shown_prompts)), choose_drawing(model, {})
 
     def draw_pictures() -> np.ndarray:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
-            ids = model.generate(
-                **inputs.to(model.device), generation_mode="image", seeds=[0] * len(recipe.shown_prompts),
-                guidance_scale=GUIDANCE_SCALE, temperature=TEMPERATURE,
+            drawn = model.generate(
+                **inputs.to(model.device), generation_mode="image", seeds=[0] * len(recipe.shown_prompts), **options
             )  # fmt: skip
-        return rearrange(to_uint8(model.decode_image_tokens(ids)), "b h w c -> h (b w) c")
+        return rearrange(to_uint8(model.decode_image_tokens(drawn)), "b h w c -> h (b w) c")
 
     return draw_pictures
 

@@ -19,10 +19,10 @@ from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.discrete.processing_unimllm import UniMLLMProcessor
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
-from unimllm.processing_unimllm import UniMLLMProcessor
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
@@ -190,7 +190,7 @@ def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
     """Train the rows of the image tokens in a language model that is frozen."""
     tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     for table in tables.values():
-        OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+        OnlyRows(table.requires_grad_(True), model.config.picture_token_ids)
 
 
 def check_four_bits(recipe: SftRecipe) -> None:
