@@ -87,6 +87,20 @@ class ConversationTokenizer:
         ids = self([text_message("user", text), text_message("assistant", "", images=1)]).input_ids
         return ids[: ids.index(self.ids["image_start"]) + 1]
 
+    def without_text(self, messages: list[dict]) -> Tokenized:
+        """A question that asks for a picture, and the picture, as guidance wants it learnt: without the question.
+
+        Where the family has a token for missing text, that stands for everything but the picture and what surrounds it,
+        so that what is drawn lies where it would lie behind the text; else the question is empty.
+        """
+        if "no_text" not in self.ids:
+            return self([text_message("user", ""), *messages[1:]])
+        whole = self(messages)
+        of_pictures = {self.ids[role] for role in ("image", "image_start", "image_end")}
+        kept = [token in of_pictures for token in whole.input_ids]
+        ids = [token if keep else self.ids["no_text"] for token, keep in zip(whole.input_ids, kept, strict=True)]
+        return Tokenized(ids, [target and keep for target, keep in zip(whole.is_target, kept, strict=True)])
+
     def _answer(self, flat: list[dict], index: int, whole: str) -> tuple[int, int]:
         """Where in the rendered conversation the answer of message `index` stands, its end token included."""
         before = self._render(flat[:index], True)

@@ -95,15 +95,21 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_parts(
-        cls, config: CheersConfig, language_model: PreTrainedModel, vision_model: SiglipVisionModel, vae: CheersVae
+        cls,
+        config: CheersConfig,
+        language_model: PreTrainedModel | None,
+        vision_model: SiglipVisionModel,
+        vae: CheersVae,
     ) -> "CheersForConditionalGeneration":
         """A model of trained parts, which are taken as they are, with a new compressor and flow head.
 
         Args:
             config: its text_config, vision_config and vae_config are those of the parts.
+            language_model: None: a new one too.
         """
         model = cls(config)
-        model.language_model = language_model
+        if language_model is not None:
+            model.language_model = language_model
         model.vision_tokenizer.vision_representation = vision_model
         model.vision_tokenizer.vae_model = vae.requires_grad_(False)
         model.vision_tokenizer.start_decoder()
@@ -168,7 +174,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             t = torch.where(drawn, torch.rand(len(latents), device=latents.device), 1.0)
         noise = torch.randn_like(latents) if noise is None else noise.to(latents)
         targets = velocity(noise, latents) * (t < 1).view(-1, 1, 1, 1)
-        positions, details = self.vision_tokenizer(path(noise, latents, t))
+        positions, details = self.vision_tokenizer(path(noise, latents, t).to(self.dtype))
         return Pictures(t[:count], targets[:count], positions[:count], details[:count])
 
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -195,7 +201,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             is_picture = self.is_picture(input_ids)
             is_text = None
             if self.config.leading_picture_is_causal and not cached:
-                is_text = ~is_picture if attention_mask is None else ~is_picture & attention_mask.bool()
+                is_2d = attention_mask is not None and attention_mask.dim() == 2
+                is_text = ~is_picture & attention_mask.bool() if is_2d else ~is_picture
             numbers = F.pad(picture_numbers(is_picture, is_text), (cached, 0), value=TEXT)
         mask = hybrid_mask(
             self.language_model.config, embeds, numbers, attention_mask, position_ids, past_key_values
@@ -228,8 +235,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) ids; a picture is N placeholders, to read or to draw.
             pixel_values: (P, 3, S, S) in -1..1, in reading order of the placeholders.
-            attention_mask: (B, T), 0 for padding. Packed rows need none: `position_ids` that start again at 0 separate
-                their samples.
+            attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look (a picture sees
+                all of itself besides). Packed rows without branches need none: `position_ids` that start again at 0
+                separate their samples.
             labels: (B, T) text ids, -100 where there is no target (placeholders have none); shifted here.
             t, noise: of the pictures (see `look`); drawn at random where not given.
             loss_weights: weight of "text" and "flow" (default 1).

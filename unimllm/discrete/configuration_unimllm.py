@@ -58,6 +58,16 @@ class UniMLLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def image_size(self) -> int:
+        """Pixels along the side of a picture."""
+        return self.image_tokenizer_config.image_size
+
+    @property
+    def num_positions(self) -> int:
+        """N, positions of a picture."""
+        return self.image_tokenizer_config.num_positions
+
+    @property
     def image_offset(self) -> int:
         """The first image id: every id below is text."""
         return self.text_config.vocab_size
