@@ -31,7 +31,7 @@ from unimllm.training.language_model import check_options
 from unimllm.training.language_plan import build_on_meta, language_model_plan
 from unimllm.training.plan import count
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
-from unimllm.training.start_model import freeze_language_model
+from unimllm.training.start_model import freeze_language_model, start_model
 from unimllm.vocabulary import CHEERS_TOKENS, IGNORE
 
 PAD, END, USER, ASSISTANT, START, STOP, IMAGE, DRAWN, NO_TEXT = range(9)
@@ -179,7 +179,6 @@ def test_the_scenes_preset_is_the_other_family_s_but_for_its_pictures():
     assert recipe.model.num_positions == 16 and 4 * recipe.model.num_positions == recipe.model.latent_size**2
     model = build_on_meta(recipe)
     assert type(model) is CheersForConditionalGeneration and model.config.image_size == 64
-    assert recipe.max_length - 2 * 16 == other.max_length - 2 * 64 + 0  # two pictures and their words
 
 
 def test_the_paper_s_stages_have_a_plan_of_the_released_size():
@@ -269,6 +268,18 @@ def test_options_of_the_other_family_are_one_line(preset, options, message):
         setattr(recipe, name, options.get(name, getattr(recipe, name)))
     with pytest.raises(UserError, match=message):
         check_options(args, recipe)
+
+
+def test_a_checkpoint_of_the_other_family_is_not_started_from(tiny_checkpoint):
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None)
+    with pytest.raises(UserError, match="holds a unimllm model, --preset scenes_64_cheers trains cheers: choose a"):
+        start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
+
+
+def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_cheers), image_tokenizer=str(parts.vae))
+    with pytest.raises(UserError, match="draws in its own autoencoder's latents; leave it out"):
+        start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
 
 
 # ---- the programs ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
+from unimllm.cheers.released_processor import write_processor
+from unimllm.cheers.sampling import without_text
+from unimllm.conversation import text_message
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.inference import answer_batch
@@ -65,6 +70,32 @@ def test_a_batch_is_drawn_and_answered_as_one_by_one(cheers):
         for question in questions
     ]
     assert answer_batch(*cheers, asked) == [answer(*cheers, red(), question) for question in questions]
+
+
+def test_a_prompt_without_its_text_is_what_each_family_guides_with(cheers, tiny_checkpoint):
+    messages = [text_message("user", APPLE), text_message("assistant", "", images=1)]
+    model, processor = cheers
+    whole, left = processor.conversation(messages), processor.conversation.without_text(messages)
+    expected = without_text(model, torch.tensor([whole.input_ids]))[0].tolist()
+    assert left.input_ids == expected and len(left) == len(whole)
+    assert sum(left.is_target) == sum(whole.is_target) - 1  # all but the end of the answer
+    other = AutoProcessor.from_pretrained(tiny_checkpoint)
+    start = other.conversation.ids["image_start"]
+    left = other.conversation.without_text(messages).input_ids
+    assert left[: left.index(start) + 1] == other.for_drawing([APPLE])["unconditional_ids"].tolist()
+
+
+def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheers, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_cheers / name, tmp_path / name)
+    write_processor(tmp_path)
+    model, processor = load(tmp_path, "cpu")
+    assert choose_drawing(model, {}) == {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
+    assert isinstance(processor, CheersProcessor) and processor.num_positions == 4
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"no_text_token_id": 99}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    write_processor(tmp_path)
+    assert "no processor was written, the text tokenizer cannot be used: its ids of no_text" in capsys.readouterr().out
 
 
 def test_options_change_the_drawing_and_are_counted(cheers):

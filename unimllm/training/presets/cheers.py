@@ -37,7 +37,8 @@ def scenes_64_cheers() -> SftRecipe:
     deepspeed train/sft.py --preset scenes_64_cheers --image-tokenizer runs/scenes_64_cheers/vae \\
         --teacher runs/scenes_64/teacher
 
-    A row holds two pictures with their words, as a row of `scenes_64` does.
+    A row holds as many pictures as one of `scenes_64`, 1.47 on average for 1.45, and 9.4 targets in words for 12.5.
+    A step takes about 3 CPU-s with AMX where that of `scenes_64` takes 1.9. Untrained.
     """
     recipe = scenes_64_sft()
     vision = scenes_64_teacher().model.vision_config
@@ -46,7 +47,7 @@ def scenes_64_cheers() -> SftRecipe:
         recipe.model.text_config, vision, vae, num_semantic_layers=3, num_detail_layers=2, num_flow_key_value_heads=1,
         attn_implementation=CPU_ATTENTION,
     )  # fmt: skip
-    recipe.max_length, recipe.text_weight, recipe.text_drop = 72, 1.0, 0.2
+    recipe.max_length, recipe.text_weight, recipe.text_drop = 80, 1.0, 0.2
     recipe.train.compile = False
     return recipe
 
