@@ -27,10 +27,19 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from unimllm.command_line import CommandLine, nearest, number, out_of_memory_told, run, silence_libraries
+from unimllm.command_line import (
+    CommandLine,
+    given_drawing,
+    nearest,
+    number,
+    out_of_memory_told,
+    run,
+    silence_libraries,
+)
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
-from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw, find_checkpoint, load
+from unimllm.inference import check_prompts, draw, find_checkpoint, load
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
     NUM_PROMPTS,
@@ -77,9 +86,7 @@ def parse_generate(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--images-per-prompt", type=number(int, 1), default=IMAGES_PER_PROMPT)
     parser.add_argument("--batch-size", type=number(int, 1), default=32, help="pictures at once (%(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=0)
-    parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
-    parser.add_argument("--temperature", type=number(float, 0), default=TEMPERATURE)
-    parser.add_argument("--top-k", type=number(int, 0), default=0, help="0: all codes")
+    parser.add_drawing_options()
     parser.add_argument("--limit", type=number(int, 1), help="the first so many prompts")
     args = parser.parse_args(argv)
     for name, what in (("prompts", "GenEval's evaluation_metadata.jsonl"), ("out", "the folder for the pictures")):
@@ -96,14 +103,14 @@ def generate(argv: list[str]) -> None:
     silence_libraries()
     model, processor = load(args.model, args.device or local_gpu())
     check_prompts(model, processor, [prompt["prompt"] for prompt in prompts])
-    lay_out(args, prompts)
+    sampling = choose_drawing(model, given_drawing(args))
+    lay_out(args, prompts, sampling)
     wanted = [
         (index, image, path)
         for index in range(rank, len(prompts), world_size)
         for image in range(args.images_per_prompt)
         if not (path := args.out / f"{index:05d}" / "samples" / f"{image:04d}.png").exists()
     ]
-    sampling = {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k}
     started = time.perf_counter()
     with out_of_memory_told(args.batch_size):
         for start in tqdm(range(0, len(wanted), args.batch_size), desc="drawing", unit="batch", disable=rank > 0):
@@ -129,7 +136,7 @@ def named(model: str) -> str:
     return model if (Path(model) / "adapter_config.json").is_file() else find_checkpoint(model)
 
 
-def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
+def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, float]) -> None:
     """Write the settings and every prompt into the folder, or see that they are the ones already there.
 
     Raises:
@@ -139,7 +146,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
         "model": named(args.model) if args.model else "unimllm/default",
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
-        "sampling": {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k},
+        "sampling": sampling,
     }
     told = args.out / SETTINGS
     # Looked at before the settings, which are written first: another process may be laying out the same run.

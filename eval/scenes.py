@@ -29,23 +29,15 @@ from PIL import Image
 from rich.console import Console
 from tqdm import tqdm
 
-from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
-from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
+from unimllm.command_line import CommandLine, given_drawing, number, out_of_memory_told, run, silence_libraries
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable
-from unimllm.inference import (
-    GUIDANCE_SCALE,
-    TEMPERATURE,
-    answer,
-    answer_batch,
-    draw,
-    find_checkpoint,
-    load,
-)
+from unimllm.inference import answer, answer_batch, draw, find_checkpoint, load
 from unimllm.metrics import geneval, pope
-from unimllm.metrics.codes import code_use
+from unimllm.metrics.codes import tokenizer_code_use
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
 from unimllm.report import describe_machine, write_json
@@ -120,9 +112,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=number(int, 1), default=64)
     parser.add_argument("--no-drawing", action="store_true", help="examine reading alone")
     parser.add_argument("--images-per-prompt", type=number(int, 1), default=1)
-    parser.add_argument("--cfg-scale", type=number(float, 0), default=GUIDANCE_SCALE, help="1: no guidance")
-    parser.add_argument("--temperature", type=number(float, 0), default=TEMPERATURE)
-    parser.add_argument("--top-k", type=number(int, 0), default=0, help="0: all codes")
+    parser.add_drawing_options()
     args = parser.parse_args(argv)
     if args.model and args.tokenizer_only:
         raise UserError("--model and --tokenizer-only name two things to examine; choose one")
@@ -135,11 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     if args.tokenizer_only:
         model, processor, folder = None, None, resolve(args.tokenizer_only)
-        tokenizer, _ = load_tokenizer(str(folder), args.device)
+        tokenizer, image_processor = load_tokenizer(str(folder), args.device)
     else:
         model, processor = load(args.model, args.device)
-        tokenizer, folder = model.image_tokenizer, Path(find_checkpoint(args.model))
-    bench = open_bench(args, tokenizer, folder)
+        tokenizer, image_processor = model.image_tokenizer, processor.image_processor
+        folder, args.sampling = Path(find_checkpoint(args.model)), choose_drawing(model, given_drawing(args))
+    bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
     results: dict = {"intervals": {}}
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
     with out_of_memory_told(args.batch_size):
@@ -166,20 +157,24 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_writable(args.save_pictures / "00000")
 
 
-def open_bench(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> Bench:
+def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: Path) -> Bench:
     """The reader and the world that it knows.
+
+    Args:
+        image_size: of the model's pictures.
+        folder: of the model.
 
     Raises:
         UserError: no reader or no font, or the reader was made for other pictures or objects than the model.
     """
     if not (args.reader / "config.json").is_file():
         raise UserError(f"no reader in {args.reader}: train one with train/reader.py and name it with --reader")
-    reader = SceneReader.from_pretrained(args.reader, dtype=torch.float32).eval().to(tokenizer.device)
+    reader = SceneReader.from_pretrained(args.reader, dtype=torch.float32).eval().to(device)
     size, names = reader.config.image_size, tuple(reader.config.class_names)
-    if size != tokenizer.config.image_size:
+    if size != image_size:
         raise UserError(
-            f"the reader {args.reader} reads {size} pixels, the model draws {tokenizer.config.image_size}: name one "
-            f"made by train/reader.py --image-size {tokenizer.config.image_size} with --reader"
+            f"the reader {args.reader} reads {size} pixels, the model draws {image_size}: name one made by "
+            f"train/reader.py --image-size {image_size} with --reader"
         )
     trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
     if trained and tuple(trained["classes"]) != names:
@@ -189,16 +184,15 @@ def open_bench(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path)
         )
     atlas = GlyphAtlas.from_font(names)
     world = World(atlas, size, names)
-    return Bench(
-        world, Renderer(atlas, size), reader, args.split, args.seed, str(tokenizer.device), args.batch_size, args.limit
-    )
+    return Bench(world, Renderer(atlas, size), reader, args.split, args.seed, device, args.batch_size, args.limit)
 
 
 # ---- the tokenizer -------------------------------------------------------------------------------------------------
 
 
-def reconstruct(bench: Bench, tokenizer: SemHiTokModel, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, S, S, 3) uint8 -> codes (n, N, 2) and reconstructions (n, S, S, 3) uint8."""
+@torch.no_grad()
+def reconstruct(bench: Bench, tokenizer, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, S, S, 3) uint8 -> codes (n, N, 2), or latents (n, C, h, h), and reconstructions (n, S, S, 3) uint8."""
     codes, decoded = [], []
     for batch in bench.batches(len(pictures), "reconstructing"):
         pixel_values = to_pixel_values(pictures[batch]).to(tokenizer.device, tokenizer.dtype)
@@ -207,7 +201,7 @@ def reconstruct(bench: Bench, tokenizer: SemHiTokModel, pictures: np.ndarray) ->
     return torch.cat(codes).cpu().numpy(), np.concatenate(decoded)
 
 
-def examine_tokenizer(results: dict, bench: Bench, tokenizer: SemHiTokModel) -> None:
+def examine_tokenizer(results: dict, bench: Bench, tokenizer) -> None:
     """Reconstruction, code use, and what the reader still sees."""
     scenes = examined_scenes(bench.world, bench.seed, bench.size(NUM_PICTURES), bench.split)
     pictures = bench.renderer.render_batch(scenes)
@@ -228,9 +222,8 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer: SemHiTokModel) -> 
         "objects_read": objects_read(everything),
         "objects_read_in_true_renders": float(of_true.sum() / sum(len(s.objects) for s in scenes)),
         "num_pictures": len(scenes),
-        "num_positions": int(codes[..., 0].size),
     }
-    results |= code_use(codes, tokenizer.config.num_semantic_codes, tokenizer.config.num_pixel_codes)
+    results |= tokenizer_code_use(tokenizer, codes)
     results["intervals"] |= {
         "psnr": bootstrap(lambda picked: float(decibels[picked].mean()), everything),
         "ssim": bootstrap(lambda picked: float(similarity[picked].mean()), everything),
@@ -238,7 +231,7 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer: SemHiTokModel) -> 
     }
 
 
-def examine_ceilings(results: dict, bench: Bench, tokenizer: SemHiTokModel, prompts: list[dict], images: int) -> None:
+def examine_ceilings(results: dict, bench: Bench, tokenizer, prompts: list[dict], images: int) -> None:
     """What the reader, and the reader behind the tokenizer, let a perfect model score."""
     repeated = [p for p in prompts for _ in range(images)]
     tags = [p["tag"] for p in repeated]
@@ -321,7 +314,7 @@ def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str
 
 def examine_drawing(results: dict, bench: Bench, model, processor, prompts: list[dict], args) -> None:
     """GenEval's six categories, and how long a picture takes."""
-    sampling = {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k}
+    sampling = args.sampling
     wanted = [(i, k) for i in range(len(prompts)) for k in range(args.images_per_prompt)]
     repeated = [prompts[i] for i, _ in wanted]
     seeds = [picture_seed(args.seed, i, k) for i, k in wanted]

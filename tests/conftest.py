@@ -55,6 +55,39 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
+def write_tiny_cheers(folder: Path) -> Path:
+    """The same of CHEERS: 16 x 16 pixels in 4 positions, a context of 96 ids. Its zero-initialised parts are open."""
+    import torch
+
+    from semhitok.image_processing_semhitok import for_size
+    from unimllm import CheersForConditionalGeneration, CheersProcessor
+    from unimllm.cheers.configuration_cheers import tiny_config
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer(SENTENCES, vocab_size=320, image_tokens=CheersProcessor.image_tokens)
+    config = tiny_config()
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokenizer), 96
+    processor = CheersProcessor(for_size(config.image_size), tokenizer, num_positions=config.num_positions)
+    for role in CheersProcessor.image_tokens:
+        setattr(config, f"{role}_token_id", processor.conversation.ids[role])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CheersForConditionalGeneration(config)
+        for name, parameter in model.named_parameters():
+            if "adaLN_modulation" in name or "hi_gate" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    model.generation_config.drawing["num_steps"] = 5
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cheers(tmp_path_factory) -> Path:
+    """Folder of `write_tiny_cheers`; do not write into it."""
+    return write_tiny_cheers(tmp_path_factory.mktemp("tiny_cheers") / "checkpoint")
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """Folder of a random image tokenizer; do not write into it."""
@@ -76,20 +109,10 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def fake_atlas():
-    """A GlyphAtlas of hand-made blobs under the names of CLASSES_24: wide, tall and square, with soft borders."""
-    import numpy as np
+    """Of `fake_glyphs.make_atlas`."""
+    from fake_glyphs import make_atlas
 
-    from unimllm.scenes import CLASSES_24, GlyphAtlas
-
-    glyphs = {}
-    for number, name in enumerate(CLASSES_24):
-        rng = np.random.default_rng(number)
-        height, width = ((64, 64), (40, 64), (64, 44))[number % 3]
-        y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-        alpha = ((1.05 - np.hypot(x, y)) * 12).clip(0, 1)[..., None]
-        stripes = 0.75 + 0.25 * np.sin(6 * (x if number % 2 else y) * (1 + number % 4))
-        glyphs[name] = np.concatenate([rng.random(3) * stripes[..., None] * alpha, alpha], -1).astype(np.float32)
-    return GlyphAtlas(glyphs)
+    return make_atlas()
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,7 @@ def test_the_index_never_overwrites_its_own_prompts(call, tmp_path):
 
 
 def test_too_little_memory_is_told(call, tiny_checkpoint, tmp_path, monkeypatch):
-    def fail(*args):
+    def fail(*args, **options):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
     monkeypatch.setattr(generate, "draw", fail)

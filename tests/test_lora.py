@@ -44,7 +44,7 @@ def adapted(base) -> UniMLLMForConditionalGeneration:
     with torch.no_grad():
         for parameter in model.parameters():
             if any(parameter is table for table in tables):
-                parameter[model.config.image_token_rows] += 1
+                parameter[model.config.picture_token_ids] += 1
             elif parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
     assert not torch.allclose(model(ids).logits, before, atol=1e-3)
@@ -53,7 +53,7 @@ def adapted(base) -> UniMLLMForConditionalGeneration:
 
 def outputs(model) -> list[torch.Tensor]:
     offset = model.config.image_offset
-    ids = torch.tensor([[8, 9, *model.config.image_token_rows, offset + 3, offset + 8]])
+    ids = torch.tensor([[8, 9, *model.config.picture_token_ids, offset + 3, offset + 8]])
     labels = ids.clone()
     return [model(ids).logits, model(ids, labels=labels).loss]
 

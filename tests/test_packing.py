@@ -8,6 +8,7 @@ from scene_grammar import answer_from_boxes
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.packing import PackedRow, branch_mask, stack_rows
 from unimllm.scenes.conversations import PackedConversations
+from unimllm.scenes.pictures import SceneCodes
 from unimllm.scenes.sources import sample_rng
 from unimllm.scenes.text import sentences, train_text_tokenizer
 from unimllm.vocabulary import IGNORE
@@ -57,7 +58,16 @@ def tokenizer(fake_world):
 def source(world, tokenizer, split="train", **shares) -> PackedConversations:
     codes = np.arange(50 * POSITIONS, dtype=np.uint32).reshape(50, POSITIONS)  # so a code names its scene
     shares = {"drawing_share": 0.0, "text_drop": 0.1, "sequential_share": 0.0} | shares
-    return PackedConversations(world, tokenizer, codes, SCENE_SEED, OFFSET, LENGTH, **shares, seed=0, split=split)
+    pictures = SceneCodes(codes, OFFSET)
+    return PackedConversations(world, tokenizer, pictures, SCENE_SEED, 50, LENGTH, **shares, seed=0, split=split)
+
+
+def batch_row(conversations: PackedConversations, index: int) -> PackedRow:
+    """A row with codes in place of pictures, as a batch has it."""
+    row, _ = conversations.row(index)
+    batch = conversations(range(index, index + 1))
+    row.input_ids, row.labels = (batch[name][0, : len(row.input_ids)].tolist() for name in ("input_ids", "labels"))
+    return row
 
 
 def split_row(row: PackedRow, tokenizer) -> list[tuple[int, int, str, str]]:
@@ -83,7 +93,7 @@ def test_every_branch_is_one_question_with_the_right_answer(split, fake_world, t
     conversations = source(fake_world, tokenizer, split)
     yes_and_no = 0
     for index in range(60):
-        row = conversations.row(index)
+        row = batch_row(conversations, index)
         asked = split_row(row, tokenizer)
         answers = []
         for scene, branch, text, target in asked:
@@ -101,12 +111,12 @@ def test_every_branch_is_one_question_with_the_right_answer(split, fake_world, t
 def test_a_sequential_conversation_gives_no_pair_away(fake_world, tokenizer):
     conversations = source(fake_world, tokenizer, sequential_share=1.0)
     for index in range(40):
-        for _, branch, text, _ in split_row(conversations.row(index), tokenizer):
+        for _, branch, text, _ in split_row(batch_row(conversations, index), tokenizer):
             kinds = [question.split()[:2] for question in text.split("<|user|>")[1:]]
             assert branch == 0 and kinds.count(["Is", "there"]) <= 2  # existence, and "Is there only one"
 
 
 def test_drawings_are_pictures_as_targets(fake_world, tokenizer):
-    row = source(fake_world, tokenizer, drawing_share=1.0).row(0)
+    row = batch_row(source(fake_world, tokenizer, drawing_share=1.0), 0)
     image = [label for label in row.labels if label >= OFFSET]
     assert image and len(image) % POSITIONS == 0 and image == [i for i in row.input_ids if i >= OFFSET]

@@ -3,8 +3,9 @@
 deepspeed train/pretrain.py --preset llava15_vicuna7b_pretrain --image-tokenizer runs/semhitok_256/pixel \
     --data blip_laion_cc_sbu_558k.json --image-root images
 
-Adapter, image head and the rows of the image tokens are trained; every other weight of the language model keeps its
-bits. `train/sft.py --init-from` goes on from what this writes.
+What stands between pictures and words (adapter and image head; CHEERS's compressor and flow head) and the rows of the
+image tokens are trained; every other weight of the language model keeps its bits. `train/sft.py --init-from` goes on
+from what this writes.
 """
 
 from unimllm.errors import UserError

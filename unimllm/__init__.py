@@ -16,6 +16,7 @@ if sys.argv[:1] != ["-m"]:
     from unimllm.auto import (
         CheersConfig,
         CheersForConditionalGeneration,
+        CheersProcessor,
         UniMLLMConfig,
         UniMLLMForConditionalGeneration,
         UniMLLMProcessor,
@@ -30,6 +31,7 @@ else:
 __all__ = [
     "CheersConfig",
     "CheersForConditionalGeneration",
+    "CheersProcessor",
     "UniMLLMConfig",
     "UniMLLMForConditionalGeneration",
     "UniMLLMProcessor",

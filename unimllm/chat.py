@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unimllm.command_line import CommandLine, nearest, one_line, open_model, run
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture
 from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_prompts, draw
@@ -169,8 +170,8 @@ class Chat:
         model, processor = self.conversation.model, self.conversation.processor
         check_prompts(model, processor, [prompt])
         check_writable("drawing.png")
-        with self.terminal.progress(processor.num_positions) as on_position:
-            picture = draw(model, processor, [prompt], [self.num_drawings], on_position=on_position)[0]
+        with self.terminal.progress(model.num_drawing_steps(choose_drawing(model, {})), model.drawing_unit) as on_step:
+            picture = draw(model, processor, [prompt], [self.num_drawings], on_step)[0]
         path = save_as_new(picture)
         self.num_drawings += 1
         self.conversation.show(picture)
@@ -228,7 +229,7 @@ class PlainTerminal:
     def busy(self, what: str) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def progress(self, total: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    def progress(self, total: int, unit: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
         return contextlib.nullcontext(lambda: None)
 
 
@@ -269,10 +270,10 @@ class RichTerminal:
         return self.console.status(what)
 
     @contextlib.contextmanager
-    def progress(self, total: int) -> Iterator[Callable[[], None]]:
+    def progress(self, total: int, unit: str) -> Iterator[Callable[[], None]]:
         from tqdm import tqdm
 
-        with tqdm(total=total, desc="drawing", unit="position", leave=False) as bar:
+        with tqdm(total=total, desc="drawing", unit=unit, leave=False) as bar:
             yield bar.update
 
     def _print(self, text: str, style: str) -> None:

@@ -1,13 +1,18 @@
-"""What unimllm's command lines share beyond `semhitok.command_line`: --model and --device.
+"""What unimllm's command lines share beyond `semhitok.command_line`: --model, --device, and how to draw.
 
 Nothing here imports torch or transformers at the top, so a misspelt option is told at once.
 """
 
+import argparse
+
 from semhitok import command_line
 from semhitok.command_line import nearest, number, one_line, out_of_memory_told, run, silence_libraries
+from unimllm.drawing import FLAGS
+from unimllm.errors import UserError
 
 __all__ = [
-    "CommandLine", "nearest", "number", "one_line", "open_model", "out_of_memory_told", "run", "silence_libraries",
+    "CommandLine", "given_drawing", "nearest", "number", "one_line", "open_model", "out_of_memory_told", "run",
+    "silence_libraries",
 ]  # fmt: skip
 
 
@@ -18,6 +23,28 @@ class CommandLine(command_line.CommandLine):
         """--model and --device."""
         self.add_argument("--model", help="folder or hub id of a checkpoint (default: the small model that ships)")
         self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
+    def add_drawing_options(self) -> None:
+        """Those of all families; what is left out is as the model's generation_config.json has it."""
+        kinds = {
+            "guidance_scale": (number(float, 0, 1000), "strength of classifier-free guidance, 1: none"),
+            "temperature": (number(float, 0), "of the sampling of codes, 0: always the most likely one"),
+            "top_k": (number(int, 0), "sample from so many codes only, 0: all"),
+            "num_steps": (number(int, 1), "steps from noise to a picture, of models that draw by a flow"),
+            "time_shift": (
+                number(float, 1e-3, 1000),
+                "below 1: more of these steps near the noise, above 1: near the end",
+            ),
+        }
+        for name, (kind, meaning) in kinds.items():
+            self.add_argument(FLAGS[name], dest=name, type=kind, help=f"{meaning} (default: the model's own)")
+
+
+def given_drawing(args: argparse.Namespace) -> dict[str, float | None]:
+    """The options of `add_drawing_options`, None where they were left out; UserError for an impossible temperature."""
+    if 0 < (args.temperature or 0) < 1e-4:
+        raise UserError(f"--temperature {args.temperature} is too small to divide by; 0 takes the most likely code")
+    return {name: getattr(args, name) for name in FLAGS}
 
 
 def open_model(model: str | None, device: str | None):

@@ -51,18 +51,19 @@ class ConversationTokenizer:
     """Renders conversations with a text tokenizer's chat template.
 
     Args:
-        tokenizer: a fast transformers tokenizer that has a chat template, an end-of-text token, a padding token and the
-            tokens of `vocabulary.IMAGE_TOKENS`.
+        tokenizer: a fast transformers tokenizer that has a chat template, an end-of-text token, a padding token and
+            `image_tokens`.
         num_positions: N, placeholders per picture.
+        image_tokens: role -> token of a family, see `vocabulary`.
 
     Raises:
         UserError: the tokenizer lacks one of these.
     """
 
-    def __init__(self, tokenizer, num_positions: int):
+    def __init__(self, tokenizer, num_positions: int, image_tokens: dict[str, str] = IMAGE_TOKENS):
         self.tokenizer = tokenizer
         self.num_positions = num_positions
-        self.ids = special_ids(tokenizer)
+        self.ids = special_ids(tokenizer, image_tokens)
         self._encode = lru_cache(maxsize=4096)(self._encode_text)
 
     def __call__(self, messages: list[dict]) -> Tokenized:
@@ -85,6 +86,20 @@ class ConversationTokenizer:
         # Not the prompt and one id more: a tokenizer may put something between the two.
         ids = self([text_message("user", text), text_message("assistant", "", images=1)]).input_ids
         return ids[: ids.index(self.ids["image_start"]) + 1]
+
+    def without_text(self, messages: list[dict]) -> Tokenized:
+        """A question that asks for a picture, and the picture, as guidance wants it learnt: without the question.
+
+        Where the family has a token for missing text, that stands for everything but the picture and what surrounds it,
+        so that what is drawn lies where it would lie behind the text; else the question is empty.
+        """
+        if "no_text" not in self.ids:
+            return self([text_message("user", ""), *messages[1:]])
+        whole = self(messages)
+        of_pictures = {self.ids[role] for role in ("image", "image_start", "image_end")}
+        kept = [token in of_pictures for token in whole.input_ids]
+        ids = [token if keep else self.ids["no_text"] for token, keep in zip(whole.input_ids, kept, strict=True)]
+        return Tokenized(ids, [target and keep for target, keep in zip(whole.is_target, kept, strict=True)])
 
     def _answer(self, flat: list[dict], index: int, whole: str) -> tuple[int, int]:
         """Where in the rendered conversation the answer of message `index` stands, its end token included."""
@@ -117,10 +132,10 @@ class ConversationTokenizer:
         return tuple(ids), tuple(spans)
 
 
-def special_ids(tokenizer) -> dict[str, int]:
-    """Ids of `pad` and `end`, and those of the image tokens by their names in `vocabulary.IMAGE_TOKENS`."""
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in IMAGE_TOKENS.items()}
-    missing = [IMAGE_TOKENS[name] for name, token in ids.items() if token in (None, tokenizer.unk_token_id)]
+def special_ids(tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> dict[str, int]:
+    """Ids of `pad` and `end`, and those of the image tokens by their roles."""
+    ids = {role: tokenizer.convert_tokens_to_ids(token) for role, token in image_tokens.items()}
+    missing = [image_tokens[role] for role, token in ids.items() if token in (None, tokenizer.unk_token_id)]
     missing += [name for name in ("pad_token", "eos_token", "chat_template") if not getattr(tokenizer, name, None)]
     if missing:
         raise UserError(f"the text tokenizer lacks {', '.join(missing)}; use the one saved with the model")

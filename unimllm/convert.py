@@ -50,8 +50,10 @@ def convert(source: Path, target: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: no config.json of a checkpoint can be read there") from error
     silence_libraries()
+    import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
     from unimllm.cheers.configuration_cheers import CheersConfig
     from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+    from unimllm.cheers.released_processor import write_processor
     from unimllm.cheers.weights import RELEASED_TYPE, read_released, write_released
 
     if kind not in (RELEASED_TYPE, CheersConfig.model_type):
@@ -71,6 +73,8 @@ def convert(source: Path, target: Path) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, partial / name)
+        if kind == RELEASED_TYPE:
+            write_processor(partial)
         os.replace(partial, target)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # shapes that do not fit: the third
         raise UserError(f"cannot convert {source}: {first_line(error)}") from error

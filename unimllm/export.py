@@ -40,6 +40,8 @@ def take_decoder(model, name: str) -> None:
 
     other, _ = load_tokenizer(name, "cpu", "--image-tokenizer")
     own = model.image_tokenizer
+    if type(other) is not type(own):
+        raise UserError(f"--image-tokenizer {name} is a {type(other).__name__}, the model's a {type(own).__name__}")
     if fingerprint(other) != fingerprint(own):
         raise UserError(
             f"--image-tokenizer {name} makes other codes ({fingerprint(other)}) than the model's ({fingerprint(own)}); "

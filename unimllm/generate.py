@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run
+from unimllm.command_line import CommandLine, given_drawing, number, open_model, out_of_memory_told, run
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, picture_format, save_picture, write_atomically
-from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw
+from unimllm.inference import check_prompts, draw
 
 BATCH_SIZE = 32
 INDEX_FILE = "index.jsonl"
@@ -44,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     for job in jobs:
         check_writable(job.path)
     model, processor = open_model(args.model, args.device)
+    options = choose_drawing(model, given_drawing(args))
     check_prompts(model, processor, list(dict.fromkeys(job.prompt for job in jobs)))
-    draw_jobs(model, processor, jobs, args)
+    draw_jobs(model, processor, jobs, args.batch_size, options)
     if args.out_dir:
         write_index(args.out_dir, jobs)
 
@@ -59,15 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out-dir", type=Path, help=f"folder for 00000.png, 00001.png, ... and {INDEX_FILE}")
     parser.add_argument("--num-images", type=number(int, 1), default=1, help="pictures of each prompt (1)")
     parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, help="picture i is drawn with SEED + i (0)")
-    parser.add_argument(
-        "--cfg-scale", type=number(float, 0, 1000), default=GUIDANCE_SCALE,
-        help="strength of classifier-free guidance, 1: none (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--temperature", type=number(float, 0), default=TEMPERATURE,
-        help="of the sampling, 0: always the most likely code (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--top-k", type=number(int, 0), default=0, help="sample from so many codes only, 0: all (0)")
+    parser.add_drawing_options()
     parser.add_argument("--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)")
     parser.add_model_options()
     args = parser.parse_args(argv)
@@ -77,8 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if getattr(args, given) is None or getattr(args, other) is not None:
         source = "--prompt" if given == "out" else "--prompts-file"
         raise UserError(f"{source} goes with --{given.replace('_', '-')}: say where to write")
-    if 0 < args.temperature < 1e-4:
-        raise UserError(f"--temperature {args.temperature} is too small to divide by; 0 takes the most likely code")
+    given_drawing(args)
     if args.seed + args.num_images - 1 > MAX_SEED:
         raise UserError(f"--seed {args.seed} with --num-images {args.num_images} goes beyond {MAX_SEED}")
     return args
@@ -145,25 +138,23 @@ def parse_line(line: bytes, where: str) -> dict:
     return record
 
 
-def draw_jobs(model, processor, jobs: list[Job], args: argparse.Namespace) -> None:
+def draw_jobs(model, processor, jobs: list[Job], batch_size: int, options: dict[str, float]) -> None:
     """Draw in batches, write each picture as soon as it is there, print where."""
     from tqdm import tqdm
 
-    batches = [jobs[i : i + args.batch_size] for i in range(0, len(jobs), args.batch_size)]
-    with tqdm(total=len(batches) * processor.num_positions, desc="drawing", unit="position", file=sys.stderr) as bar:
+    batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
+    total = len(batches) * model.num_drawing_steps(options)
+    with tqdm(total=total, desc="drawing", unit=model.drawing_unit, file=sys.stderr) as bar:
         for batch in batches:
-            for job, picture in zip(batch, draw_batch(model, processor, batch, args, bar.update), strict=True):
+            for job, picture in zip(batch, draw_batch(model, processor, batch, options, bar.update), strict=True):
                 save_picture(picture, job.path)
                 tqdm.write(str(job.path), file=sys.stdout)
 
 
-def draw_batch(model, processor, jobs: list[Job], args: argparse.Namespace, on_position: Callable[[], None]) -> list:
+def draw_batch(model, processor, jobs: list[Job], options: dict[str, float], on_step: Callable[[], None]) -> list:
     """The pictures of some jobs; UserError if they do not fit into memory together."""
     with out_of_memory_told(len(jobs)):
-        return draw(
-            model, processor, [job.prompt for job in jobs], [job.seed for job in jobs], args.cfg_scale,
-            args.temperature, args.top_k, on_position,
-        )  # fmt: skip
+        return draw(model, processor, [job.prompt for job in jobs], [job.seed for job in jobs], on_step, **options)
 
 
 def write_index(folder: Path, jobs: list[Job]) -> None:

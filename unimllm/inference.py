@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
 from semhitok.errors import first_line
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
@@ -15,8 +16,6 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
     from PIL import Image
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
-GUIDANCE_SCALE = 3.0
-TEMPERATURE = 0.9
 MAX_NEW_TOKENS = 64
 NEEDED_FILES = (
     "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -98,31 +97,28 @@ def draw(
     processor,
     prompts: list[str],
     seeds: list[int] | None = None,
-    guidance_scale: float = GUIDANCE_SCALE,
-    temperature: float = TEMPERATURE,
-    top_k: int = 0,
-    on_position: Callable[[], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+    **options,
 ) -> list[Image.Image]:
     """Draw one picture per prompt, all in one batch.
 
     Args:
         seeds: one per prompt (default 0 for each): the same prompt and seed give the same picture in any batch.
-        guidance_scale: 1 switches classifier-free guidance off.
-        temperature: 0 takes the most likely code.
-        top_k: so many most likely codes are kept (0: all).
-        on_position: called after each position, for progress bars.
+        on_step: called after each position or step (`drawing_unit` of the model), for progress bars.
+        options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 
     Raises:
-        UserError: an empty prompt, or one longer than the context.
+        UserError: an empty prompt, or one longer than the context; an option that the model does not have.
     """
+    options = choose_drawing(model, options)
     check_prompts(model, processor, prompts)
     inputs = processor.for_drawing([p.strip() for p in prompts])
-    ids = model.generate(
-        **inputs.to(model.device), generation_mode="image", seeds=seeds or [0] * len(prompts),
-        guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, on_position=on_position,
+    drawn = model.generate(
+        **inputs.to(model.device), generation_mode="image", seeds=seeds or [0] * len(prompts), on_step=on_step,
+        **options,
     )  # fmt: skip
     # One by one: kernels are chosen by batch size and may round differently, but bytes shall not depend on the batch.
-    return [processor.post_process_images(model.decode_image_tokens(row[None]))[0] for row in ids]
+    return [processor.post_process_images(model.decode_image_tokens(row[None]))[0] for row in drawn]
 
 
 def check_prompts(model, processor, prompts: list[str]) -> None:

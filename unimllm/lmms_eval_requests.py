@@ -247,8 +247,7 @@ def _batch_losses(model, processor, rows: list[tuple[Asked, str]]) -> list[tuple
     targets = _pad_left(labels, IGNORE)[:, 1 - keep :]  # (B, keep - 1)
     is_target = targets != IGNORE
     losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(1)
-    config = model.config  # `generate` says no image token in text
-    logits[..., [config.image_start_token_id, config.image_end_token_id, config.image_token_id]] = -torch.inf
+    logits[..., model.config.picture_token_ids] = -torch.inf  # `generate` says none of them in text
     greedy = ((logits.argmax(-1) == targets) | ~is_target).all(1)
     return list(zip((losses / is_target.sum(1)).tolist(), greedy.tolist(), strict=True))
 

@@ -21,7 +21,9 @@ def as_range(interval: tuple[float, float], digits: int = 3) -> str:
 
 
 def add_code_use(table: Table, results: dict) -> None:
-    """Rows of what `metrics.codes.code_use` returns, and of `num_positions`, how many codes were counted."""
+    """Rows of what `metrics.codes.tokenizer_code_use` returns, none where it is empty."""
+    if "num_positions" not in results:
+        return
     table.add_section()
     table.add_row(f"Code use ({results['num_positions']} positions)", style="bold")
     table.add_row("semantic codes", f"{results['semantic_code_use']:.3f}")

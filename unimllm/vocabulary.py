@@ -7,8 +7,14 @@ text_vocab_size .. text_vocab_size + K*m - 1             image ids, `offset + se
 IMAGE_TOKENS = {"image_start": "<|image_start|>", "image_end": "<|image_end|>", "image": "<image>"}
 """Role -> token that every text tokenizer gains; `<image>` stands for a picture in rendered text."""
 
-SPECIAL_TOKENS = {"pad": "<|pad|>", "end": "<|end|>", "user": "<|user|>", "assistant": "<|assistant|>"} | IMAGE_TOKENS
-"""The same with those of the text tokenizer of the scenes (ids 0 to 6 of it)."""
+CHEERS_TOKENS = {
+    "image": IMAGE_TOKENS["image"], "image_gen": "<image_gen>", "image_start": "<im_start>", "image_end": "<im_end>",
+    "no_text": "<no_mean>",
+}  # fmt: skip
+"""The same for CHEERS, in the order in which the released model has them behind Qwen's tokens."""
+
+TEXT_TOKENS = {"pad": "<|pad|>", "end": "<|end|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+"""Of the text tokenizer of the scenes, ids 0 to 3; a family's image tokens follow."""
 
 IGNORE = -100
 """Label of positions without a target (torch's cross_entropy ignores it by default)."""

@@ -30,6 +30,11 @@ class SemHiTokImageProcessor(PilBackend):
     do_convert_rgb = True
     pad_to_square = False
 
+    @property
+    def image_size(self) -> int:
+        """Pixels along the side of what comes out."""
+        return self.crop_size["height"]
+
     def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
         """(3, H, W) uint8 with its shorter side at `size.shortest_edge`, see `adm_resize`; the rest as transformers."""
         if image.dtype != np.uint8 or not size.shortest_edge:

@@ -195,7 +195,7 @@ class CheersConfig(PreTrainedConfig):
 
     @property
     def picture_token_ids(self) -> list[int]:
-        """What no answer in words holds."""
+        """Around and in the place of pictures and of missing text: what no answer in words holds."""
         return [
             self.image_start_token_id, self.image_end_token_id, self.image_token_id, self.image_gen_token_id,
             self.no_text_token_id,

@@ -42,11 +42,36 @@ def hybrid_mask(
         config: of the language model; its attention implementation decides the form.
         inputs_embeds: (B, T, H); its values do not matter.
         numbers: (B, P + T) of `picture_numbers`; None: text alone.
-        attention_mask: (B, P + T), 0 for padding.
+        attention_mask: (B, P + T), 0 for padding, or (B, 1, T, T) bool, True where a position may look.
         position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
         past_key_values: what was read before, P positions.
     """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return with_pictures(attention_mask, numbers, config, inputs_embeds.dtype)
     return create_causal_mask(
         config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
         position_ids=position_ids, block_sequence_ids=numbers,
     )  # fmt: skip
+
+
+def with_pictures(
+    may_look: torch.Tensor, numbers: torch.Tensor | None, config: PreTrainedConfig, dtype: torch.dtype
+) -> torch.Tensor:
+    """A mask of rows with branches, in which every picture sees all of itself besides.
+
+    Args:
+        may_look: (B, 1, T, T) bool.
+        numbers, config: as in `hybrid_mask`.
+        dtype: of the mask that eager attention adds to the scores.
+
+    Raises:
+        ValueError: FlexAttention, which takes no such mask.
+    """
+    if config._attn_implementation == "flex_attention":
+        raise ValueError("flex_attention knows no branches in a row: pack without them, or use sdpa")
+    if numbers is not None:
+        same = (numbers[:, :, None] == numbers[:, None, :]) & (numbers != TEXT)[:, None]
+        may_look = may_look | same.unsqueeze(1)
+    if config._attn_implementation == "eager":
+        return torch.zeros_like(may_look, dtype=dtype).masked_fill(~may_look, torch.finfo(dtype).min)
+    return may_look

@@ -23,6 +23,7 @@ from unimllm.cheers.flow_head import FlowHead, ZeroLinear
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask, picture_numbers
 from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
+from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import path, velocity
 
 
@@ -81,24 +82,34 @@ class CheersPreTrainedModel(PreTrainedModel):
 class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
 
+    drawing_options = {"guidance_scale": 3.0, "num_steps": 50, "time_shift": 1.0}
+    drawing_unit = "step"
+
     def __init__(self, config: CheersConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tokenizer = VisionTokenizer(config)
         self.flow_head = FlowHead(config)
         self.post_init()
+        save_drawing_options(self)
 
     @classmethod
     def from_parts(
-        cls, config: CheersConfig, language_model: PreTrainedModel, vision_model: SiglipVisionModel, vae: CheersVae
+        cls,
+        config: CheersConfig,
+        language_model: PreTrainedModel | None,
+        vision_model: SiglipVisionModel,
+        vae: CheersVae,
     ) -> "CheersForConditionalGeneration":
         """A model of trained parts, which are taken as they are, with a new compressor and flow head.
 
         Args:
             config: its text_config, vision_config and vae_config are those of the parts.
+            language_model: None: a new one too.
         """
         model = cls(config)
-        model.language_model = language_model
+        if language_model is not None:
+            model.language_model = language_model
         model.vision_tokenizer.vision_representation = vision_model
         model.vision_tokenizer.vae_model = vae.requires_grad_(False)
         model.vision_tokenizer.start_decoder()
@@ -111,6 +122,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     # ---- pictures ----------------------------------------------------------------------------------------------
+
+    @property
+    def image_tokenizer(self) -> CheersVae:
+        """Pictures to latents and back."""
+        return self.vision_tokenizer.vae_model
 
     def decode_image_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """What `generate` drew, (B, C, h, h) -> pictures (B, 3, S, S) in -1..1."""
@@ -158,7 +174,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             t = torch.where(drawn, torch.rand(len(latents), device=latents.device), 1.0)
         noise = torch.randn_like(latents) if noise is None else noise.to(latents)
         targets = velocity(noise, latents) * (t < 1).view(-1, 1, 1, 1)
-        positions, details = self.vision_tokenizer(path(noise, latents, t))
+        positions, details = self.vision_tokenizer(path(noise, latents, t).to(self.dtype))
         return Pictures(t[:count], targets[:count], positions[:count], details[:count])
 
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
@@ -185,7 +201,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             is_picture = self.is_picture(input_ids)
             is_text = None
             if self.config.leading_picture_is_causal and not cached:
-                is_text = ~is_picture if attention_mask is None else ~is_picture & attention_mask.bool()
+                is_2d = attention_mask is not None and attention_mask.dim() == 2
+                is_text = ~is_picture & attention_mask.bool() if is_2d else ~is_picture
             numbers = F.pad(picture_numbers(is_picture, is_text), (cached, 0), value=TEXT)
         mask = hybrid_mask(
             self.language_model.config, embeds, numbers, attention_mask, position_ids, past_key_values
@@ -218,8 +235,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) ids; a picture is N placeholders, to read or to draw.
             pixel_values: (P, 3, S, S) in -1..1, in reading order of the placeholders.
-            attention_mask: (B, T), 0 for padding. Packed rows need none: `position_ids` that start again at 0 separate
-                their samples.
+            attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look (a picture sees
+                all of itself besides). Packed rows without branches need none: `position_ids` that start again at 0
+                separate their samples.
             labels: (B, T) text ids, -100 where there is no target (placeholders have none); shifted here.
             t, noise: of the pictures (see `look`); drawn at random where not given.
             loss_weights: weight of "text" and "flow" (default 1).
@@ -285,6 +303,10 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         return inputs
 
     # ---- generation --------------------------------------------------------------------------------------------
+
+    def num_drawing_steps(self, options: dict) -> int:
+        """How often a drawing with such options calls `on_step`: once for each step of Euler's method."""
+        return options["num_steps"]
 
     @torch.no_grad()
     def generate(

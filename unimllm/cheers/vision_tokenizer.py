@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import nn
 from transformers import SiglipVisionModel
 
+from semhitok.vision import add_stem
 from unimllm.cheers.autoencoder import CheersVae, LatentDecoder
 from unimllm.cheers.configuration_cheers import CheersConfig
 
@@ -47,7 +48,7 @@ class VisionTokenizer(nn.Module):
         self.image_size = config.image_size
         self.vae_model = CheersVae(config.vae_config).requires_grad_(False)
         self.vae_decoder_projector = LatentDecoder(config.vae_config)  # D(.): begins as the VAE's, then trains
-        self.vision_representation = SiglipVisionModel(config.vision_config)
+        self.vision_representation = add_stem(SiglipVisionModel(config.vision_config), config.vision_config)
         self.und_projector = Compressor(config)
 
     def start_decoder(self) -> None:

@@ -18,7 +18,7 @@ from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.row_plan import RowPlan
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.sample_tokens import SampleTokenizer
-from unimllm.data.samples import BadSample, Picture, Sample, drawing, pictures_of
+from unimllm.data.samples import BadSample, Picture, pictures_of
 from unimllm.errors import UserError
 from unimllm.images import UnreadablePicture
 
@@ -38,8 +38,8 @@ class PackedSamples:
         plan: which samples share a row.
         tokenizer: the one that the plan's lengths were measured with.
         pictures: where pictures come from.
-        text_drop: share of the plain drawing prompts that are emptied, for classifier-free guidance.
-        seed: decides which caption of several is taken, and which prompts are emptied.
+        text_drop: share of the plain drawing prompts that are left out, for classifier-free guidance.
+        seed: decides which caption of several is taken, and which prompts are left out.
         strict: raise what is otherwise skipped and listed.
         num_threads: that read and decode pictures.
     """
@@ -82,19 +82,12 @@ class PackedSamples:
     def words(self, source: int, number: int, epoch: int) -> tuple[Tokenized, list[Picture]]:
         """One sample as the row has it: its ids, which are targets, its pictures; BadSample if it is none."""
         rng = np.random.default_rng([self.seed, source, number, epoch, _WORDS])
-        messages = self._choose(self.indices[source].read(number), rng)
+        variants = self.indices[source].read(number).variants
+        messages = variants[int(rng.integers(len(variants)))]
         tokenized, kept = self.tokenizer(messages)
+        if rng.random() < self.text_drop and is_drawing(messages):
+            tokenized = self.tokenizer.conversation.without_text(messages)
         return tokenized, pictures_of(kept)
-
-    def _choose(self, sample: Sample, rng: np.random.Generator) -> list[dict]:
-        """One of a sample's variants, its text dropped now and then where it only asks for a picture."""
-        messages = sample.variants[int(rng.integers(len(sample.variants)))]
-        drop = rng.random() < self.text_drop
-        if not drop or len(messages) != 2:
-            return messages
-        (question, answer) = (message["content"] for message in messages)
-        plain = [part["type"] for part in question] == ["text"] and [part["type"] for part in answer] == ["image"]
-        return drawing("", answer[0]["image"]) if plain else messages
 
     def _try_words(self, member: Member) -> tuple[Member, Tokenized | Fault, list[Picture]]:
         """A sample's ids and pictures, or what keeps it from being read now: its file changed, its disk fails."""
@@ -129,3 +122,11 @@ class PackedSamples:
                 raise UserError("a sample is longer than when its file was looked through; start again")
             loaded += pictures
         return row
+
+
+def is_drawing(messages: list[dict]) -> bool:
+    """Whether a conversation is a text that asks for a picture, and the picture."""
+    if len(messages) != 2:
+        return False
+    question, answer = ([part["type"] for part in message["content"]] for message in messages)
+    return question == ["text"] and answer == ["image"]

@@ -49,13 +49,8 @@ class StoredCodes:
         return self.image_offset + codes[:, 0] * self.shards.layout.num_pixel_codes + codes[:, 1]
 
     def place(self, batch: dict, loaded: list[np.ndarray], placeholder: int) -> None:
-        """Put the ids of pictures where the batch has placeholders, in reading order, targets included."""
-        places = batch["input_ids"] == placeholder
-        if not loaded:
-            return
-        ids = torch.from_numpy(np.concatenate(loaded))
-        batch["labels"][places] = torch.where(batch["labels"][places] == placeholder, ids, batch["labels"][places])
-        batch["input_ids"][places] = ids
+        """See `place_ids`."""
+        place_ids(batch, loaded, placeholder)
 
 
 class OnlinePixels:
@@ -79,6 +74,21 @@ class OnlinePixels:
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
     def place(self, batch: dict, loaded: list[torch.Tensor], placeholder: int) -> None:
-        """Add `pixel_values` (pictures, 3, S, S); the training task encodes them."""
-        if loaded:
-            batch["pixel_values"] = torch.stack(loaded)
+        """See `place_pixels`."""
+        place_pixels(batch, loaded)
+
+
+def place_ids(batch: dict, loaded: list[np.ndarray], placeholder: int) -> None:
+    """Put the ids of pictures, (N,) each, where the batch has placeholders, in reading order, targets included."""
+    if not loaded:
+        return
+    places = batch["input_ids"] == placeholder
+    ids = torch.from_numpy(np.concatenate(loaded))
+    batch["labels"][places] = torch.where(batch["labels"][places] == placeholder, ids, batch["labels"][places])
+    batch["input_ids"][places] = ids
+
+
+def place_pixels(batch: dict, loaded: list[torch.Tensor]) -> None:
+    """Add `pixel_values` (pictures, 3, S, S) of pictures (3, S, S) in reading order; the training task encodes them."""
+    if loaded:
+        batch["pixel_values"] = torch.stack(loaded)

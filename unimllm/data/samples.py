@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimllm.images import UnreadablePicture
-from unimllm.vocabulary import SPECIAL_TOKENS
+from unimllm.vocabulary import IMAGE_TOKENS
 
 TASKS = ("understanding", "drawing", "text")
 LAYOUTS = ("llava", "captions")
-IMAGE = SPECIAL_TOKENS["image"]
+IMAGE = IMAGE_TOKENS["image"]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CONVERSATION_KEYS = ("conversations", "messages")
 CAPTION_KEYS = ("caption", "captions", "prompt", "text")

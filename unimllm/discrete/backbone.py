@@ -54,8 +54,16 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     return model, tokenizer
 
 
-def add_image_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
-    """Give tokenizer and model the tokens of IMAGE_TOKENS that they lack; every old row keeps its bits.
+def add_tokens(tokenizer, image_tokens: dict[str, str]) -> list[int]:
+    """Give a tokenizer those of a family's tokens (`vocabulary`) that it lacks; their ids."""
+    known = tokenizer.get_vocab()
+    tokens = {"extra_special_tokens": list(image_tokens.values())}
+    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
+    return [tokenizer.convert_tokens_to_ids(token) for token in image_tokens.values() if token not in known]
+
+
+def add_image_tokens(model: PreTrainedModel, tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> list[int]:
+    """Give tokenizer and model those of a family's tokens that they lack; every old row keeps its bits.
 
     A new row, of the embeddings and of an untied head, is drawn around the mean of the old ones with their covariance,
     so that the model takes it for a token among others (J. Hewitt, "Initializing New Word Embeddings for Pretrained
@@ -64,11 +72,8 @@ def add_image_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
     Returns:
         The ids of the new tokens, in their order; empty where the tokenizer had them all.
     """
-    known = tokenizer.get_vocab()
-    trained = max(known.values()) + 1  # rows behind it are spare: nobody has trained them
-    tokens = {"extra_special_tokens": list(IMAGE_TOKENS.values())}
-    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
-    new = [tokenizer.convert_tokens_to_ids(token) for token in IMAGE_TOKENS.values() if token not in known]
+    trained = max(tokenizer.get_vocab().values()) + 1  # rows behind it are spare: nobody has trained them
+    new = add_tokens(tokenizer, image_tokens)
     old_rows = model.get_input_embeddings().num_embeddings
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > old_rows:

@@ -58,13 +58,23 @@ class UniMLLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def image_size(self) -> int:
+        """Pixels along the side of a picture."""
+        return self.image_tokenizer_config.image_size
+
+    @property
+    def num_positions(self) -> int:
+        """N, positions of a picture."""
+        return self.image_tokenizer_config.num_positions
+
+    @property
     def image_offset(self) -> int:
         """The first image id: every id below is text."""
         return self.text_config.vocab_size
 
     @property
-    def image_token_rows(self) -> list[int]:
-        """Rows of the embeddings that the tokens around and in the place of pictures have."""
+    def picture_token_ids(self) -> list[int]:
+        """Around and in the place of pictures: what no answer in words holds."""
         return [self.image_start_token_id, self.image_end_token_id, self.image_token_id]
 
     @property

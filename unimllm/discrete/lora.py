@@ -113,7 +113,7 @@ def save_lora(model: nn.Module, folder: Path, base: str) -> None:
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS)
     in_full = {name: p.data for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
     for name, table in tables(model).items():  # of these a few rows alone
-        in_full[name] = table[model.config.image_token_rows]
+        in_full[name] = table[model.config.picture_token_ids]
     save_file({name: value.contiguous() for name, value in in_full.items()}, folder / IN_FULL)
 
 
@@ -146,7 +146,7 @@ def load_lora(model: nn.Module, folder: Path) -> None:
         own, whole = dict(model.named_parameters()), tables(model)
         for name, value in load_file(folder / IN_FULL).items():
             if name in whole:
-                whole[name][model.config.image_token_rows] = value.to(whole[name])
+                whole[name][model.config.picture_token_ids] = value.to(whole[name])
             else:
                 own[name].copy_(value)
     except Exception as error:  # a damaged file raises nearly anything

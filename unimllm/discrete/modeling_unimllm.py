@@ -6,6 +6,7 @@
 Shapes: B rows, T positions, N positions of a picture, V text ids, H hidden channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
+from unimllm.drawing import save_drawing_options
 
 
 @dataclass
@@ -89,6 +91,9 @@ class UniMLLMPreTrainedModel(PreTrainedModel):
 class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
     """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
 
+    drawing_options = {"guidance_scale": 3.0, "temperature": 0.9, "top_k": 0}
+    drawing_unit = "position"
+
     def __init__(self, config: UniMLLMConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -98,6 +103,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         self.adapter = CodeAdapter(image.semantic_dim, image.pixel_dim, config.text_config.hidden_size)
         self.image_head: FlatHead | FactorisedHead = build_image_head(config)
         self.post_init()
+        save_drawing_options(self)
 
     @classmethod
     def from_parts(
@@ -282,6 +288,10 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     # ---- generation --------------------------------------------------------------------------------------------
 
+    def num_drawing_steps(self, options: dict) -> int:
+        """How often a drawing with such options calls `on_step`: once for each position."""
+        return self.config.image_tokenizer_config.num_positions
+
     @torch.no_grad()
     def generate(
         self,
@@ -306,9 +316,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             return self.generate_image_tokens(input_ids, attention_mask, **kwargs)
         if generation_mode != "text":
             raise ValueError(f"generation_mode is {generation_mode!r}; choose text or image")
-        config = self.config
-        image_only = [config.image_start_token_id, config.image_end_token_id, config.image_token_id]
-        kwargs.setdefault("suppress_tokens", image_only)
+        kwargs.setdefault("suppress_tokens", self.config.picture_token_ids)
         return super().generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -321,7 +329,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         temperature: float = 1.0,
         top_k: int = 0,
         seeds: list[int] | None = None,
-        on_position=None,
+        on_step: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """Draw one picture per row.
 
@@ -333,7 +341,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             temperature: 0 takes the most likely code.
             top_k: so many most likely codes are kept (0: all).
             seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
-            on_position: called after each of the N positions.
+            on_step: called after each of the N positions.
 
         Returns:
             (B, N) vocabulary ids, all of them image ids.
@@ -361,8 +369,8 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             drawn.append(self.codes_to_ids(codes))
             ids = drawn[-1].repeat(repeats).unsqueeze(-1)
             attention_mask = F.pad(attention_mask, (0, 1), value=1)
-            if on_position:
-                on_position()
+            if on_step:
+                on_step()
         return torch.stack(drawn, -1)
 
     def _with_unconditional(self, input_ids, attention_mask, unconditional_ids) -> tuple[torch.Tensor, torch.Tensor]:

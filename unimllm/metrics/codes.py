@@ -45,6 +45,16 @@ def code_use(codes: np.ndarray, num_semantic_codes: int, num_pixel_codes: int) -
     }
 
 
+def tokenizer_code_use(tokenizer, codes: np.ndarray) -> dict[str, float]:
+    """`num_positions`, how many codes were counted, and their use; empty for a tokenizer of latents, without codes.
+
+    Args:
+        tokenizer: that encoded pictures to `codes`.
+    """
+    sizes = [getattr(tokenizer.config, name, None) for name in ("num_semantic_codes", "num_pixel_codes")]
+    return {"num_positions": codes[..., 0].size} | code_use(codes, *sizes) if all(sizes) else {}
+
+
 def perplexity(counts: np.ndarray) -> float:
     """exp(entropy in nats) of a histogram of any shape; 1 if everything falls into one bin."""
     share = counts[counts > 0] / counts.sum()

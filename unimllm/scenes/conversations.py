@@ -9,9 +9,10 @@ of ten (docs/experiments.md). A share stays sequential, so that a chat of severa
 import numpy as np
 import torch
 
-from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.conversation import ConversationTokenizer, Tokenized, text_message
 from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.scenes.language import KINDS, Question, ask, caption
+from unimllm.scenes.pictures import SceneCodes, ScenePixels
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.sources import sample_rng
 
@@ -20,56 +21,73 @@ MIN_QUESTION_ROOM = 12  # ids that a question with its answer takes
 
 
 class PackedConversations:
-    """Rows of packed conversations about cached scenes; row `i` is a function of (seed, i) alone.
+    """Rows of packed conversations about scenes; row `i` is a function of (seed, i) alone.
 
     Args:
         world: samples the scenes again from their seed, for their captions and questions.
         tokenizer: renders conversations.
-        codes: (scenes, N) flat codes of scene `i` of `scene_seed`.
-        scene_seed: the seed under which the codes were made.
-        image_offset: the first image id.
+        pictures: of the scenes by their numbers.
+        scene_seed: of the scenes.
+        num_scenes: that there are.
         max_length: ids of a row.
         drawing_share: share of the conversations that draw.
-        text_drop: share of those whose prompt is emptied, for classifier-free guidance.
+        text_drop: share of those whose prompt is left out, for classifier-free guidance.
         sequential_share: share of the pictures asked about in one conversation of several turns, not in branches.
         seed: of the rows.
         split: of the scenes, one of `program.SPLITS`.
     """
 
     def __init__(
-        self, world: World, tokenizer: ConversationTokenizer, codes: np.ndarray, scene_seed: int, image_offset: int,
-        max_length: int, drawing_share: float, text_drop: float, sequential_share: float, seed: int,
+        self, world: World, tokenizer: ConversationTokenizer, pictures: SceneCodes | ScenePixels, scene_seed: int,
+        num_scenes: int, max_length: int, drawing_share: float, text_drop: float, sequential_share: float, seed: int,
         split: str = "train",
     ):  # fmt: skip
-        self.world, self.tokenizer, self.codes, self.scene_seed = world, tokenizer, codes, scene_seed
-        self.image_offset, self.max_length = image_offset, max_length
+        self.world, self.tokenizer, self.pictures = world, tokenizer, pictures
+        self.scene_seed, self.num_scenes, self.max_length = scene_seed, num_scenes, max_length
         self.drawing_share, self.text_drop, self.sequential_share = drawing_share, text_drop, sequential_share
         self.seed, self.split = seed, split
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
-        return stack_rows([self.row(i) for i in indices], with_mask=True)
+        rows, loaded = [], []
+        for index in indices:
+            row, shown = self.row(index)
+            rows.append(row)
+            loaded += [self.pictures.load(number, scene) for number, scene in shown]
+        batch = stack_rows(rows, with_mask=True)
+        self.pictures.place(batch, loaded, self.tokenizer.ids["image"])
+        return batch
 
-    def row(self, index: int) -> PackedRow:
-        """Conversations drawn until the next one does not fit; the last asks as many questions as there is room for."""
+    def row(self, index: int) -> tuple[PackedRow, list[tuple[int, Scene]]]:
+        """Conversations drawn until the next one does not fit; the last asks as many questions as there is room for.
+
+        Returns:
+            (the row with placeholders for pictures, the numbers of their scenes and these, in reading order).
+        """
         rng = np.random.default_rng([self.seed, index, 1])
-        row = PackedRow(self.max_length, self.tokenizer.ids["pad"])
+        row, shown = PackedRow(self.max_length, self.tokenizer.ids["pad"]), []
         while True:
-            number = int(rng.integers(len(self.codes)))
+            number = int(rng.integers(self.num_scenes))
             scene = self.world.sample(sample_rng(self.scene_seed, number), self.split)
             if rng.random() < self.drawing_share:
-                added = row.add(*self._tokenize(self.drawing(scene, rng), number))
+                drawing = self.drawing(scene, rng)
+                added = row.add(drawing.input_ids, drawing.is_target)
             elif rng.random() < self.sequential_share:
                 messages = self.conversation(scene, rng, row.room)
-                added = bool(messages) and row.add(*self._tokenize(messages, number))
+                tokenized = self.tokenizer(messages) if messages else None
+                added = bool(messages) and row.add(tokenized.input_ids, tokenized.is_target)
             else:
-                added = self._add_questions(row, scene, rng, number)
+                added = self._add_questions(row, scene, rng)
             if not added:
-                return row
+                return row, shown
+            shown.append((number, scene))
 
-    def drawing(self, scene: Scene, rng: np.random.Generator) -> list[dict]:
-        """A caption, and the picture as the answer."""
-        text = "" if rng.random() < self.text_drop else caption(scene, rng)
-        return [text_message("user", text), text_message("assistant", "", images=1)]
+    def drawing(self, scene: Scene, rng: np.random.Generator) -> Tokenized:
+        """A caption, and the picture as the answer; now and then without the caption."""
+        drop = rng.random() < self.text_drop
+        # A caption that is left out takes no numbers from the row's.
+        words = caption(scene, rng.spawn(1)[0] if drop else rng)
+        messages = [text_message("user", words), text_message("assistant", "", images=1)]
+        return self.tokenizer.without_text(messages) if drop else self.tokenizer(messages)
 
     def conversation(self, scene: Scene, rng: np.random.Generator, room: int) -> list[dict]:
         """The picture, and up to MAX_TURNS questions of different kinds with their answers, within `room` ids."""
@@ -83,14 +101,15 @@ class PackedConversations:
                     messages += turn(question, images=0 if messages else 1)
         return messages
 
-    def _add_questions(self, row: PackedRow, scene: Scene, rng: np.random.Generator, number: int) -> bool:
+    def _add_questions(self, row: PackedRow, scene: Scene, rng: np.random.Generator) -> bool:
         """Questions of every kind, pairs together, as branches behind the picture; those that do not fit are left."""
         start: tuple[list[int], list[bool]] | None = None
         branches: list[tuple[list[int], list[bool]]] = []
         used = 0
         for kind in rng.permutation(KINDS):
             for question in ask(scene, self.world, rng, str(kind)):
-                ids, targets = self._tokenize(turn(question, images=1), number)
+                tokenized = self.tokenizer(turn(question, images=1))
+                ids, targets = tokenized.input_ids, tokenized.is_target
                 cut = ids.index(self.tokenizer.ids["image_end"]) + 1
                 if used + len(ids) - (cut if start else 0) > row.room:
                     continue
@@ -98,13 +117,6 @@ class PackedConversations:
                 start = start or (ids[:cut], targets[:cut])
                 branches.append((ids[cut:], targets[cut:]))
         return bool(start) and row.add_branches(*start, branches)
-
-    def _tokenize(self, messages: list[dict], number: int) -> tuple[list[int], list[bool]]:
-        """Ids, with the codes of scene `number` where its picture goes, and which of them are targets."""
-        tokenized = self.tokenizer(messages)
-        ids = iter((self.codes[number].astype(np.int64) + self.image_offset).tolist())
-        placeholder = self.tokenizer.ids["image"]
-        return [next(ids) if token == placeholder else token for token in tokenized.input_ids], tokenized.is_target
 
 
 def turn(question: Question, images: int) -> list[dict]:

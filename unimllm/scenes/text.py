@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unimllm.scenes.language import KINDS, ask, caption
 from unimllm.scenes.program import World
-from unimllm.vocabulary import SPECIAL_TOKENS
+from unimllm.vocabulary import IMAGE_TOKENS, TEXT_TOKENS
 
 VOCAB_SIZE = 1024
 NUM_SENTENCES = 12_000
@@ -35,28 +35,34 @@ def sentences(world: World, seed: int = 0, count: int = NUM_SENTENCES):
             yield question.answer
 
 
-def build_text_tokenizer(world: World) -> PreTrainedTokenizerFast:
+def build_text_tokenizer(world: World, image_tokens: dict[str, str] = IMAGE_TOKENS) -> PreTrainedTokenizerFast:
     """Byte-level BPE in which every word of the scenes is one token; the same world gives the same tokenizer."""
-    return train_text_tokenizer(sentences(world))
+    return train_text_tokenizer(sentences(world), image_tokens=image_tokens)
 
 
-def train_text_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over `texts`, with the special tokens and the chat template; fewer merges where texts are few."""
+def train_text_tokenizer(
+    texts: Iterable[str], vocab_size: int = VOCAB_SIZE, image_tokens: dict[str, str] = IMAGE_TOKENS
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over `texts`, with the special tokens and the chat template; fewer merges where texts are few.
+
+    Args:
+        image_tokens: role -> token of a family, see `vocabulary`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS.values()),
+        special_tokens=[*TEXT_TOKENS.values(), *image_tokens.values()],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=SPECIAL_TOKENS["pad"],
-        eos_token=SPECIAL_TOKENS["end"],
-        extra_special_tokens=[t for k, t in SPECIAL_TOKENS.items() if k not in ("pad", "end")],
+        pad_token=TEXT_TOKENS["pad"],
+        eos_token=TEXT_TOKENS["end"],
+        extra_special_tokens=[TEXT_TOKENS["user"], TEXT_TOKENS["assistant"], *image_tokens.values()],
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = CHAT_TEMPLATE

@@ -8,34 +8,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from transformers import PreTrainedModel
 
-from semhitok.fingerprint import code_layout
 from semhitok.image_processing_semhitok import to_uint8
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.command_line import number
-from unimllm.data.code_cache import build_code_cache
 from unimllm.data.mixture import parse_ratios
 from unimllm.data.open_data import DataOptions, open_data, open_validation
-from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import FORMATS, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
-from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.distributed import is_first_process
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
-from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE
-from unimllm.processing_unimllm import UniMLLMProcessor
+from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, prepare_output, read_run
+from unimllm.training.families import family_of
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, sizes_told
 from unimllm.training.presets import SftRecipe
-from unimllm.training.sft import SftTask
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
@@ -54,7 +51,8 @@ SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenize
 VALIDATION_SCENES = 512
 
 OPTIONS = {
-    "image_tokenizer": {"help": "a SemHiTok checkpoint (default: runs/PRESET/decoder, else .../pixel)"},
+    "image_tokenizer": {"help": "a checkpoint of train/tokenizer.py (default: the last stage in runs/PRESET)"},
+    "teacher": {"help": "folder or hub id of a SigLIP for a new CHEERS (default: runs/PRESET/teacher)"},
     "language_model": {"help": "folder or hub id of a causal language model to start from (default: the preset's)"},
     "chat_template": {"help": f"of --language-model, instead of its own: {', '.join(CHAT_TEMPLATES)}, or a file"},
     "data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE[:WEIGHT]",
@@ -74,7 +72,7 @@ OPTIONS = {
 
 
 def train_language_model(
-    args: Namespace, recipe: SftRecipe, freeze: Callable[[UniMLLMForConditionalGeneration], None] | None = None
+    args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedModel], None] | None = None
 ) -> None:
     """Train on scenes, or on --data.
 
@@ -116,7 +114,7 @@ def train_language_model(
 
     if recipe.train.compile:
         model.language_model.get_decoder().compile(dynamic=False)
-    task = SftTask(model, {"text": recipe.text_weight}, recipe.max_length)
+    task = family_of(model.config).make_task(model, recipe)
     pictures = picture_drawer(model, trained_with, recipe)
     train(
         task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures,
@@ -125,7 +123,7 @@ def train_language_model(
 
 
 def picture_drawer(
-    model: UniMLLMForConditionalGeneration, processor: UniMLLMProcessor, recipe: SftRecipe
+    model: PreTrainedModel, processor: ConversationProcessor, recipe: SftRecipe
 ) -> Callable[[], np.ndarray] | None:
     """What draws the recipe's prompts side by side, (S, prompts * S, 3) uint8, with the same seeds; None: nothing.
 
@@ -133,33 +131,32 @@ def picture_drawer(
     """
     if recipe.train.zero_stage == 3 or not recipe.shown_prompts:
         return None
-    inputs = processor.for_drawing(list(recipe.shown_prompts))
+    inputs, options = processor.for_drawing(list(recipe.shown_prompts)), choose_drawing(model, {})
 
     def draw_pictures() -> np.ndarray:
         with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
-            ids = model.generate(
-                **inputs.to(model.device), generation_mode="image", seeds=[0] * len(recipe.shown_prompts),
-                guidance_scale=GUIDANCE_SCALE, temperature=TEMPERATURE,
+            drawn = model.generate(
+                **inputs.to(model.device), generation_mode="image", seeds=[0] * len(recipe.shown_prompts), **options
             )  # fmt: skip
-        return rearrange(to_uint8(model.decode_image_tokens(ids)), "b h w c -> h (b w) c")
+        return rearrange(to_uint8(model.decode_image_tokens(drawn)), "b h w c -> h (b w) c")
 
     return draw_pictures
 
 
-def print_plan(
-    args: Namespace, recipe: SftRecipe, freeze: Callable[[UniMLLMForConditionalGeneration], None] | None
-) -> None:
+def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedModel], None] | None) -> None:
     """What the run would be, for --dry-run; nothing is written."""
     if not is_first_process():
         return
     if not args.data:
-        recipe.model.text_config.vocab_size = len(build_text_tokenizer(recipe.world.open()[0]))
+        image_tokens = family_of(recipe.model).processor_class.image_tokens
+        recipe.model.text_config.vocab_size = len(build_text_tokenizer(recipe.world.open()[0], image_tokens))
     with sizes_told():
         model = build_on_meta(recipe)
     with torch.device("meta"):
         choose_trained(model, recipe, freeze)
-    task = SftTask(model, {}, recipe.max_length)
-    lines = [language_model_plan(args.preset, model, recipe, args.dry_run, task.flops_per_token())]
+    task = family_of(model.config).make_task(model, recipe)
+    flops = task.flops_per_token() if hasattr(task, "flops_per_token") else None
+    lines = [language_model_plan(args.preset, model, recipe, args.dry_run, flops)]
     print("\n".join(lines + describe_data(args)))
     if args.init_from or args.language_model or args.image_tokenizer:
         print("the sizes are the preset's; the checkpoints are read by the run itself")
@@ -170,6 +167,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     for field in ("language_model", "chat_template"):
         if field in args.overrides:
             raise UserError(f"--{field}: write --{field.replace('_', '-')}")
+    family_of(recipe.model).check_options(args, recipe)
     if args.language_model and args.init_from:
         raise UserError("--language-model and --init-from both name a language model to start from; choose one")
     if args.chat_template and not backbone_name(args, recipe):
@@ -224,16 +222,15 @@ def check_validation(args: Namespace, recipe: SftRecipe) -> None:
 def scene_source(
     args: Namespace, recipe: SftRecipe, model, processor, world, renderer, rank: int, world_size: int
 ) -> tuple[SampleSource, dict[str, HeldOut]]:
-    """Rows of conversations about scenes, whose pictures are tokenised once, and rows of the validation split."""
+    """Rows of conversations about scenes, and rows of the validation split."""
 
     def rows(split: str, num_scenes: int, text_drop: float, seed: int) -> PackedConversations:
-        codes = build_code_cache(
-            model.image_tokenizer, world, renderer, SCENE_SEED, num_scenes, args.output_dir.parent / "codes",
-            recipe.train.autocast(), rank, world_size, split,
+        pictures = family_of(model.config).scene_pictures(
+            model, world, renderer, SCENE_SEED, num_scenes, split, args, recipe, rank, world_size
         )  # fmt: skip
         return PackedConversations(
-            world, processor.conversation, codes, SCENE_SEED, model.config.image_offset, recipe.max_length,
-            recipe.drawing_share, text_drop, recipe.sequential_share, seed, split,
+            world, processor.conversation, pictures, SCENE_SEED, num_scenes, recipe.max_length, recipe.drawing_share,
+            text_drop, recipe.sequential_share, seed, split,
         )  # fmt: skip
 
     held_out = {}
@@ -246,14 +243,10 @@ def data_source(
     args: Namespace, recipe: SftRecipe, model, processor, rank: int, world_size: int
 ) -> tuple[SampleSource, dict[str, HeldOut], dict]:
     """Rows of the samples of --data, those of each place of --validation-data, and what run.json notes of the data."""
-    offset = model.config.image_offset
-    if len(processor.tokenizer) > offset:
-        raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {offset:,}; name its own")
-    pictures = (
-        StoredCodes(args.codes, code_layout(model.image_tokenizer), offset)
-        if args.codes
-        else OnlinePixels(processor.image_processor)
-    )
+    held = model.config.text_config.vocab_size
+    if len(processor.tokenizer) > held:
+        raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {held:,}; name its own")
+    pictures = family_of(model.config).sample_pictures(args, model, processor)
     context = model.config.text_config.max_position_embeddings
     tokenizer = SampleTokenizer(processor.conversation, min(recipe.max_length, context))
     config = recipe.train

@@ -5,30 +5,29 @@ Built on the meta device from the preset's sizes; weights, gradients, optimiser 
 """
 
 import torch
+from transformers import PreTrainedModel
 
 from unimllm.data.sample_index import open_samples, parse_data
 from unimllm.discrete.four_bits import BITS, linear_layers
-from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
+from unimllm.training.families import family_of
 from unimllm.training.plan import BF16_SHARE, count, count_trained, row, saved_bytes, state_bytes
 from unimllm.training.presets import SftRecipe
 from unimllm.training.throughput import PEAK_FLOPS
 
-PICTURE_SHARE = 0.8  # of a row's ids, those of pictures that are targets: what a row of drawings alone has
 
-
-def build_on_meta(recipe: SftRecipe) -> UniMLLMForConditionalGeneration:
+def build_on_meta(recipe: SftRecipe) -> PreTrainedModel:
     """The model without its numbers, in seconds at any size."""
     with torch.device("meta"):
-        return UniMLLMForConditionalGeneration(recipe.model)
+        return family_of(recipe.model).model_class(recipe.model)
 
 
-def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int, flops_per_token: float) -> str:
+def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int, flops_per_token: float | None) -> str:
     """The plan of a run, in lines.
 
     Args:
         name: of the preset.
         model: on the meta device, what is not trained frozen.
-        flops_per_token: of a training step.
+        flops_per_token: of a training step; None: not known, no time is told.
 
     Raises:
         UserError: the batch cannot be shared among the processes.
@@ -36,17 +35,17 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     train = recipe.train
     micro, accumulation = train.per_device(num_processes)
     tokens = train.batch_size * recipe.max_length
-    image = model.config.image_tokenizer_config
+    size, positions = model.config.image_size, model.config.num_positions
     lines = [
         name,
-        row("picture", f"{image.image_size} x {image.image_size} pixels, {image.num_positions} ids"),
+        row("picture", f"{size} x {size} pixels, {positions} ids"),
         row("batch", f"{train.batch_size} = {num_processes} process(es) x {micro} rows x {accumulation} in turn; "
                      f"{tokens:,} ids"),
         row("steps", f"{train.max_steps:,} = {train.max_steps * tokens / 1e6:,.1f} M ids"),
         "parameters",
     ]  # fmt: skip
     apart = model.image_tokenizer
-    for part_name, part in parts_of(model).items():
+    for part_name, part in family_of(model.config).parts(model).items():
         trained = count_trained(part)
         state = "frozen" if not trained else "trained" if trained == count(part) else f"{trained / 1e6:,.2f} M trained"
         lines.append(row(f"  {part_name}", f"{count(part) / 1e6:9,.2f} M  {state}"))
@@ -63,21 +62,14 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     memory |= {"image tokenizer, float32": 4.0 * count(apart)} | activation_bytes(model, recipe, micro)
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
-    hours = train.max_steps * tokens * flops_per_token / num_processes / (0.4 * PEAK_FLOPS["H100"]) / 3600
-    lines.append(row("time", f"{hours:,.1f} hours on {num_processes} H100 at an MFU of 40 % (estimate)"))
+    if flops_per_token:
+        hours = train.max_steps * tokens * flops_per_token / num_processes / (0.4 * PEAK_FLOPS["H100"]) / 3600
+        lines.append(row("time", f"{hours:,.1f} hours on {num_processes} H100 at an MFU of 40 % (estimate)"))
     return "\n".join(lines)
 
 
-def parts_of(model) -> dict[str, torch.nn.Module]:
-    """The networks of a model by name."""
-    return {
-        "language model": model.language_model, "adapter": model.adapter, "image head": model.image_head,
-        "image tokenizer": model.image_tokenizer,
-    }  # fmt: skip
-
-
 def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
-    """Bytes that a micro-batch keeps until the backward pass, and those of its logits."""
+    """Bytes that a micro-batch keeps until the backward pass: in the language model, and what the family adds."""
     train, text, length = recipe.train, model.config.text_config, recipe.max_length
     is_half = train.autocast() or train.precision == "bf16"
     block = model.language_model.get_decoder().layers[0]
@@ -87,11 +79,8 @@ def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
     layers = text.num_hidden_layers
     kept = layers * hidden.nbytes + inside if train.gradient_checkpointing else layers * inside
     share = BF16_SHARE if is_half else 1.0
-    image = model.config.image_tokenizer_config
-    width = image.num_codes if model.config.image_head == "flat" else image.num_semantic_codes + image.num_pixel_codes
-    # float32 logits, their softmax and its gradient; the narrower words are left out where pictures are drawn
-    logits = 12.0 * length * max(PICTURE_SHARE * width, text.vocab_size)
-    return {f"activations, {micro} rows": micro * share * kept, f"logits, {micro} rows": micro * logits}
+    by_row = {"activations": share * kept} | family_of(model.config).row_bytes(model, recipe, share)
+    return {f"{what}, {micro} rows": micro * size for what, size in by_row.items()}
 
 
 def describe_data(args) -> list[str]:

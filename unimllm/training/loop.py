@@ -89,8 +89,9 @@ def train(
 
     Args:
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
-            `count_targets(batch) -> int` gets `num_items`: the number of targets of the whole step divided by the
-            number of micro-batches, by which it must divide its summed loss (so every target weighs the same). One
+            `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
+            micro-batches, by which it must divide its summed loss (so every target weighs the same); a task with
+            several kinds of targets returns their numbers by name and gets `num_items` by name. One
             that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second and MFU in its log. One
             that defines `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
@@ -191,11 +192,7 @@ def _step(
         before_step(step, micro_batches[0])
     extra = {}
     if hasattr(task, "count_targets"):
-        count = torch.tensor(float(sum(task.count_targets(b) for b in micro_batches)), device=engine.device)
-        world_size = dist.get_world_size()
-        if world_size > 1:
-            dist.all_reduce(count)
-        extra["num_items"] = count / (accumulation * world_size)
+        extra["num_items"] = targets_of_step(task, micro_batches, engine.device)
     sums: dict[str, float] = {}
     norm, last = 0.0, micro_batches[-1]
     # The one case in which DeepSpeed does not tell the norm: ZeRO 0 without its optimiser for bf16 weights.
@@ -220,6 +217,20 @@ def _step(
     if hasattr(task, "count_tokens"):
         sums["tokens"] = float(sum(task.count_tokens(b) for b in micro_batches))
     return mean_over_ranks(sums, engine.device)
+
+
+def targets_of_step(
+    task: nn.Module, micro_batches: list[dict], device: torch.device
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Targets of the whole step over its micro-batches on all ranks: one number, or one for each kind by name."""
+    counted = [task.count_targets(batch) for batch in micro_batches]
+    by_name = [count if isinstance(count, dict) else {"": count} for count in counted]
+    totals = torch.tensor([float(sum(count[name] for count in by_name)) for name in by_name[0]], device=device)
+    world_size = dist.get_world_size()
+    if world_size > 1:
+        dist.all_reduce(totals)
+    shares = totals.clamp(min=1) / (len(micro_batches) * world_size)  # of what is not there the sum is 0
+    return dict(zip(by_name[0], shares, strict=True)) if isinstance(counted[0], dict) else shares[0]
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -99,7 +99,7 @@ class SftTask(nn.Module):
         return {"input_ids": input_ids.masked_scatter(places, ids), "labels": labels, **others}
 
     def forward(
-        self, num_items: torch.Tensor, pixel_values: torch.Tensor | None = None, **batch
+        self, num_items: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
         """See the model's; `pixel_values` are encoded here and put where input ids and labels have placeholders."""
         if pixel_values is not None:

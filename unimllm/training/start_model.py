@@ -6,30 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
-from semhitok import SemHiTokModel
-from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
-from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
-from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, add_tokens, load_backbone
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
-from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
-from unimllm.processing_unimllm import UniMLLMProcessor
+from unimllm.processing import ConversationProcessor
 from unimllm.scenes.text import build_text_tokenizer
-from unimllm.training.checkpoint import resolve
-from unimllm.training.overrides import default_folder, sizes_told
+from unimllm.training.families import family_of
+from unimllm.training.overrides import sizes_told
 from unimllm.training.presets import SftRecipe
 from unimllm.training.seeding import seed_everything
-from unimllm.training.sft import exchange_image_tokenizer
-from unimllm.vocabulary import IMAGE_TOKENS
 
 
 def backbone_name(args: Namespace, recipe: SftRecipe) -> str:
@@ -50,21 +44,22 @@ def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tup
     """The text tokenizer of a new model; None where the model that a run starts from brings its own."""
     if args.init_from or backbone_name(args, recipe):
         return None
+    image_tokens = family_of(recipe.model).processor_class.image_tokens
     if world_of_scenes:
-        return build_text_tokenizer(world_of_scenes[0])
+        return build_text_tokenizer(world_of_scenes[0], image_tokens)
     place = args.text_tokenizer or DEFAULT_MODEL
     try:
-        return AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        add_tokens(tokenizer, image_tokens)
+        return tokenizer
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
         raise UserError(f"--text-tokenizer {place}: {first_line(error)}") from error
 
 
-def start_model(
-    args: Namespace, recipe: SftRecipe, text_tokenizer
-) -> tuple[UniMLLMForConditionalGeneration, UniMLLMProcessor]:
+def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[PreTrainedModel, ConversationProcessor]:
     """The model that a run starts from, and its processor.
 
-    That of --init-from, with its own image tokenizer or with that of --image-tokenizer; else a trained image tokenizer
+    That of --init-from, with its own image tokenizer or with that of --image-tokenizer; else what the family sees with
     under the language model of --language-model or of the recipe; else under a new one.
 
     Args:
@@ -72,54 +67,55 @@ def start_model(
     """
     # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    family = family_of(recipe.model)
     if args.init_from:
         model, processor = load(args.init_from, "cpu", "--init-from", dtype)
+        if family_of(model.config) is not family:
+            raise UserError(
+                f"--init-from {args.init_from} holds a {model.config.model_type} model, --preset {args.preset} trains "
+                f"{recipe.model.model_type}: choose a preset of the model's family"
+            )
         if args.image_tokenizer:
-            exchange_image_tokenizer(model, load_tokenizer(args.image_tokenizer, "cpu", "--image-tokenizer")[0])
+            family.exchange_vision(model, args)
         recipe.pad_to_square = recipe.pad_to_square or getattr(processor.image_processor, "pad_to_square", False)
         return model, make_processor(model, processor.tokenizer, recipe)
-    image_tokenizer, _ = load_tokenizer(find_image_tokenizer(args), "cpu", "--image-tokenizer")
+    vision, language_model = family.open_vision(args), None
     seed_everything(recipe.train.seed)
     if recipe.language_model:
-        model, text_tokenizer = start_from_backbone(recipe, image_tokenizer, dtype)
-        return model, make_processor(model, text_tokenizer, recipe)
-    recipe.model.image_tokenizer_config = image_tokenizer.config
-    recipe.model.text_config.vocab_size = len(text_tokenizer)
-    if args.data:
-        name_special_ids(recipe, text_tokenizer)
+        language_model, text_tokenizer = open_backbone(recipe, dtype)
+        recipe.model.text_config = language_model.config
+    else:
+        recipe.model.text_config.vocab_size = len(text_tokenizer)
+    name_special_ids(recipe, text_tokenizer)
     with sizes_told():
-        model = UniMLLMForConditionalGeneration(recipe.model)
-    model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
+        model = family.build(recipe.model, vision, language_model)
     return model, make_processor(model, text_tokenizer, recipe)
 
 
-def make_processor(model: UniMLLMForConditionalGeneration, text_tokenizer, recipe: SftRecipe) -> UniMLLMProcessor:
-    """The processor of a model, for its image tokenizer."""
-    image = model.config.image_tokenizer_config
-    image_processor = for_tokenizer(image, recipe.pad_to_square)
-    return UniMLLMProcessor(image_processor, text_tokenizer, num_positions=image.num_positions)
+def make_processor(model: PreTrainedModel, text_tokenizer, recipe: SftRecipe) -> ConversationProcessor:
+    """The processor of a model."""
+    family, config = family_of(model.config), model.config
+    image_processor = family.image_processor(config, recipe.pad_to_square)
+    return family.processor_class(image_processor, text_tokenizer, num_positions=config.num_positions)
 
 
-def training_processor(processor: UniMLLMProcessor, recipe: SftRecipe) -> UniMLLMProcessor:
+def training_processor(processor: ConversationProcessor, recipe: SftRecipe) -> ConversationProcessor:
     """The processor that a run renders its samples with: the model's, or one with the recipe's own template."""
     if not recipe.training_template:
         return processor
     text_tokenizer = copy.deepcopy(processor.tokenizer)  # checkpoints keep the model's template
     text_tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
-    return UniMLLMProcessor(processor.image_processor, text_tokenizer, num_positions=processor.num_positions)
+    return type(processor)(processor.image_processor, text_tokenizer, num_positions=processor.num_positions)
 
 
-def start_from_backbone(recipe: SftRecipe, image_tokenizer: SemHiTokModel, dtype: torch.dtype):
-    """A unified model over the recipe's language model, whose vocabulary gains the image tokens; and its tokenizer."""
+def open_backbone(recipe: SftRecipe, dtype: torch.dtype):
+    """The recipe's language model, whose vocabulary gains the family's image tokens, and its tokenizer."""
     language_model, text_tokenizer = load_backbone(recipe.language_model, recipe.chat_template, dtype)
-    new = add_image_tokens(language_model, text_tokenizer)
+    new = add_image_tokens(language_model, text_tokenizer, family_of(recipe.model).processor_class.image_tokens)
     print_once(
         f"language model: {recipe.language_model}, {len(text_tokenizer):,} tokens, {len(new)} of them new, {dtype}"
     )
-    recipe.model.text_config = language_model.config
-    name_special_ids(recipe, text_tokenizer)
-    with sizes_told():
-        return UniMLLMForConditionalGeneration.from_parts(recipe.model, language_model, image_tokenizer), text_tokenizer
+    return language_model, text_tokenizer
 
 
 def chat_template(args: Namespace, recipe: SftRecipe) -> str:
@@ -134,28 +130,17 @@ def chat_template(args: Namespace, recipe: SftRecipe) -> str:
         raise UserError(f"--chat-template {named} is none of {known} and no text file: {first_line(error)}") from error
 
 
-def find_image_tokenizer(args: Namespace) -> str:
-    """Folder or hub id of the image tokenizer; UserError where none was named and the preset's is not trained yet."""
-    if args.image_tokenizer:
-        return args.image_tokenizer
-    for stage in ("decoder", "pixel"):
-        try:
-            return str(resolve(default_folder(args.preset, stage)))
-        except UserError as error:
-            last = error
-    raise UserError(f"{last}; train it with train/tokenizer.py or name its folder with --image-tokenizer")
-
-
 def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
     """Put the ids that a text tokenizer gives the special tokens into the model's config."""
-    ids = special_ids(text_tokenizer)
-    for name in IMAGE_TOKENS:
-        setattr(recipe.model, f"{name}_token_id", ids[name])
+    image_tokens = family_of(recipe.model).processor_class.image_tokens
+    ids = special_ids(text_tokenizer, image_tokens)
+    for role in image_tokens:
+        setattr(recipe.model, f"{role}_token_id", ids[role])
     for config in (recipe.model, recipe.model.text_config):
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
 
 
-def choose_attention(model: UniMLLMForConditionalGeneration, name: str) -> None:
+def choose_attention(model: PreTrainedModel, name: str) -> None:
     """Compute the language model's attention by another implementation; UserError where it is not to be had."""
     try:
         model.language_model.set_attn_implementation(name)
@@ -164,8 +149,8 @@ def choose_attention(model: UniMLLMForConditionalGeneration, name: str) -> None:
 
 
 def choose_trained(
-    model: UniMLLMForConditionalGeneration, recipe: SftRecipe,
-    freeze: Callable[[UniMLLMForConditionalGeneration], None] | None,
+    model: PreTrainedModel, recipe: SftRecipe,
+    freeze: Callable[[PreTrainedModel], None] | None,
 ) -> None:  # fmt: skip
     """Freeze what a run leaves as it is, or adapt it with LoRA."""
     if freeze:
@@ -177,20 +162,21 @@ def choose_trained(
         train_image_tokens(model)
 
 
-def freeze_language_model(model: UniMLLMForConditionalGeneration) -> None:
-    """Train what stands between pictures and words alone: adapter, image head, and the image tokens' rows.
+def freeze_language_model(model: PreTrainedModel) -> None:
+    """Train what stands between pictures and words alone, and the image tokens' rows.
 
-    LLaVA-1.5's first stage, which trains its projector alone, where pictures are also drawn.
+    LLaVA-1.5's first stage, which trains its projector alone, where pictures are also drawn; CHEERS's alignment.
     """
-    model.language_model.requires_grad_(False)
+    for part in family_of(model.config).first_stage_keeps(model):
+        part.requires_grad_(False)
     train_image_tokens(model)
 
 
-def train_image_tokens(model: UniMLLMForConditionalGeneration) -> None:
+def train_image_tokens(model: PreTrainedModel) -> None:
     """Train the rows of the image tokens in a language model that is frozen."""
     tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
     for table in tables.values():
-        OnlyRows(table.requires_grad_(True), model.config.image_token_rows)
+        OnlyRows(table.requires_grad_(True), model.config.picture_token_ids)
 
 
 def check_four_bits(recipe: SftRecipe) -> None:

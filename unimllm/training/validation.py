@@ -40,7 +40,7 @@ def validation_losses(engine, task: nn.Module, held_out: HeldOut, faults: FaultL
         batch = held_out.source(mine or range(1))
         faults.add(batch.pop("skipped", ()))
         batch = {name: value.to(engine.device) for name, value in batch.items()}
-        outputs = engine(**batch, num_items=torch.ones((), device=engine.device))
+        outputs = engine(**batch)
         for part, sums in task.target_sums(batch, outputs).items():
             totals[part] = totals.get(part, 0) + sums * bool(mine)
     stacked = torch.stack(list(totals.values()))  # (parts, 2)

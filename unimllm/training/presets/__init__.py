@@ -13,6 +13,13 @@ from unimllm.training.presets.ablation import (
     ablation_shared_index,
     ablation_shared_vector,
 )
+from unimllm.training.presets.cheers import (
+    cheers_1_5b_align,
+    cheers_1_5b_general,
+    cheers_1_5b_refined,
+    cheers_1_5b_sft,
+    scenes_64_cheers,
+)
 from unimllm.training.presets.llava import (
     llava15_vicuna7b_pretrain,
     llava15_vicuna7b_sft,
@@ -76,6 +83,7 @@ PRETRAIN_PRESETS = {
     "llava15_vicuna7b_pretrain": llava15_vicuna7b_pretrain,
     "unified_qwen25_7b_pretrain": unified_qwen25_7b_pretrain,
     "unified_qwen25_0_5b": unified_qwen25_0_5b_pretrain,
+    "cheers_1_5b_align": cheers_1_5b_align,
 }
 SFT_PRESETS = {
     "scenes_64": scenes_64_sft,
@@ -83,6 +91,10 @@ SFT_PRESETS = {
     "llava15_vicuna7b_sft": llava15_vicuna7b_sft,
     "unified_qwen25_7b_sft": unified_qwen25_7b_sft,
     "unified_qwen25_0_5b": unified_qwen25_0_5b_sft,
+    "scenes_64_cheers": scenes_64_cheers,
+    "cheers_1_5b_general": cheers_1_5b_general,
+    "cheers_1_5b_refined": cheers_1_5b_refined,
+    "cheers_1_5b_sft": cheers_1_5b_sft,
 }
 
 __all__ = [

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import SiglipConfig
 
 from semhitok import SemHiTokConfig
+from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import TARGETS
 from unimllm.scenes.sources import WorldConfig
@@ -70,7 +71,7 @@ class SftRecipe:
     """What `train/pretrain.py` or `train/sft.py` trains."""
 
     train: TrainConfig
-    model: UniMLLMConfig
+    model: UniMLLMConfig | CheersConfig
     world: WorldConfig | None = field(default_factory=WorldConfig)
     """None: samples that `--data` names."""
     language_model: str = ""
@@ -96,13 +97,13 @@ class SftRecipe:
     pad_to_square: bool = False
     """Fill pictures of --data to a square instead of cutting their middle out; a checkpoint that does so goes on so."""
     num_scenes: int = 80_000
-    """Scenes whose pictures are tokenised once and trained on."""
+    """Scenes whose pictures are trained on."""
     max_length: int = 168
     """Ids of a packed row."""
     drawing_share: float = 0.55
     """Share of the conversations that draw; the others answer questions."""
     text_drop: float = 0.1
-    """Share of the drawing prompts that are emptied, for classifier-free guidance."""
+    """Share of the drawing prompts that are left out, for classifier-free guidance."""
     sequential_share: float = 0.2
     """Share of the pictures asked about in one conversation of several turns; the others in branches (data/packing)."""
     shown_prompts: tuple[str, ...] = (
@@ -112,4 +113,5 @@ class SftRecipe:
     )  # fmt: skip
     """What TensorBoard shows a drawing of every `train.picture_every` steps."""
     text_weight: float = 2.0
-    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1)."""
+    """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1); of CHEERS, whose text and
+    pictures are counted apart, that of the mean over text beside the mean over pictures."""

@@ -1,25 +1,30 @@
-"""UniMLLMProcessor: conversations and pictures to model inputs, ids back to text and pictures."""
+"""What the processors of both families are: conversations and pictures to model inputs, what was drawn to pictures."""
 
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from unimllm.conversation import ConversationTokenizer
+from unimllm.vocabulary import IMAGE_TOKENS
 
 
-class UniMLLMProcessor(ProcessorMixin):
+class ConversationProcessor(ProcessorMixin):
     """A text tokenizer with a chat template and an image processor, saved together.
+
+    A family names its own `image_tokens`.
 
     Args:
         image_processor: a SemHiTokImageProcessor.
         tokenizer: a text tokenizer that `ConversationTokenizer` can use.
-        num_positions: N, image ids per picture.
+        num_positions: N, positions of a picture.
     """
+
+    image_tokens = IMAGE_TOKENS
 
     def __init__(self, image_processor=None, tokenizer=None, num_positions: int = 64, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.num_positions = num_positions
-        self.conversation = ConversationTokenizer(tokenizer, num_positions)
+        self.conversation = ConversationTokenizer(tokenizer, num_positions, self.image_tokens)
 
     def to_dict(self) -> dict:
         values = super().to_dict()
@@ -47,10 +52,8 @@ class UniMLLMProcessor(ProcessorMixin):
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     def for_drawing(self, prompts: list[str]) -> BatchFeature:
-        """Inputs of `generate(generation_mode="image")`: one row per prompt, and the unconditional prompt."""
-        data = self._pad_left([self.conversation.drawing_prompt(prompt) for prompt in prompts])
-        data["unconditional_ids"] = torch.tensor(self.conversation.drawing_prompt(""))
-        return BatchFeature(data)
+        """Inputs of `generate(generation_mode="image")`: one row per prompt, padded on the left."""
+        return BatchFeature(self._pad_left([self.conversation.drawing_prompt(prompt) for prompt in prompts]))
 
     def post_process_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
         """(B, 3, S, S) in -1..1 -> pictures."""

@@ -1,0 +1,343 @@
+"""Training CHEERS: rows of scenes with pixels, branches under its mask, targets counted apart, plans, the programs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from llava_files import write_llava
+from transformers import SiglipVisionModel
+
+import unimllm
+from semhitok.image_processing_semhitok import to_pixel_values
+from unimllm import CheersForConditionalGeneration
+from unimllm.cheers.configuration_cheers import tiny_config
+from unimllm.conversation import ConversationTokenizer
+from unimllm.data.packing import PackedRow, stack_rows
+from unimllm.errors import UserError
+from unimllm.scenes import Renderer, World
+from unimllm.scenes.conversations import PackedConversations
+from unimllm.scenes.pictures import ScenePixels
+from unimllm.scenes.text import sentences, train_text_tokenizer
+from unimllm.training import checkpoint, cheers_family, loop
+from unimllm.training.cheers_sft import CheersTask
+from unimllm.training.families import family_of
+from unimllm.training.language_model import check_options
+from unimllm.training.language_plan import build_on_meta, language_model_plan
+from unimllm.training.plan import count
+from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
+from unimllm.training.start_model import freeze_language_model, start_model
+from unimllm.vocabulary import CHEERS_TOKENS, IGNORE
+
+PAD, END, USER, ASSISTANT, START, STOP, IMAGE, DRAWN, NO_TEXT = range(9)
+READ = [START, *[IMAGE] * 4, STOP]
+TESTS = Path(__file__).parent
+
+
+# ---- rows of scenes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(fake_atlas) -> World:
+    return World(fake_atlas, 16)
+
+
+@pytest.fixture(scope="module")
+def conversation(world) -> ConversationTokenizer:
+    tokenizer = train_text_tokenizer(sentences(world, count=300), image_tokens=CHEERS_TOKENS)
+    return ConversationTokenizer(tokenizer, 4, CHEERS_TOKENS)
+
+
+def rows(world, conversation, **shares) -> PackedConversations:
+    shares = {"drawing_share": 0.5, "text_drop": 0.0, "sequential_share": 0.2} | shares
+    pictures = ScenePixels(Renderer(world.atlas, 16))
+    return PackedConversations(world, conversation, pictures, 7, 50, 72, **shares, seed=0)
+
+
+def test_rows_hold_the_pictures_of_their_scenes_in_reading_order(world, conversation):
+    source = rows(world, conversation)
+    batch = source(range(3))
+    ids = conversation.ids
+    assert int((batch["input_ids"] == ids["image"]).sum()) == 4 * len(batch["pixel_values"])
+    shown = [scene for i in range(3) for _, scene in source.row(i)[1]]
+    expected = to_pixel_values(Renderer(world.atlas, 16).render_batch(shown))
+    assert torch.equal(batch["pixel_values"], expected) and batch["pixel_values"].dtype == torch.float32
+    assert torch.equal(source(range(1, 2))["input_ids"], batch["input_ids"][1:2])
+
+
+def test_dropped_prompts_are_tokens_of_missing_text_and_as_long_as_prompts(world, conversation):
+    batch = rows(world, conversation, drawing_share=1.0, text_drop=1.0)(range(2))
+    ids = conversation.ids
+    of_pictures = {ids[role] for role in ("image", "image_start", "image_end")}
+    assert set(batch["input_ids"].flatten().tolist()) == {*of_pictures, ids["no_text"], ids["pad"]}
+    assert set(batch["labels"].flatten().tolist()) == {*of_pictures, IGNORE}
+    starts = (batch["input_ids"] == ids["image_start"]).nonzero()
+    assert int(batch["position_ids"][tuple(starts[0])]) > 3  # not just the marks of a turn
+
+
+# ---- the task -------------------------------------------------------------------------------------------------------
+
+
+def make_model() -> CheersForConditionalGeneration:
+    """In double precision, its zero-initialised parts open."""
+    torch.manual_seed(0)
+    model = CheersForConditionalGeneration(tiny_config()).double().eval()
+    for name, parameter in model.named_parameters():
+        if "adaLN_modulation" in name or "hi_gate" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def branching_batch() -> dict[str, torch.Tensor]:
+    """A picture with two questions behind it, and a drawing."""
+    row, answer = PackedRow(40, PAD), [False, False, False, True, True]
+    row.add_branches(READ, [False] * 6, [([USER, 9, ASSISTANT, 10, END], answer), ([USER, 11, 3, 12, END], answer)])
+    row.add([USER, 13, 14, ASSISTANT, *READ, END], [False] * 4 + [True] * 7)
+    return stack_rows([row], with_mask=True)
+
+
+def pictures(how_many: int) -> torch.Tensor:
+    return torch.rand(how_many, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.double) * 2 - 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_branch_and_a_sample_of_a_row_are_read_as_if_alone(attention):
+    model = make_model()
+    model.set_attn_implementation(attention)
+    batch, pixels = branching_batch(), pictures(2)
+    t, noise = torch.tensor([1.0, 0.4]).double(), torch.randn(2, 16, 4, 4, dtype=torch.double)
+    ids = CheersTask(model, {}).mark_drawn(batch)["input_ids"]
+    inputs = {"attention_mask": batch["attention_mask"], "position_ids": batch["position_ids"], "t": t, "noise": noise}
+    together = model(ids, pixels, **inputs).last_hidden_state[0]
+    first = [*range(6), *range(11, 16)]  # the picture, and the second question
+    alone = model(ids[:, first], pixels[:1], t=t[:1], noise=noise[:1]).last_hidden_state[0]
+    torch.testing.assert_close(together[first], alone)
+    drawn = slice(16, 27)
+    alone = model(ids[:, drawn], pixels[1:], t=t[1:], noise=noise[1:]).last_hidden_state[0]
+    torch.testing.assert_close(together[drawn], alone)
+
+
+def test_pictures_that_are_targets_are_drawn_and_counted_apart():
+    task, batch = CheersTask(make_model(), {"text": 1.0}), branching_batch()
+    marked = task.mark_drawn(batch)
+    assert (marked["input_ids"] == IMAGE).sum() == 4 and (marked["input_ids"] == DRAWN).sum() == 4
+    assert marked["labels"][marked["labels"] != IGNORE].tolist() == [10, END, 12, END, START, END]
+    assert task.count_targets(batch) == {"text": 6, "flow": 1}
+    batch |= {"pixel_values": pictures(2)}
+    once, again = (task.eval()(**batch) for _ in range(2))
+    assert once == again and set(once) == {"loss", "text", "flow"}
+    assert task.train()(**batch)["flow"] != once["flow"]
+    sums = task.target_sums(batch, once)
+    assert sums["text"].tolist() == [6 * float(once["text"]), 6] and float(sums["flow"][1]) == 1
+    assert not any(p.requires_grad for p in task.model.image_tokenizer.parameters())
+
+
+def test_targets_of_a_step_are_counted_by_their_kinds(monkeypatch):
+    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
+    task = CheersTask(make_model(), {})
+    text = {"input_ids": torch.tensor([[USER, 9, ASSISTANT, 10]]), "labels": torch.tensor([[-100, -100, -100, 10]])}
+    cpu = torch.device("cpu")
+    assert loop.targets_of_step(task, [branching_batch(), text], cpu) == {"text": 3.5, "flow": 0.5}
+    assert loop.targets_of_step(task, [text, text], cpu) == {"text": 1.0, "flow": 0.5}  # nothing drawn: 0 / 0.5 = 0
+    one = Namespace(count_targets=lambda batch: 3)
+    assert float(loop.targets_of_step(one, [text, text], cpu)) == 3.0
+
+
+def test_a_batch_of_scenes_is_learnt_by_heart(world, conversation):
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(conversation.tokenizer), 96
+    for role in CHEERS_TOKENS:
+        setattr(config, f"{role}_token_id", conversation.ids[role])
+    task = CheersTask(CheersForConditionalGeneration(config), {"text": 1.0}).train()
+    batch = rows(world, conversation)(range(2))
+    optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], 1e-2)
+    seen = []
+    for _ in range(40):
+        torch.manual_seed(3)  # the same times and noise
+        outputs = task(**batch, num_items={"text": 40.0, "flow": 3.0})
+        optimizer.zero_grad()
+        outputs["loss"].backward()
+        optimizer.step()
+        seen.append([float(outputs[part]) for part in ("text", "flow")])
+    assert seen[-1][0] < 0.3 * seen[0][0] and seen[-1][1] < 0.8 * seen[0][1]
+
+
+# ---- presets and plans ----------------------------------------------------------------------------------------------
+
+
+def test_the_scenes_preset_is_the_other_family_s_but_for_its_pictures():
+    recipe, other = SFT_PRESETS["scenes_64_cheers"](), SFT_PRESETS["scenes_64"]()
+    assert recipe.model.text_config.to_dict() == other.model.text_config.to_dict()
+    assert recipe.model.vision_config.to_dict() == other.model.image_tokenizer_config.vision_config.to_dict()
+    assert (recipe.num_scenes, recipe.world) == (other.num_scenes, other.world) and recipe.text_drop == 0.2
+    assert recipe.model.num_positions == 16 and 4 * recipe.model.num_positions == recipe.model.latent_size**2
+    model = build_on_meta(recipe)
+    assert type(model) is CheersForConditionalGeneration and model.config.image_size == 64
+
+
+def test_the_paper_s_stages_have_a_plan_of_the_released_size():
+    stages = {"align": PRETRAIN_PRESETS, "general": SFT_PRESETS, "refined": SFT_PRESETS, "sft": SFT_PRESETS}
+    recipes = {stage: presets[f"cheers_1_5b_{stage}"]() for stage, presets in stages.items()}
+    steps = [(r.train.max_steps, r.train.learning_rate, r.train.learning_rate_at(r.train.max_steps - 1)) for r in
+             recipes.values()]  # fmt: skip
+    assert [s[:2] for s in steps] == [(30_000, 1e-4), (60_000, 1e-4), (65_000, 4e-5), (30_000, 2e-5)]
+    assert [last == rate for _, rate, last in steps] == [True, True, True, False]
+    recipe = recipes["align"]
+    model = build_on_meta(recipe)
+    parts = {name: round(count(part) / 1e6, 1) for name, part in family_of(model.config).parts(model).items()}
+    assert parts == {
+        "language model": 1543.7, "SigLIP": 428.8, "compressor": 28.3, "decoder before SigLIP": 49.6,
+        "flow head": 436.9, "image tokenizer": 84.0,
+    }  # fmt: skip
+    with torch.device("meta"):
+        freeze_language_model(model)
+        family_of(model.config).make_task(model, recipe)
+    told = language_model_plan("align", model, recipe, 8, None)
+    lines = {line[:28].strip(): line[28:].strip() for line in told.splitlines()}
+    assert lines["picture"] == "512 x 512 pixels, 256 ids" and lines["image tokenizer"].endswith("frozen")
+    assert lines["SigLIP"].endswith("frozen") and lines["flow head"].endswith("M  trained") and "time" not in lines
+    assert lines["batch"].startswith("128 = 8 process(es) x 1 rows x 16 in turn")
+    assert float(lines["pictures, 1 rows"].split()[0]) > 1
+
+
+# ---- what a run starts from -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Namespace:
+    """Folders of an autoencoder and of a SigLIP for each other."""
+    folder, config = tmp_path_factory.mktemp("parts"), tiny_config()
+    model = CheersForConditionalGeneration(config)
+    model.image_tokenizer.save_pretrained(folder / "vae")
+    SiglipVisionModel(config.vision_config).save_pretrained(folder / "teacher")
+    return Namespace(vae=folder / "vae", teacher=folder / "teacher")
+
+
+def test_a_new_model_takes_over_its_parts(parts, tiny_cheers):
+    args = Namespace(preset="x", image_tokenizer=str(parts.vae), teacher=str(parts.teacher), init_from=None)
+    vision = cheers_family.open_vision(args)
+    model = cheers_family.build(tiny_config(), vision)
+    for name, value in vision.vae.decoder.state_dict().items():
+        assert torch.equal(model.vision_tokenizer.vae_decoder_projector.decoder.state_dict()[name], value)
+    assert model.vision_tokenizer.vision_representation is vision.siglip
+    args.image_tokenizer = str(tiny_cheers)  # a whole model has an autoencoder too
+    expected = unimllm.load(tiny_cheers, "cpu")[0].image_tokenizer.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in cheers_family.open_vae(args).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_tokenizer": "no/such/folder"}, "--image-tokenizer no/such/folder: no such folder"),
+        ({"image_tokenizer": None}, "no checkpoint in runs/x/vae: .*train it with train/tokenizer.py --stage vae"),
+        ({"image_tokenizer": "teacher"}, "holds a siglip_vision_model; CHEERS draws in the latents of a cheers_vae"),
+        ({"teacher": None}, "--teacher: no checkpoint in runs/x/teacher"),
+        ({"teacher": "vae"}, "--teacher: "),
+    ],
+)
+def test_parts_that_are_none_are_one_line(changes, message, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = {"preset": "x", "init_from": None, "image_tokenizer": str(parts.vae), "teacher": str(parts.teacher)}
+    changes = {name: str(getattr(parts, value or "", value)) if value else None for name, value in changes.items()}
+    with pytest.raises(UserError, match=message) as told:
+        cheers_family.open_vision(Namespace(**args | changes))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options", "message"),
+    [
+        ("scenes_64", {"teacher": "x"}, "--teacher: an image tokenizer of codes has its SigLIP in it"),
+        ("scenes_64_cheers", {"teacher": "x", "init_from": "y"}, "--teacher: the model of --init-from has its SigLIP"),
+        ("scenes_64_cheers", {"codes": "x"}, "--codes: this family reads pictures"),
+        ("scenes_64_cheers", {"lora_rank": 4}, "--lora_rank and --quantize_base are for models of codes"),
+        ("scenes_64_cheers", {"attention": "flash_attention_2"}, "cannot let a picture see all of itself"),
+    ],
+)
+def test_options_of_the_other_family_are_one_line(preset, options, message):
+    recipe = SFT_PRESETS[preset]()
+    names = ("teacher", "init_from", "codes", "language_model", "image_tokenizer")
+    args = Namespace(preset=preset, overrides={}, **dict.fromkeys(names) | options)
+    for name in ("lora_rank", "attention"):
+        setattr(recipe, name, options.get(name, getattr(recipe, name)))
+    with pytest.raises(UserError, match=message):
+        check_options(args, recipe)
+
+
+def test_a_checkpoint_of_the_other_family_is_not_started_from(tiny_checkpoint):
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None)
+    with pytest.raises(UserError, match="holds a unimllm model, --preset scenes_64_cheers trains cheers: choose a"):
+        start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
+
+
+def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_cheers), image_tokenizer=str(parts.vae))
+    with pytest.raises(UserError, match="draws in its own autoencoder's latents; leave it out"):
+        start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
+
+
+# ---- the programs ---------------------------------------------------------------------------------------------------
+
+
+def run(program: Path, *options, processes: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(program), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
+
+
+def losses(result: subprocess.CompletedProcess) -> dict[int, str]:
+    assert result.returncode == 0, result.stderr[-2000:]
+    return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+ text \S+ flow \S+)", result.stdout)}
+
+
+def weights(output: Path) -> bytes:
+    return (checkpoint.latest(output) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(3000)
+def test_scenes_are_trained_on_from_nothing_and_resumed_bit_for_bit(tmp_path):
+    program = TESTS / "cheers_scenes.py"
+    straight = run(program, tmp_path / "parts", "--output-dir", tmp_path / "straight" / "sft")
+    expected = losses(straight)
+    assert list(expected) == [1, 2, 3] and "step 3/3 validation: scenes text" in straight.stdout
+    assert re.search(r"validation: scenes text \S+ flow \S+\n", straight.stdout)
+    stopped = tmp_path / "stopped" / "sft"
+    shutil.copytree(tmp_path / "straight" / "sft", stopped)
+    for step in (2, 3):
+        shutil.rmtree(stopped / f"step-00000{step}")
+    resumed = run(program, tmp_path / "parts", "--output-dir", stopped)
+    assert "resuming from step-000001" in resumed.stdout
+    assert losses(resumed) == {step: expected[step] for step in (2, 3)}
+    assert weights(stopped) == weights(tmp_path / "straight" / "sft")
+    model, processor = unimllm.load(tmp_path / "straight" / "sft", "cpu")
+    assert unimllm.draw(model, processor, ["a photo of two dogs"], num_steps=2)[0].size == (16, 16)
+    vae = CheersForConditionalGeneration.from_pretrained(checkpoint.latest(stopped)).image_tokenizer
+    other = cheers_family.open_vae(Namespace(preset="x", image_tokenizer=str(tmp_path / "parts" / "vae")))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.timeout(3000)
+def test_a_llava_file_is_trained_on_under_zero_2_by_two_processes(tiny_cheers, tmp_path):
+    data = write_llava(tmp_path / "mine")
+    command = [
+        TESTS.parent / "train" / "sft.py", "--preset", "scenes_64_cheers", "--init-from", tiny_cheers, "--data", data,
+        "--image-root", data.parent / "images", "--ratios", "2:2:1", "--max_length", 80, "--max-steps", 2,
+        "--train.batch_size", 4, "--train.precision", "fp32", "--train.zero_stage", 2, "--train.save_minutes", 0,
+        "--train.num_threads", 1, "--train.picture_every", 0,
+    ]  # fmt: skip
+    whole = losses(run(*command, "--output-dir", tmp_path / "whole" / "sft", processes=2))
+    assert list(whole) == [1, 2]
+    stopped = tmp_path / "stopped" / "sft"
+    shutil.copytree(tmp_path / "whole" / "sft", stopped)
+    shutil.rmtree(stopped / "step-000002")
+    assert losses(run(*command, "--output-dir", stopped, processes=2)) == {2: whole[2]}
+    assert weights(stopped) == weights(tmp_path / "whole" / "sft")

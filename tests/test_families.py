@@ -1,0 +1,200 @@
+"""Both families behind the same commands: what draws, answers and examines asks the model, never which family it is."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
+from unimllm.cheers.released_processor import write_processor
+from unimllm.cheers.sampling import without_text
+from unimllm.conversation import text_message
+from unimllm.drawing import choose_drawing
+from unimllm.errors import UserError
+from unimllm.inference import answer_batch
+from unimllm.scenes import CLASSES_24, GlyphAtlas
+from unimllm.scenes.reader import SceneReader, SceneReaderConfig
+
+APPLE, DOGS = "a photo of a red apple", "a photo of two dogs and a blue car"
+EVAL = Path(__file__).parents[1] / "eval"
+
+
+@pytest.fixture(scope="module")
+def cheers(tiny_cheers):
+    """(model, processor)."""
+    return load(tiny_cheers, "cpu")
+
+
+def red() -> Image.Image:
+    return Image.new("RGB", (20, 30), "red")
+
+
+# ---- loading and drawing --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_cheers_opens_as_it_was_saved(cheers, tiny_cheers):
+    model, processor = cheers
+    assert isinstance(model, CheersForConditionalGeneration) and isinstance(processor, CheersProcessor)
+    assert processor.num_positions == model.config.num_positions == 4
+    assert [processor.conversation.ids[role] for role in CheersProcessor.image_tokens] == [4, 5, 6, 7, 8]
+    saved = json.loads((tiny_cheers / "generation_config.json").read_text())["drawing"]
+    assert saved == {"guidance_scale": 3.0, "num_steps": 5, "time_shift": 1.0} == choose_drawing(model, {})
+
+
+def test_prompts_for_drawing_end_where_the_picture_begins(cheers):
+    _, processor = cheers
+    inputs = processor.for_drawing([APPLE, DOGS])
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert inputs["input_ids"][:, -1].tolist() == [processor.conversation.ids["image_start"]] * 2
+    ids = processor([[{"role": "user", "content": [{"type": "image", "image": red()}]}]])["input_ids"][0].tolist()
+    start = ids.index(processor.conversation.ids["image_start"])
+    assert ids[start + 1 : start + 5] == [processor.conversation.ids["image"]] * 4
+
+
+def test_a_batch_is_drawn_and_answered_as_one_by_one(cheers):
+    together = draw(*cheers, [APPLE, DOGS, APPLE], [1, 2, 3])
+    for prompt, seed, picture in zip([APPLE, DOGS, APPLE], [1, 2, 3], together, strict=True):
+        (alone,) = draw(*cheers, [prompt], [seed])
+        assert np.abs(np.asarray(alone, int) - np.asarray(picture, int)).max() <= 1  # sums of a batch round otherwise
+    assert np.asarray(together[0]).tolist() != np.asarray(together[2]).tolist()
+    questions = ["What is in the picture?", "Is there a dog in the image?"]
+    asked = [
+        [{"role": "user", "content": [{"type": "image", "image": red()}, {"type": "text", "text": question}]}]
+        for question in questions
+    ]
+    assert answer_batch(*cheers, asked) == [answer(*cheers, red(), question) for question in questions]
+
+
+def test_a_prompt_without_its_text_is_what_each_family_guides_with(cheers, tiny_checkpoint):
+    messages = [text_message("user", APPLE), text_message("assistant", "", images=1)]
+    model, processor = cheers
+    whole, left = processor.conversation(messages), processor.conversation.without_text(messages)
+    expected = without_text(model, torch.tensor([whole.input_ids]))[0].tolist()
+    assert left.input_ids == expected and len(left) == len(whole)
+    assert sum(left.is_target) == sum(whole.is_target) - 1  # all but the end of the answer
+    other = AutoProcessor.from_pretrained(tiny_checkpoint)
+    start = other.conversation.ids["image_start"]
+    left = other.conversation.without_text(messages).input_ids
+    assert left[: left.index(start) + 1] == other.for_drawing([APPLE])["unconditional_ids"].tolist()
+
+
+def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheers, tmp_path, capsys):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_cheers / name, tmp_path / name)
+    write_processor(tmp_path)
+    model, processor = load(tmp_path, "cpu")
+    assert choose_drawing(model, {}) == {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
+    assert isinstance(processor, CheersProcessor) and processor.num_positions == 4
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"no_text_token_id": 99}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    write_processor(tmp_path)
+    assert "no processor was written, the text tokenizer cannot be used: its ids of no_text" in capsys.readouterr().out
+
+
+def test_options_change_the_drawing_and_are_counted(cheers):
+    model, processor = cheers
+    steps = []
+    first = draw(model, processor, [APPLE], on_step=lambda: steps.append(1), num_steps=3)[0]
+    assert len(steps) == 3 == model.num_drawing_steps(choose_drawing(model, {"num_steps": 3}))
+    assert first.tobytes() == draw(model, processor, [APPLE], [0], num_steps=3)[0].tobytes()
+    for other in ({"num_steps": 4}, {"guidance_scale": 1.0}, {"time_shift": 0.5}):
+        assert first.tobytes() != draw(model, processor, [APPLE], **{"num_steps": 3} | other)[0].tobytes(), other
+
+
+def test_an_option_of_the_other_family_is_one_line(cheers, tiny_checkpoint):
+    with pytest.raises(UserError, match=r"^this model cannot draw with top_k \(--top-k\), leave it out; it takes guid"):
+        draw(*cheers, [APPLE], top_k=5)
+    with pytest.raises(UserError, match=r"cannot draw with num_steps .*temperature \(--temperature\), top_k"):
+        draw(*load(tiny_checkpoint, "cpu"), [APPLE], num_steps=5)
+
+
+def test_an_option_that_a_checkpoint_has_by_mistake_is_told(tiny_checkpoint):
+    model, _ = load(tiny_checkpoint, "cpu")
+    assert choose_drawing(model, {"top_k": None}) == {"guidance_scale": 3.0, "temperature": 0.9, "top_k": 0}
+    model.generation_config.drawing = {"guidance_scale": 2.0}
+    assert choose_drawing(model, {})["guidance_scale"] == 2.0
+    model.generation_config.drawing = {"guidance": 2.0}
+    with pytest.raises(UserError, match="cannot draw with guidance, is in its generation_config.json"):
+        choose_drawing(model, {})
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def test_generate_draws_with_cheers(call, tiny_cheers, tmp_path):
+    common = ("--prompt", APPLE, "--model", tiny_cheers)
+    result = call(generate, *common, "--out", tmp_path / "a.png", "--num-steps", 3)
+    assert result.code == 0 and result.out == f"{tmp_path / 'a.png'}\n" and "3/3" in result.err
+    assert "5/5" in call(generate, *common, "--out", tmp_path / "b.png").err  # the checkpoint's own
+    call(generate, *common, "--out", tmp_path / "c.png", "--num-steps", 3, "--cfg-scale", 1)
+    pictures = {(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")}
+    assert len(pictures) == 3 and Image.open(tmp_path / "a.png").size == (16, 16)
+    refused = call(generate, *common, "--out", tmp_path / "new" / "d.png", "--temperature", 0.5).refusal()
+    assert "cannot draw with temperature (--temperature), leave it out; it takes" in refused
+    assert not (tmp_path / "new").exists()
+    refused = call(generate, *common, "--out", tmp_path / "d.png", "--num-steps", 0).refusal()
+    assert "argument --num-steps: '0' is not a whole number of 1 or more" in refused
+
+
+def test_chat_talks_and_draws_with_cheers(call, tiny_cheers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    red().save("red.png")
+    options = ("--image", "red.png", "--model", tiny_cheers)
+    one = call(chat, *options, "--question", "What is in the picture?")
+    assert one.code == 0 and one.err == ""
+    several = call(chat, *options, stdin="What is in the picture?\n/draw a red apple\nIs there a dog?\n")
+    assert several.code == 0 and several.out.startswith(one.out) and "drawing-1.png" in several.out
+    assert Image.open("drawing-1.png").size == (16, 16)
+
+
+def program(name: str):
+    spec = importlib.util.spec_from_file_location(f"eval_{name}", EVAL / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scenes_are_examined_with_cheers(tiny_cheers, fake_atlas, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
+    torch.manual_seed(0)
+    config = SceneReaderConfig(image_size=16, class_names=CLASSES_24, widths=(4, 6, 8), num_blocks=(1, 1))
+    SceneReader(config).save_pretrained(tmp_path / "reader")
+    scenes = program("scenes")
+    options = ["--model", str(tiny_cheers), "--reader", str(tmp_path / "reader"), "--limit", "2", "--device", "cpu"]
+    with pytest.raises(UserError, match="cannot draw with top_k"):
+        scenes.main([*options, "--top-k", "2"])
+    scenes.main([*options, "--num-steps", "2", "--json", str(tmp_path / "scores.json")])
+    results = json.loads((tmp_path / "scores.json").read_text())
+    assert results["sampling"] == {"guidance_scale": 3.0, "num_steps": 2, "time_shift": 1.0}
+    assert results["geneval"] and results["pope"] and isinstance(results["psnr"], float)
+    assert not {"num_positions", "flat_code_use"} & set(results) and "Code use" not in capsys.readouterr().out
+
+
+def test_geneval_pictures_are_drawn_with_cheers(tiny_cheers, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    record = {"tag": "single_object", "include": [{"class": "apple", "count": 1}], "prompt": APPLE}
+    prompts.write_text(json.dumps(record) + "\n")
+    words = ["generate", "--model", str(tiny_cheers), "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    program("geneval").main([*words, "--images-per-prompt", "2", "--num-steps", "2"])
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+    settings = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert settings["sampling"]["num_steps"] == 2
+
+
+def test_the_losses_of_answers_are_those_of_the_model(cheers):
+    """What lmms-eval's multiple choice asks for."""
+    from unimllm.lmms_eval_requests import Asked, continuation_losses, user_turn
+
+    asked = Asked("question 0", user_turn("question 0", "What color is the apple?", [red()]))
+    together = continuation_losses(*cheers, [(asked, "red"), (asked, "green")], 2)
+    for words, (loss, _) in zip(("red", "green"), together, strict=True):
+        ((alone, _),) = continuation_losses(*cheers, [(asked, words)], 1)
+        assert loss == pytest.approx(alone, rel=1e-5)

@@ -1,0 +1,159 @@
+"""CHEERS in training: latents of an autoencoder, drawn by a flow. The verbs are those of `families`."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import nn
+from transformers import AutoModel, SiglipVisionModel
+
+from semhitok.checkpoints import find_tokenizer
+from semhitok.errors import first_line
+from semhitok.image_processing_semhitok import SemHiTokImageProcessor, for_size
+from semhitok.teacher import load_teacher
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+from unimllm.cheers.processing_cheers import CheersProcessor
+from unimllm.data.picture_ids import OnlinePixels
+from unimllm.distributed import print_once
+from unimllm.errors import UserError
+from unimllm.scenes.pictures import ScenePixels
+from unimllm.training.checkpoint import resolve
+from unimllm.training.cheers_sft import CheersTask
+from unimllm.training.overrides import default_folder
+from unimllm.training.plan import saved_bytes
+from unimllm.training.presets import SftRecipe
+from unimllm.training.tokenizer import find_teacher
+
+model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
+
+PICTURE_SHARE = 0.8  # of a row's ids, those of pictures
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What a new model sees with: an autoencoder, and a SigLIP over what its decoder makes."""
+
+    vae: CheersVae
+    siglip: SiglipVisionModel
+
+
+def check_options(args: Namespace, recipe: SftRecipe) -> None:
+    if args.teacher and args.init_from:
+        raise UserError("--teacher: the model of --init-from has its SigLIP; leave it out")
+    if args.codes:
+        raise UserError("--codes: this family reads pictures, not codes; leave it out")
+    if recipe.lora_rank or recipe.quantize_base:
+        raise UserError("--lora_rank and --quantize_base are for models of codes; this family is trained whole")
+    if recipe.attention.startswith("flash_attention"):
+        raise UserError(f"--attention {recipe.attention}: it cannot let a picture see all of itself; use sdpa")
+
+
+def open_vision(args: Namespace) -> Vision:
+    """The autoencoder of --image-tokenizer (or of the preset's stage vae) and the SigLIP of --teacher."""
+    try:
+        teacher = load_teacher(find_teacher(args.teacher, default_folder(args.preset, "teacher")))
+    except (ValueError, OSError) as error:
+        raise UserError(f"--teacher: {error}") from error
+    if not isinstance(teacher.vision_model, SiglipVisionModel):
+        raise UserError("--teacher: a NaFlex SigLIP 2 cannot see through CHEERS; take one of fixed resolution")
+    if any(value != 0.5 for value in (*teacher.image_mean, *teacher.image_std)):
+        raise UserError("--teacher: CHEERS shows its SigLIP pictures in -1..1; this one was trained on another range")
+    print_once(teacher.describe())
+    return Vision(open_vae(args), teacher.vision_model)
+
+
+def open_vae(args: Namespace) -> CheersVae:
+    """An autoencoder, or that of a whole model; UserError where there is none."""
+    if args.image_tokenizer:
+        folder = find_tokenizer(args.image_tokenizer, "--image-tokenizer")
+    else:
+        try:
+            folder = resolve(default_folder(args.preset, "vae"))
+        except UserError as error:
+            raise UserError(
+                f"{error}; train it with train/tokenizer.py --stage vae or name its folder with --image-tokenizer"
+            ) from error
+    try:
+        loaded, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # a damaged file raises nearly anything
+        raise UserError(f"--image-tokenizer: cannot load {folder}: {first_line(error)}") from error
+    vae = getattr(loaded, "image_tokenizer", loaded)
+    if not isinstance(vae, CheersVae):
+        kind = loaded.config.model_type
+        raise UserError(f"--image-tokenizer {folder} holds a {kind}; CHEERS draws in the latents of a cheers_vae")
+    if report["missing_keys"]:
+        raise UserError(f"--image-tokenizer: the weights in {folder} lack {min(report['missing_keys'])}")
+    return vae
+
+
+def build(config: CheersConfig, vision: Vision, language_model=None) -> CheersForConditionalGeneration:
+    config.vision_config, config.vae_config = vision.siglip.config, vision.vae.config
+    if language_model is not None:
+        config.text_config = language_model.config
+        config.tie_word_embeddings = language_model.config.tie_word_embeddings
+    config.check_sizes()
+    return CheersForConditionalGeneration.from_parts(config, language_model, vision.siglip, vision.vae)
+
+
+def exchange_vision(model: CheersForConditionalGeneration, args: Namespace) -> NoReturn:
+    raise UserError("--image-tokenizer: a trained model draws in its own autoencoder's latents; leave it out")
+
+
+def image_processor(config: CheersConfig, pad_to_square: bool) -> SemHiTokImageProcessor:
+    processor = for_size(config.image_size)
+    processor.pad_to_square = pad_to_square
+    return processor
+
+
+def scene_pictures(
+    model, world, renderer, seed: int, count: int, split: str, args: Namespace, recipe: SftRecipe, rank: int,
+    world_size: int,
+) -> ScenePixels:  # fmt: skip
+    if world.image_size != model.config.image_size:
+        raise UserError(
+            f"the preset draws pictures of {world.image_size} x {world.image_size} pixels and the model reads "
+            f"{model.config.image_size} x {model.config.image_size}: add --world.image_size {model.config.image_size}"
+        )
+    return ScenePixels(renderer)
+
+
+def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> OnlinePixels:
+    return OnlinePixels(processor.image_processor)
+
+
+def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
+    return CheersTask(model, {"text": recipe.text_weight})
+
+
+def first_stage_keeps(model: CheersForConditionalGeneration) -> list[nn.Module]:
+    vision = model.vision_tokenizer
+    return [model.language_model, vision.vision_representation, vision.vae_decoder_projector]
+
+
+def parts(model: CheersForConditionalGeneration) -> dict[str, nn.Module]:
+    vision = model.vision_tokenizer
+    return {
+        "language model": model.language_model, "SigLIP": vision.vision_representation,
+        "compressor": vision.und_projector, "decoder before SigLIP": vision.vae_decoder_projector,
+        "flow head": model.flow_head, "image tokenizer": vision.vae_model,
+    }  # fmt: skip
+
+
+def row_bytes(model: CheersForConditionalGeneration, recipe: SftRecipe, share: float) -> dict[str, float]:
+    """Bytes of a row: its logits in float32, their softmax and its gradient; what its pictures keep until backward.
+
+    Gradient checkpointing is left out of the latter: the decoder, most of it, has none.
+    """
+    config = model.config
+    pictures = PICTURE_SHARE * recipe.max_length / config.num_positions
+    z_t = torch.empty(
+        1, config.vae_config.patched_channels, config.latent_size, config.latent_size, device="meta", requires_grad=True
+    )
+    hidden = torch.empty(1, config.num_positions, config.text_config.hidden_size, device="meta", requires_grad=True)
+    details = torch.empty(1, config.latent_size**2, config.vision_config.hidden_size, device="meta")
+    kept = saved_bytes(model.vision_tokenizer, z_t)
+    kept += saved_bytes(model.flow_head, hidden, details, torch.empty(1, device="meta"))
+    return {"pictures": share * pictures * kept, "logits": 12.0 * recipe.max_length * config.text_config.vocab_size}

@@ -1,0 +1,88 @@
+"""The training task of CHEERS: cross-entropy over text and flow matching over pictures in packed rows.
+
+Shapes: B rows, T positions, P pictures of the batch in reading order, N positions of a picture.
+"""
+
+import torch
+from torch import nn
+
+from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+from unimllm.vocabulary import IGNORE
+
+
+class CheersTask(nn.Module):
+    """Losses of a packed batch; the autoencoder stays frozen.
+
+    Args:
+        model: the model.
+        loss_weights: weight of each part, "text" and "flow".
+    """
+
+    def __init__(self, model: CheersForConditionalGeneration, loss_weights: dict[str, float]):
+        super().__init__()
+        self.model, self.loss_weights = model, loss_weights
+        vision = model.vision_tokenizer
+        for unused in (vision.vae_model, getattr(vision.vision_representation, "head", None)):
+            if unused is not None:  # `from_pretrained` has made every weight trainable; SigLIP's pooling nobody reads
+                unused.requires_grad_(False)
+
+    def apart(self) -> list[tuple[nn.Module, str]]:
+        """The autoencoder: it stays whole, and as precise as it was."""
+        return [(self.model.vision_tokenizer, "vae_model")]
+
+    def mark_drawn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels` of a batch as the model takes them.
+
+        A picture that is a target is one to draw, and has other placeholders than one to read. Neither is a text
+        target, nor is what ends a picture: it always follows.
+        """
+        ids, labels, config = batch["input_ids"], batch["labels"], self.model.config
+        is_picture = ids == config.image_token_id
+        drawn = is_picture & (labels == config.image_token_id)
+        return {
+            "input_ids": ids.masked_fill(drawn, config.image_gen_token_id),
+            "labels": labels.masked_fill(is_picture | (labels == config.image_end_token_id), IGNORE),
+        }
+
+    def count_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Of a micro-batch: text ids to be told, and pictures with a flow loss."""
+        marked, config = self.mark_drawn(batch), self.model.config
+        pictures = marked["input_ids"] == config.image_gen_token_id
+        if config.flow_loss_on_read_pictures:
+            pictures = self.model.is_picture(marked["input_ids"])
+        return {
+            "text": int((marked["labels"][:, 1:] != IGNORE).sum()), "flow": int(pictures.sum()) // config.num_positions,
+        }  # fmt: skip
+
+    @staticmethod
+    def count_tokens(batch: dict[str, torch.Tensor]) -> int:
+        """Ids of a micro-batch that the language model goes through, padding included."""
+        return batch["input_ids"].numel()
+
+    def target_sums(self, batch: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of a micro-batch's text and of its pictures: summed loss and number of targets, (2,) float64."""
+        counts = self.count_targets(batch)
+        return {
+            part: torch.stack([outputs[part].double() * count, outputs[part].new_tensor(count).double()])
+            for part, count in counts.items()
+        }
+
+    def forward(
+        self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
+    ) -> dict[str, torch.Tensor]:
+        """See the model's. In evaluation mode the same times and the same noise are drawn for a batch each time."""
+        if not self.training and pixel_values is not None:
+            batch |= self.fixed_noise(batch, len(pixel_values), pixel_values.device)
+        outputs = self.model(
+            **batch | self.mark_drawn(batch), pixel_values=pixel_values, loss_weights=self.loss_weights,
+            num_items=num_items, use_cache=False,
+        )  # fmt: skip
+        return {"loss": outputs.loss, **outputs.losses}
+
+    def fixed_noise(self, batch: dict[str, torch.Tensor], count: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h), always the same."""
+        config, generator = self.model.config, torch.Generator().manual_seed(0)
+        drawn = self.model.to_draw(self.mark_drawn(batch)["input_ids"], count)
+        shape = (count, config.vae_config.patched_channels, config.latent_size, config.latent_size)
+        t, noise = (torch.rand(count, generator=generator), torch.randn(shape, generator=generator))
+        return {"t": torch.where(drawn, t.to(device), 1.0), "noise": noise.to(device)}
