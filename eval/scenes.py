@@ -37,15 +37,7 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import first_drawings, folder_from, kept_questions, save_drawings, save_questions
 from unimllm.images import check_writable
-from unimllm.inference import (
-    GUIDANCE_SCALE,
-    TEMPERATURE,
-    answer,
-    answer_batch,
-    draw,
-    find_checkpoint,
-    load,
-)
+from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, answer, answer_batch, draw, find_checkpoint, load
 from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.intervals import bootstrap, wilson
@@ -76,7 +68,8 @@ from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
 TIMED_PICTURES, TIMED_ANSWERS = 5, 8
-SAMPLES = ("pictures", "prompts", "questions", "pope_questions")
+SAMPLES = {"pictures": "num_pictures", "prompts": "num_prompts", "questions": "num_questions",
+           "questions of a POPE split": "num_pope_questions"}  # fmt: skip
 
 
 @dataclass
@@ -390,7 +383,7 @@ def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, fo
     told = describe_run(
         __file__, argv, model=str(args.tokenizer_only or args.model or "unimllm/default"), seed=args.seed,
         fingerprint=weights_fingerprint(folder), fingerprint_of="weights", limited=args.limit is not None,
-        num_samples={what: results[f"num_{what}"] for what in SAMPLES if f"num_{what}" in results},
+        num_samples={what: results[key] for what, key in SAMPLES.items() if key in results},
     )  # fmt: skip
     reader = "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader)
     return told | {"split": args.split, "limit": args.limit, "batch_size": args.batch_size, "reader": reader}

@@ -17,6 +17,12 @@ FACTS = (
 )  # fmt: skip
 """What every result carries, see `report.describe_run`."""
 
+GALLERY = {  # part -> what its rows hold; see unimllm/gallery.py
+    "drawings": ("filename", "tag", "prompt", "correct", "reason"),
+    "questions": ("filename", "kind", "question", "answer", "said", "correct"),
+    "wrong_answers": ("filename", "kind", "question", "answer", "said", "correct"),
+}
+
 Interval = tuple[float, float]
 
 
@@ -99,6 +105,12 @@ class Result:
         """The fingerprint of the model's weights, None if unknown."""
         return self.content.get("fingerprint") if self.content.get("fingerprint_of") == "weights" else None
 
+    def shown(self, part: str) -> list[tuple[dict, Path]]:
+        """Rows of a part of the gallery with their pictures."""
+        gallery = self.content.get("gallery", {})
+        folder = self.path.parent / gallery.get("folder", "")
+        return [(row, folder / row["filename"]) for row in gallery.get(part, [])]
+
 
 @dataclass
 class Column:
@@ -113,8 +125,9 @@ class Column:
     title: str = field(default="")
 
     def measure(self, key: tuple[str, str]) -> tuple[Measure, bool] | None:
-        """A measure, and whether its samples are a part of the set alone; None if it was not measured."""
-        return next(((m, r.limited) for r in self.results for m in r.measures if m.key == key), None)
+        """A measure, and whether it has a value of a part of the set alone; None if it was not measured."""
+        found = ((m, r.limited and m.value is not None) for r in self.results for m in r.measures if m.key == key)
+        return next(found, None)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -163,10 +176,20 @@ def read_result(path: Path) -> Result:
         raise UserError(f"{path} is {told} none of {', '.join(MEASURES)}")
     try:
         measures = list(MEASURES[program](content))
+        check_gallery(content.get("gallery", {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"{path} is no whole result of {program}: {lacks}") from error
     return Result(path, content, program, measures, [name for name in FACTS if name not in content])
+
+
+def check_gallery(gallery: dict) -> None:
+    """KeyError or TypeError if a row lacks something or holds no text where there must be some."""
+    for part, names in GALLERY.items():
+        for row in gallery.get(part, []):
+            for name in names:
+                if type(row[name]) is not (bool if name == "correct" else str):
+                    raise TypeError(f"{name!r} in its gallery is {row[name]!r}")
 
 
 def program_of(content: dict) -> str | None:
@@ -256,7 +279,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     for name in ("picture", "picture_batched", "answer"):
         if f"seconds_per_{name}" in r:
             title = f"seconds for one {name.partition('_')[0]}{' of a batch' if 'batched' in name else ''}"
-            yield Measure(f"Speed on {r['processor']}", title, r[f"seconds_per_{name}"], digits=2, top=None)
+            yield Measure(f"{on}: speed on {r['processor']}", title, r[f"seconds_per_{name}"], digits=2, top=None)
 
 
 def of_answers(r: dict, group: str) -> Iterator[Measure]:
