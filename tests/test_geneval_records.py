@@ -241,7 +241,7 @@ def test_records_of_all_pictures_of_all_prompts(tmp_path):
     scores = summary(tags, names, correct)["scores"]
     spread = intervals(tags, names, correct, 0)
     assert scores["single_object"] == scores["colors"] == 1 and scores["two_object"] == scores["color_attr"] == 0
-    assert set(spread) == set(scores)
+    assert set(spread) == {*scores, "correct_pictures", "correct_prompts"}
 
 
 # ---- prompts and folders -------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     assert {"left:30.00%;width:28.00%", "left:38.00%;width:9.00%"} <= {a["style"] for a in page.of_class("whisker")}
     assert {a["style"] for a in page.of_class("ceiling")} == {"left:85.40%", "left:90.00%"}
     assert len(page.of_class("right")) == 2 and len(page.of_class("wrong")) == 3  # drawing, question; wrong answer
-    for words in ("wrong: 0 dog found, 1 wanted", "seen: red dog", "wrong: blue", "right: red", "a photo of a dog"):
+    for words in ("wrong: 0 dog found, 1 wanted", "seen: red dog", "wrong: blue", "expected: red", "a photo of a dog"):
         assert words in page.text
     assert "0.500*" in page.text and "a part of the set" in page.text
     assert sum(tag == "img" for tag, _ in page.found) == 5

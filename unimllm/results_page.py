@@ -6,7 +6,7 @@ is escaped.
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,14 +39,17 @@ p { margin: .3rem 0; max-width: 75ch }
 ul.key { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; list-style: none; padding: 0; margin: 1rem 0 0 }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .45em }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .28rem .6rem .28rem 0; text-align: left; vertical-align: middle; font-weight: normal }
+table { border-collapse: collapse; width: 100%; min-width: 700px; table-layout: fixed;
+  font-variant-numeric: tabular-nums }
+th, td { padding: .28rem .6rem .28rem 0; text-align: left; vertical-align: middle; font-weight: normal;
+  overflow-wrap: anywhere }
 thead th { color: var(--soft); font-size: .85rem; border-bottom: 1px solid var(--line) }
 tbody { border-bottom: 1px solid var(--line) }
 tbody.main th[scope=rowgroup], tbody.main .value { font-weight: 650 }
-th[scope=rowgroup] { width: 27%; vertical-align: top }
+th[scope=rowgroup] { vertical-align: top }
+.name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .number { text-align: right; white-space: nowrap }
-.bars { width: 30%; min-width: 160px }
+.measure { width: 27% } .model { width: 19% } .value { width: 9% } .interval { width: 15% } .samples { width: 9% }
 .track { position: relative; height: 14px; background: var(--track); border-radius: 3px; margin-right: .6rem }
 .track span { position: absolute; top: 0; bottom: 0 }
 .bar { border-radius: 3px; opacity: .85 }
@@ -59,7 +62,8 @@ th[scope=rowgroup] { width: 27%; vertical-align: top }
 .tries { display: grid; gap: .75rem; grid-template-columns: repeat(var(--beside), minmax(0, 1fr)) }
 figure { margin: 0; font-size: .84rem; line-height: 1.4; overflow-wrap: anywhere }
 figure img, .absent { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 5px;
-  image-rendering: pixelated; background: var(--track); border: 3px solid transparent }
+  background: var(--track); border: 3px solid transparent }
+img[src^="data:image/png"] { image-rendering: pixelated }
 figure.right img { border-color: var(--right) }
 figure.wrong img { border-color: var(--wrong); border-style: dashed }
 .absent { display: grid; place-items: center; color: var(--soft) }
@@ -127,10 +131,10 @@ def charts(columns: list[Column]) -> Iterator[str]:
     """A table with bars for each group."""
     for group, names in make_groups(columns).items():
         yield f'<h2>{escape(group)}</h2>\n<div class="wide"><table>'
-        headings = ["measure", *(["model"] if len(columns) > 1 else []), "", "value", "95 %", "samples"]
-        numbers = ("value", "95 %", "samples")
-        cells = (f'<th scope="col"{" class=number" if h in numbers else ""}>{h}</th>' for h in headings)
-        yield f"<thead><tr>{''.join(cells)}</tr></thead>"
+        model = '<th scope="col" class="model">model</th>' if len(columns) > 1 else ""
+        numbers = "".join(f'<th scope="col" class="number {name}">{title}</th>' for name, title in
+                          (("value", "value"), ("interval", "95 %"), ("samples", "samples")))  # fmt: skip
+        yield f'<thead><tr><th scope="col" class="measure">measure</th>{model}<th></th>{numbers}</tr></thead>'
         for name in names:
             yield from chart_rows(columns, (group, name))
         yield "</table></div>"
@@ -142,19 +146,21 @@ def chart_rows(columns: list[Column], key: tuple[str, str]) -> Iterator[str]:
     known = [measure for measure, _ in filter(None, found)]
     ends = [n for m in known for n in (m.value, m.ceiling, *(m.interval or ())) if n is not None]
     top = known[0].top or 1.05 * max(ends, default=1) or 1
+    comparable = known[0].top is not None or len(known) > 1  # a bar of no scale beside no other says nothing
     yield f"<tbody{' class=main' if known[0].main else ''}>"
     for i, entry in enumerate(found):
         yield "<tr>"
         if i == 0:
             yield f'<th scope="rowgroup" rowspan="{len(columns)}">{escape(key[1])}</th>'
         if len(columns) > 1:
-            yield f"<td>{swatch(i)}{escape(columns[i].title)}</td>"
+            title = escape(columns[i].title)
+            yield f'<td class="name" title="{title}">{swatch(i)}{title}</td>'
         if entry is None:
-            yield '<td class="bars"></td><td class="number value">-</td><td></td><td></td>'
+            yield '<td></td><td class="number value">-</td><td></td><td></td>'
         else:
             measure, limited = entry
             samples = "" if measure.num_samples is None else f"{measure.num_samples:,}"
-            yield f'<td class="bars">{bar(measure, top, i)}</td>'
+            yield f"<td>{bar(measure, top, i) if comparable else ''}</td>"
             yield f'<td class="number value">{measure.shown(measure.value)}{"*" if limited else ""}</td>'
             yield f'<td class="number soft">{measure.shown_interval()}</td><td class="number soft">{samples}</td>'
         yield "</tr>"
@@ -193,16 +199,16 @@ def gallery(columns: list[Column], pictures: dict[Path, str]) -> Iterator[str]:
         shown = {key[2]: tries for key, tries in drawings.items() if key[:2] == (group, tag)}
         yield f"<h2>Drawings: {escape(plain(tag))}</h2>"
         yield f'<p class="soft">{escape(group)}: the first prompts and the first picture of each, none chosen.</p>'
-        yield from cards(shown.items(), columns, pictures, drawing_told)
+        yield from cards(list(shown.items()), columns, pictures, drawing_told)
     asked = tries_by(columns, "questions", ("kind", "question", "filename"))
     if asked:
         yield '<h2>Questions</h2>\n<p class="soft">The first of every kind, none chosen.</p>'
-        yield from cards(((key[2], tries) for key, tries in asked.items()), columns, pictures, answer_told)
+        yield from cards([(key[2], tries) for key, tries in asked.items()], columns, pictures, answer_told)
     for column in columns:
         wrong = tries_by([column], "wrong_answers", ("kind", "question", "filename"))
         if wrong:
             yield f'<h2>Wrong answers of {escape(column.title)}</h2>\n<p class="soft">The first ones that it gave.</p>'
-            yield from cards(((key[2], tries) for key, tries in wrong.items()), [column], pictures, answer_told)
+            yield from cards([(key[2], tries) for key, tries in wrong.items()], [column], pictures, answer_told)
 
 
 def tries_by(columns: list[Column], part: str, names: tuple[str, ...]) -> dict[tuple, list[Try | None]]:
@@ -218,18 +224,20 @@ def tries_by(columns: list[Column], part: str, names: tuple[str, ...]) -> dict[t
 
 
 def cards(
-    entries: Iterable[tuple[str, list[Try | None]]],
+    entries: list[tuple[str, list[Try | None]]],
     columns: list[Column],
     pictures: dict[Path, str],
     told: Callable[[dict], str],
 ) -> Iterator[str]:
-    """A card for each (heading, one try for each column)."""
-    beside = min(len(columns), 3)
-    yield f'<div class="cards" style="--beside:{beside};--card:{160 * beside + 10}px">'
+    """A card for each (heading, one try for each column), without columns that have none at all."""
+    taking_part = [i for i in range(len(columns)) if any(tries[i] for _, tries in entries)]
+    beside = min(len(taking_part), 3)
+    yield f'<div class="cards" style="--beside:{beside};--card:{110 * beside + 105}px">'
     for heading, tries in entries:
         yield f'<div class="card"><p>{escape(heading)}</p><div class="tries">'
-        for column, attempt in zip(columns, tries, strict=True):
-            title = f"<span>{escape(column.title)}</span><br>" if len(columns) > 1 else ""
+        for i in taking_part:
+            attempt = tries[i]
+            title = f"<span>{escape(columns[i].title)}</span><br>" if len(columns) > 1 else ""
             if attempt is None:
                 yield f'<figure><div class="absent">none</div><figcaption>{title}</figcaption></figure>'
                 continue
@@ -251,7 +259,7 @@ def drawing_told(row: dict) -> str:
 
 def answer_told(row: dict) -> str:
     """What was said, and what would have been right."""
-    expected = "" if row["correct"] else f"<br><span>right: {escape(row['answer'])}</span>"
+    expected = "" if row["correct"] else f"<br><span>expected: {escape(row['answer'])}</span>"
     return f": {escape(row['said']) or '(nothing)'}{expected}"
 
 
