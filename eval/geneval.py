@@ -38,14 +38,16 @@ from unimllm.command_line import (
 )
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
+from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
+from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
-from unimllm.inference import check_prompts, draw, find_checkpoint, load
+from unimllm.inference import DEFAULT_MODEL, check_prompts, draw, find_checkpoint, load
+from unimllm.metrics.geneval import in_words
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
     NUM_PROMPTS,
     Record,
     check_pictures,
-    fingerprint,
     intervals,
     read_folder,
     read_official,
@@ -55,7 +57,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, command_told, describe_machine, write_json
+from unimllm.report import as_range, describe_run, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -142,8 +144,10 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     Raises:
         UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
     """
+    checkpoint = named(args.model) if args.model else str(DEFAULT_MODEL)
     settings = {
-        "model": named(args.model) if args.model else "unimllm/default",
+        "model": checkpoint if args.model else "unimllm/default",
+        "fingerprint": weights_fingerprint(checkpoint),
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
         "sampling": sampling,
@@ -152,7 +156,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     # Looked at before the settings, which are written first: another process may be laying out the same run.
     occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
     if told.is_file():
-        before = json.loads(told.read_text())
+        before = {"fingerprint": settings["fingerprint"]} | json.loads(told.read_text())  # earlier versions tell none
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             name = changed[0]
@@ -206,8 +210,9 @@ def score(argv: list[str]) -> None:
     for path in filter(None, (args.json, args.results, args.detections if args.detector else None)):
         check_writable(path)
     name = args.folder.resolve().name if args.folder else args.official_results.stem
-    results = {"model": args.name or name, "seed": args.seed}
+    results: dict = {}
     if args.official_results:
+        prints = {"fingerprint": fingerprint(args.official_results), "fingerprint_of": "answers"}
         tags, prompts, correct = (list(column) for column in zip(*read_official(args.official_results), strict=True))
         results |= {"benchmark": OFFICIAL, "detector": "the official one"}
     else:
@@ -223,12 +228,24 @@ def score(argv: list[str]) -> None:
         correct = [not reasons for reasons in lacks]
         detectors = sorted({records[file].detector for file in pictures})
         results |= {"benchmark": LABEL, "detector": "; ".join(detectors)}
+        all_prints = "".join(records[file].sha256 for file in pictures)
+        prints = {"fingerprint": hashlib.sha256(all_prints.encode()).hexdigest()[:DIGITS], "fingerprint_of": "pictures"}
         if (args.folder / SETTINGS).is_file():
-            results["generation"] = json.loads((args.folder / SETTINGS).read_text())
+            generation = results["generation"] = json.loads((args.folder / SETTINGS).read_text())
+            if generation.get("fingerprint"):
+                prints = {"fingerprint": generation["fingerprint"], "fingerprint_of": "weights"}
+        if args.json:
+            results["gallery"] = {
+                "folder": folder_from(args.json, args.folder), "drawings": drawings_shown(records, pictures, lacks)
+            }  # fmt: skip
         if args.results:
             write_results(args.results, args.folder, pictures, lacks)
     results |= summary(tags, prompts, correct) | {"intervals": intervals(tags, prompts, correct, args.seed)}
-    results |= describe_machine(__file__) | {"command": command_told("eval/geneval.py", ["score", *argv])}
+    results |= describe_run(
+        __file__, ["score", *argv], model=args.name or name, **prints, seed=args.seed,
+        num_samples={"pictures": results["num_pictures"], "prompts": results["num_prompts"]},
+        limited=not results["complete"],
+    )  # fmt: skip
     if args.json:
         write_json(args.json, results)
     Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
@@ -268,17 +285,20 @@ def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Rec
     return records
 
 
+def drawings_shown(records: dict[str, Record], pictures: dict[str, dict], lacks: list[list[str]]) -> list[dict]:
+    """What the gallery shows, see `first_drawings`."""
+    files = list(pictures)
+
+    def found(index: int) -> str:
+        return in_words(records[files[index]].detections(), pictures[files[index]])
+
+    return first_drawings(files, list(pictures.values()), lacks, found)
+
+
 def write_results(path: Path, folder: Path, pictures: dict[str, dict], lacks: list[list[str]]) -> None:
     """A row for each picture under the official script's names, for its summary and for galleries of failures."""
     rows = [
-        {
-            "filename": str(folder / file),
-            "tag": metadata["tag"],
-            "prompt": metadata["prompt"],
-            "correct": not reasons,
-            "reason": "\n".join(reasons),
-            "metadata": json.dumps(metadata),
-        }
+        drawing_row(str(folder / file), metadata, reasons) | {"metadata": json.dumps(metadata)}
         for (file, metadata), reasons in zip(pictures.items(), lacks, strict=True)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -299,8 +319,9 @@ def make_table(results: dict) -> Table:
         number_of = f"{results['num_pictures_by_tag'].get(tag, results['num_pictures']):,}"
         name, style = ("overall (mean of tags)", "bold") if tag == "overall" else (tag, None)
         table.add_row(name, f"{value:.4f}", as_range(results["intervals"][tag]), number_of, style=style)
-    table.add_row("correct pictures", f"{results['correct_pictures']:.4f}")
-    table.add_row("prompts with any correct", f"{results['correct_prompts']:.4f}")
+    for name in ("correct_pictures", "correct_prompts"):
+        title = "correct pictures" if name == "correct_pictures" else "prompts with any correct"
+        table.add_row(title, f"{results[name]:.4f}", as_range(results["intervals"][name]))
     return table
 
 

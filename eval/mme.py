@@ -19,10 +19,11 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, nearest, number, run
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.images import check_writable
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, command_told, describe_machine, write_json
+from unimllm.report import as_range, describe_run, write_json
 
 COMMANDS = ("score",)
 
@@ -47,9 +48,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.json:
         check_writable(args.json)
-    results = {"benchmark": "MME", "model": args.name or args.results_dir.resolve().name, "seed": args.seed}
-    results |= score_folder(args.results_dir, args.seed)
-    results |= describe_machine(__file__) | {"command": command_told("eval/mme.py", argv)}
+    results = {"benchmark": "MME"} | score_folder(args.results_dir, args.seed)
+    answers = fingerprint(*(args.results_dir / f"{task}.txt" for task in results["subtasks"]))
+    results |= describe_run(
+        __file__, argv, model=args.name or args.results_dir.resolve().name, fingerprint=answers,
+        fingerprint_of="answers", seed=args.seed, num_samples={"questions": results["num_questions"]},
+        limited=bool(results["missing"] or results["incomplete"]),
+    )  # fmt: skip
     if args.json:
         write_json(args.json, results)
     Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
@@ -72,8 +77,10 @@ def score_folder(folder: Path, seed: int) -> dict:
         for task in (task for task in tasks if task in found):
             counted = mme.outcomes(found[task])
             sums = resampled_sums(counted, range(len(counted)), rng)
-            resampled[task] = mme.rates(sums, len(counted))["score"]
+            rates = mme.rates(sums, len(counted))
+            resampled[task] = rates.pop("score")
             results["subtasks"][task] = mme.score(found[task]) | {"num_questions": len(found[task])}
+            results["subtasks"][task]["intervals"] = {name: percentiles(values) for name, values in rates.items()}
             results["intervals"][task] = percentiles(resampled[task])
         if len(resampled) == len(tasks):
             results[group] = sum(results["subtasks"][task]["score"] for task in tasks)

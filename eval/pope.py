@@ -26,11 +26,12 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, nearest, number, run
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.images import check_writable
 from unimllm.json_rows import read_rows
 from unimllm.metrics import pope
-from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, command_told, describe_machine, write_json
+from unimllm.metrics.intervals import percentiles
+from unimllm.report import as_range, describe_run, write_json
 
 COMMANDS = ("score",)
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
@@ -88,9 +89,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.json:
         check_writable(args.json)
-    results = {"benchmark": "POPE", "model": args.name or args.answers[0].stem, "seed": args.seed}
-    results |= score_splits(list(read_splits(args)), args.seed)
-    results |= describe_machine(__file__) | {"command": command_told("eval/pope.py", argv)}
+    splits = list(read_splits(args))
+    results = {"benchmark": "POPE"} | score_splits(splits, args.seed)
+    results |= describe_run(
+        __file__, argv, model=args.name or args.answers[0].stem, fingerprint=fingerprint(*args.answers),
+        fingerprint_of="answers", seed=args.seed, num_samples={"questions": results["num_questions"]},
+        limited=not all(pope.is_full(split.name, len(split.questions)) for split in splits),
+    )  # fmt: skip
     if args.json:
         write_json(args.json, results)
     Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
@@ -192,18 +197,10 @@ def score_splits(splits: list[Split], seed: int) -> dict:
 
 
 def resampled_rates(splits: list[Split], parsing: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Each of SCORES (resamples, splits). A picture is drawn with its questions of all splits: they share pictures."""
-    width = len(pope.OUTCOMES)
-    counts = np.zeros((sum(len(split.questions) for split in splits), len(splits) * width))
-    pictures: list[str | None] = []
-    for s, split in enumerate(splits):
-        labels = [question["label"] for question in split.questions]
-        rows = slice(len(pictures), len(pictures) + len(labels))
-        counts[rows, s * width : (s + 1) * width] = pope.outcomes(labels, split.answers, parsing)
-        pictures += [question.get("image") for question in split.questions]
-    clusters = range(len(pictures)) if None in pictures else pictures
-    sums = resampled_sums(counts, clusters, rng)
-    return pope.rates(sums.reshape(len(sums), len(splits), width))
+    """Each of SCORES (resamples, splits), by pictures, or by questions where rows name none."""
+    pictures = [question.get("image") for split in splits for question in split.questions]
+    answered = [([question["label"] for question in split.questions], split.answers) for split in splits]
+    return pope.resampled_rates(answered, range(len(pictures)) if None in pictures else pictures, parsing, rng)
 
 
 def make_table(results: dict) -> Table:

@@ -35,6 +35,7 @@ from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
+from unimllm.fingerprint import weights_fingerprint
 from unimllm.grid import draw_grid
 from unimllm.images import check_writable, picture_format, save_picture
 from unimllm.metrics.codes import code_use
@@ -49,7 +50,7 @@ from unimllm.metrics.networks import (
     tokenizer_net,
 )
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
-from unimllm.report import add_code_use, as_range, describe_machine, write_json
+from unimllm.report import add_code_use, as_range, describe_run, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.program import SPLITS
 from unimllm.scenes.sources import WorldConfig
@@ -136,7 +137,11 @@ def main(argv: list[str] | None = None) -> None:
     with out_of_memory_told(args.batch_size):
         measured = measure(args, tokenizer, source, nets, comparisons, lpips)
     results = summarize(measured, tokenizer) | compare_sets(nets, comparisons)
-    results |= describe_run(args, tokenizer, source, lpips)
+    results |= describe_data(args, tokenizer, source, lpips)
+    results |= describe_run(
+        __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
+        seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]}, limited=args.limit is not None,
+    )  # fmt: skip
     if args.json:
         write_json(args.json, results)
     if args.grid:
@@ -267,15 +272,14 @@ def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -
     return {"frechet": frechet, "warnings": warnings}
 
 
-def describe_run(
+def describe_data(
     args: argparse.Namespace,
     tokenizer: SemHiTokModel,
     source: FolderPictures | HeldOutPictures,
     lpips: PairDistance | None,
 ) -> dict:
-    """What was measured and how: enough to repeat it, and to judge its timings."""
-    facts = describe_machine(__file__) | {
-        "model": str(args.model),
+    """What was measured and how."""
+    facts = {
         "data": args.data,
         "split": args.split if args.data == SCENES else None,
         "limit": args.limit,

@@ -11,14 +11,14 @@ that no training picture holds; --split train shows what that costs. Drawn pictu
 
 Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); the other answers must
 be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
+With --json and --save-pictures, eval/report.py shows the first drawings and answers, the wrong ones too.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +34,26 @@ from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, given_drawing, number, out_of_memory_told, run, silence_libraries
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
+from unimllm.fingerprint import weights_fingerprint
+from unimllm.gallery import first_drawings, folder_from, kept_questions, save_drawings, save_questions
 from unimllm.images import check_writable
 from unimllm.inference import answer, answer_batch, draw, find_checkpoint, load
 from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import tokenizer_code_use
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
-from unimllm.report import describe_machine, write_json
+from unimllm.report import describe_run, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
     POPE_SPLITS,
     QuestionSet,
+    answer_rows,
     examined_scenes,
     kind_set,
     objects_right,
+    picture_file,
     picture_seed,
+    pope_intervals,
     pope_set,
     same_answer,
     spread_prompts,
@@ -63,6 +68,8 @@ from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
 NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
 TIMED_PICTURES, TIMED_ANSWERS = 5, 8
+SAMPLES = {"pictures": "num_pictures", "prompts": "num_prompts", "questions": "num_questions",
+           "questions of a POPE split": "num_pope_questions"}  # fmt: skip
 
 
 @dataclass
@@ -91,10 +98,10 @@ class Bench:
         starts = range(0, count, self.batch_size)
         return tqdm([slice(s, s + self.batch_size) for s in starts], desc=what, unit="batch")
 
-    def score(self, pictures: np.ndarray, prompts: list[dict]) -> list[bool]:
-        """Whether each picture fulfils its prompt, by GenEval's rules over what the reader sees."""
-        found = self.reader.detect(pictures, self.batch_size)
-        return [geneval.is_correct(d, p) for d, p in zip(found, prompts, strict=True)]
+    def judge(self, pictures: np.ndarray, prompts: list[dict]) -> tuple[list[list[str]], list[str]]:
+        """What each picture lacks by GenEval's rules over what the reader sees, nothing if right; and that in words."""
+        pairs = list(zip(self.reader.detect(pictures, self.batch_size), prompts, strict=True))
+        return [geneval.failures(*pair) for pair in pairs], [geneval.in_words(*pair) for pair in pairs]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -132,15 +139,17 @@ def main(argv: list[str] | None = None) -> None:
         folder, args.sampling = Path(find_checkpoint(args.model)), choose_drawing(model, given_drawing(args))
     bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
     results: dict = {"intervals": {}}
+    if args.save_pictures:
+        results["gallery"] = {"folder": folder_from(args.json or Path("results.json"), args.save_pictures)}
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
     with out_of_memory_told(args.batch_size):
         examine_tokenizer(results, bench, tokenizer)
         examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
         if model is not None:
-            examine_understanding(results, bench, model, processor)
+            examine_understanding(results, bench, model, processor, args.save_pictures)
         if model is not None and not args.no_drawing:
             examine_drawing(results, bench, model, processor, prompts, args)
-    results |= describe_run(args)
+    results |= describe(results, args, argv, folder)
     if args.json:
         write_json(args.json, results)
     # A pipe or a file has no width: then wide enough for the table.
@@ -211,16 +220,20 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer) -> None:
     similarity = np.concatenate([ssim(pictures[b], decoded[b]) for b in batches])
     size = bench.world.image_size
     of_true, of_decoded = (objects_right(scenes, bench.reader.detect(p), size) for p in (pictures, decoded))
+    num_objects = np.array([len(scene.objects) for scene in scenes])
 
     def objects_read(picked: np.ndarray) -> float:
         return float(of_decoded[picked].sum() / max(1, of_true[picked].sum()))
+
+    def read_in_true(picked: np.ndarray) -> float:
+        return float(of_true[picked].sum() / num_objects[picked].sum())
 
     everything = np.arange(len(scenes))
     results |= {
         "psnr": float(decibels.mean()),
         "ssim": float(similarity.mean()),
         "objects_read": objects_read(everything),
-        "objects_read_in_true_renders": float(of_true.sum() / sum(len(s.objects) for s in scenes)),
+        "objects_read_in_true_renders": read_in_true(everything),
         "num_pictures": len(scenes),
     }
     results |= tokenizer_code_use(tokenizer, codes)
@@ -228,6 +241,7 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer) -> None:
         "psnr": bootstrap(lambda picked: float(decibels[picked].mean()), everything),
         "ssim": bootstrap(lambda picked: float(similarity[picked].mean()), everything),
         "objects_read": bootstrap(objects_read, everything),
+        "objects_read_in_true_renders": bootstrap(read_in_true, everything),
     }
 
 
@@ -237,23 +251,29 @@ def examine_ceilings(results: dict, bench: Bench, tokenizer, prompts: list[dict]
     tags = [p["tag"] for p in repeated]
     pictures = bench.renderer.render_batch(true_scenes(bench.world, prompts, bench.seed, images))
     _, decoded = reconstruct(bench, tokenizer, pictures)
-    results["reader_ceiling"] = geneval.summarize(tags, bench.score(pictures, repeated))
-    results["tokenizer_ceiling"] = geneval.summarize(tags, bench.score(decoded, repeated))
     results["num_prompts"] = len(prompts)
+    for ceiling, rendered in (("reader_ceiling", pictures), ("tokenizer_ceiling", decoded)):
+        correct = [not lacks for lacks in bench.judge(rendered, repeated)[0]]
+        results[ceiling] = geneval.summarize(tags, correct)
+        results["intervals"][ceiling] = geneval.intervals(tags, correct, [i // images for i in range(len(tags))])
 
 
 # ---- understanding -------------------------------------------------------------------------------------------------
 
 
-def examine_understanding(results: dict, bench: Bench, model, processor) -> None:
-    """POPE on its three splits, and exact answers by kind of question."""
+def examine_understanding(results: dict, bench: Bench, model, processor, folder: Path | None) -> None:
+    """POPE on its three splits, and exact answers by kind of question; pictures of some of those go to `folder`."""
     f1, f1_strict, results["pope"] = [], [], {}
+    answered, asked_about = [], []
     for split in POPE_SPLITS:
         questions = pope_set(bench.world, bench.seed, split, bench.size(NUM_POPE), bench.split)
         said = answer_all(bench, model, processor, questions, f"POPE {split}")
         f1.append(score_pope(results, questions, said, split))
         f1_strict.append(results["pope"][split]["strict"]["f1"])
+        answered.append(([q.answer for _, q in questions.asked], said))
+        asked_about += [scene for scene, _ in questions.asked]  # the splits share their scenes
     results["pope_f1"], results["pope_f1_strict"] = statistics.mean(f1), statistics.mean(f1_strict)
+    results["intervals"] |= pope_intervals(answered, asked_about)
 
     questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS), bench.split)
     said = answer_all(bench, model, processor, questions, "questions")
@@ -264,12 +284,15 @@ def examine_understanding(results: dict, bench: Bench, model, processor) -> None
         "question_accuracy": float(right.mean()),
         "question_accuracy_by_kind": {kind: float(r.mean()) for kind, r in by_kind.items()},
         "num_questions": len(right),
+        "num_questions_by_kind": {kind: len(r) for kind, r in by_kind.items()},
         "num_pope_questions": bench.size(NUM_POPE),
     }
     results["intervals"] |= {
         "question_accuracy": bootstrap(lambda picked: right[picked].mean(), [i for i, _ in questions.asked]),
         "question_accuracy_by_kind": {kind: wilson(int(r.sum()), len(r)) for kind, r in by_kind.items()},
     }
+    if folder:
+        keep_questions(results, bench, questions, said, folder)
     pictures = bench.renderer.render_batch([questions.scenes[i] for i, _ in questions.asked[:TIMED_ANSWERS]])
     asked = iter(zip(pictures, questions.asked, strict=False))
 
@@ -291,6 +314,14 @@ def score_pope(results: dict, questions: QuestionSet, said: list[str], split: st
     results[f"pope_f1_{split}"] = results["pope"][split]["official"]["f1"]
     results["intervals"][f"pope_f1_{split}"] = bootstrap(f1, [i for i, _ in questions.asked])
     return results[f"pope_f1_{split}"]
+
+
+def keep_questions(results: dict, bench: Bench, questions: QuestionSet, said: list[str], folder: Path) -> None:
+    """Enter what the gallery shows, and save its pictures."""
+    kept = kept_questions(answer_rows(questions, said))
+    results["gallery"] |= kept
+    scenes = {picture_file(i): scene for i, scene in enumerate(questions.scenes)}
+    save_questions(folder, kept, lambda file: Image.fromarray(bench.renderer.render(scenes[file])))
 
 
 def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str) -> list[str]:
@@ -323,22 +354,14 @@ def examine_drawing(results: dict, bench: Bench, model, processor, prompts: list
     for batch in bench.batches(len(wanted), "drawing"):
         pictures += draw(model, processor, [p["prompt"] for p in repeated[batch]], seeds[batch], **sampling)
     results["seconds_per_picture_batched"] = (time.perf_counter() - started) / len(pictures)
+    lacks, found = bench.judge(np.stack([np.asarray(p) for p in pictures]), repeated)
     if args.save_pictures:
-        save_pictures(args.save_pictures, prompts, pictures, args.images_per_prompt)
-
-    correct = bench.score(np.stack([np.asarray(p) for p in pictures]), repeated)
-    tags = [p["tag"] for p in repeated]
-    by_tag = defaultdict(list)
-    for tag, fulfilled in zip(tags, correct, strict=True):
-        by_tag[tag].append(fulfilled)
-
-    def overall(picked: np.ndarray) -> float:
-        return geneval.summarize([tags[i] for i in picked], [correct[i] for i in picked])["overall"]
-
+        files = save_drawings(args.save_pictures, prompts, pictures, args.images_per_prompt)
+        results["gallery"]["drawings"] = first_drawings(files, repeated, lacks, found.__getitem__)
+    tags, correct = [p["tag"] for p in repeated], [not reasons for reasons in lacks]
     results |= {"geneval": geneval.summarize(tags, correct), "sampling": sampling}
-    results["images_per_prompt"] = args.images_per_prompt
-    results["intervals"]["geneval"] = {tag: wilson(sum(c), len(c)) for tag, c in by_tag.items()}
-    results["intervals"]["geneval"]["overall"] = bootstrap(overall, [i for i, _ in wanted])
+    results |= {"images_per_prompt": args.images_per_prompt, "num_pictures_by_tag": dict(Counter(tags))}
+    results["intervals"]["geneval"] = geneval.intervals(tags, correct, [i for i, _ in wanted])
     one = ([prompts[0]["prompt"]], [args.seed])
     results["seconds_per_picture"] = median_seconds(lambda: draw(model, processor, *one, **sampling), TIMED_PICTURES)
 
@@ -353,29 +376,18 @@ def median_seconds(once: Callable[[], object], times: int) -> float:
     return statistics.median(seconds[1:] or seconds)
 
 
-def save_pictures(folder: Path, prompts: list[dict], pictures: list[Image.Image], images_per_prompt: int) -> None:
-    """GenEval's layout: 00000/metadata.jsonl with the one prompt, 00000/samples/0000.png, ..."""
-    for index, prompt in enumerate(prompts):
-        samples = folder / f"{index:05d}" / "samples"
-        samples.mkdir(parents=True)
-        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
-        for k in range(images_per_prompt):
-            pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
-
-
 # ---- the results ---------------------------------------------------------------------------------------------------
 
 
-def describe_run(args: argparse.Namespace) -> dict:
+def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, folder: Path) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
-    return describe_machine(__file__) | {
-        "model": str(args.tokenizer_only or args.model or "unimllm/default"),
-        "split": args.split,
-        "seed": args.seed,
-        "limit": args.limit,
-        "batch_size": args.batch_size,
-        "reader": "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader),
-    }
+    told = describe_run(
+        __file__, argv, model=str(args.tokenizer_only or args.model or "unimllm/default"), seed=args.seed,
+        fingerprint=weights_fingerprint(folder), fingerprint_of="weights", limited=args.limit is not None,
+        num_samples={what: results[key] for what, key in SAMPLES.items() if key in results},
+    )  # fmt: skip
+    reader = "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader)
+    return told | {"split": args.split, "limit": args.limit, "batch_size": args.batch_size, "reader": reader}
 
 
 if __name__ == "__main__":

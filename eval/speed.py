@@ -349,8 +349,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
     """All figures, the peers' under ours."""
+    torch_told = f"torch {where['versions']['torch']}"
     table = Table(
-        title=f"{where['processor']}, torch {where['torch']}, one thread, load average {where['load_average']}",
+        title=f"{where['processor']}, {torch_told}, one thread, load average {where['load_average']}",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from semhitok import SemHiTokModel
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.metrics.geneval import TAGS
 from unimllm.report import write_json
 from unimllm.scenes import CLASSES_24, GlyphAtlas
@@ -77,7 +78,25 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     for low, high in (results["intervals"]["psnr"], results["intervals"]["geneval"]["overall"]):
         assert low <= high
 
-    assert sorted(p.name for p in pictures.iterdir()) == [f"{i:05d}" for i in range(4)]
+    assert results["program"] == "eval/scenes.py" and results["limited"] is True and results["versions"]["torch"]
+    assert results["fingerprint"] == fingerprint(tiny_checkpoint / "model.safetensors")
+    assert results["command"].startswith("python eval/scenes.py --model ") and results["num_samples"]["questions"] == 4
+    for key in ("pope_f1", "pope_f1_strict", "objects_read_in_true_renders"):
+        low, high = results["intervals"][key]
+        assert low <= results[key] <= high
+    for ceiling in ("reader_ceiling", "tokenizer_ceiling"):
+        assert set(results["intervals"][ceiling]) == set(results[ceiling])
+    assert results["num_pictures_by_tag"] == dict.fromkeys(TAGS[:4], 2)
+
+    gallery = results["gallery"]
+    assert gallery["folder"] == "../pictures"
+    assert [row["filename"] for row in gallery["drawings"]] == [f"{i:05d}/samples/0000.png" for i in range(4)]
+    assert all(row["correct"] == (not row["reason"]) and row["found"] for row in gallery["drawings"])
+    assert len(gallery["questions"]) == 4 and all(not row["correct"] for row in gallery["wrong_answers"])
+    kept = {row["filename"] for row in gallery["questions"] + gallery["wrong_answers"]}
+    assert kept == {f"questions/{p.name}" for p in (pictures / "questions").iterdir()}
+
+    assert sorted(p.name for p in pictures.iterdir()) == [*(f"{i:05d}" for i in range(4)), "questions"]
     metadata = json.loads((pictures / "00002" / "metadata.jsonl").read_text())
     assert {"tag", "include", "prompt"} <= set(metadata)
     assert sorted(p.name for p in (pictures / "00002" / "samples").iterdir()) == ["0000.png", "0001.png"]

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.metrics.geneval_detector import GenEvalDetector
-from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, fingerprint, read_records
+from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, read_records
 
 PICTURE = "00000/samples/0000.png"
 PROGRAM = Path(__file__).parents[1] / "eval" / "geneval.py"
@@ -167,6 +168,12 @@ def test_a_folder_is_looked_at_once_and_scored_again(
     first = json.loads(scores.read_text())
     assert first["num_pictures"] == first["num_prompts"] == 2 and first["benchmark"] == "GenEval-style (HF detector)"
     assert set(first["scores"]) == {"single_object", "colors", "overall"} and str(mask2former) in first["detector"]
+    assert set(first["intervals"]) == {*first["scores"], "correct_pictures", "correct_prompts"}
+    assert (first["program"], first["limited"]) == ("eval/geneval.py", True)
+    assert first["fingerprint"] == weights_fingerprint(tiny_checkpoint) and first["fingerprint_of"] == "weights"
+    shown = first["gallery"]["drawings"]
+    assert [row["filename"] for row in shown] == ["00000/samples/0000.png", "00001/samples/0000.png"]
+    assert first["gallery"]["folder"] == "out" and all(row["found"] for row in shown)
 
     records = read_records(record)
     assert list(records) == ["00000/samples/0000.png", "00001/samples/0000.png"]
@@ -240,7 +247,8 @@ def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call
     record.write_bytes(Record(PICTURE, "by hand", [], [], [], [], fingerprint(folder / PICTURE)).line())
     words = ("--detections", record, "--results", results, "--json", scores)
     assert call(program, "score", folder, *words).code == 0
-    assert json.loads(scores.read_text())["model"] == "qwen2.5-pictures"
+    told = json.loads(scores.read_text())
+    assert (told["model"], told["fingerprint_of"]) == ("qwen2.5-pictures", "pictures")
     assert call(program, "score", "--official-results", results, "--json", scores).code == 0
     assert json.loads(scores.read_text())["model"] == "qwen2.5"
 

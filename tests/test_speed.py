@@ -28,7 +28,7 @@ def test_every_measurement_runs_and_writes_its_keys(tmp_path):
         "train_speedup_over_padded",
     }  # fmt: skip
     assert keys <= set(figures) and all(figures[key] > 0 for key in keys)
-    assert figures["tiny"] is True and figures["torch"] and figures["encode_256_peak_mib"] > 10
+    assert figures["tiny"] is True and figures["versions"]["torch"] and figures["encode_256_peak_mib"] > 10
     # ours, then the peers' with the mark that says so
     assert "SemHiTok" in result.stdout and "UniTok" in result.stdout and "elsewhere" in result.stdout
 

@@ -130,6 +130,7 @@ def test_pope_of_every_branch_by_hand(call, program, tmp_path):
     low, high = results["intervals"]["random"]["official"]["accuracy"]
     assert low == pytest.approx(2 / 6) and high == pytest.approx(4 / 6)  # two pictures: 4 of 6 right, and 2 of 6
     assert results["command"].startswith("python eval/pope.py score") and results["model"] == "a"
+    assert (results["program"], results["limited"], results["fingerprint_of"]) == ("eval/pope.py", True, "answers")
 
 
 @needs_programs

@@ -7,11 +7,13 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
+import unimllm
 from unimllm.images import write_atomically
 
 
@@ -34,8 +36,44 @@ def add_code_use(table: Table, results: dict) -> None:
     table.add_row("perplexity: semantic/pixel/flat", "/".join(f"{p:.0f}" for p in perplexities))
 
 
-def describe_machine(program: str) -> dict[str, str | int | float | None]:
-    """What to know of a run to judge its timings and to repeat it.
+def describe_run(
+    program: str,
+    argv: list[str] | None,
+    *,
+    model: str,
+    fingerprint: str | None,
+    fingerprint_of: str,
+    seed: int,
+    num_samples: dict[str, int],
+    limited: bool,
+) -> dict:
+    """What every result carries: of what it is, how to repeat it, and what to know of its timings.
+
+    Args:
+        program: `__file__` of the program.
+        argv: see `command_told`.
+        model: as the user named it.
+        fingerprint: see unimllm/fingerprint.py.
+        fingerprint_of: "weights", or what alone was scored: "answers", "pictures".
+        seed: of the samples, or of the intervals alone where the samples are given.
+        num_samples: what was measured on -> how many: "pictures", "questions", "prompts", ...
+        limited: whether that is only a part of the set.
+    """
+    name = "/".join(Path(program).parts[-2:])
+    return describe_machine(program) | {
+        "program": name,
+        "command": command_told(name, argv),
+        "model": model,
+        "fingerprint": fingerprint,
+        "fingerprint_of": fingerprint_of,
+        "seed": seed,
+        "num_samples": num_samples,
+        "limited": limited,
+    }
+
+
+def describe_machine(program: str) -> dict:
+    """The machine, the libraries and the commit that a program runs on.
 
     Args:
         program: `__file__` of the program, whose commit is told (None outside a git checkout).
@@ -45,7 +83,11 @@ def describe_machine(program: str) -> dict[str, str | int | float | None]:
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "unimllm": unimllm.__version__,
+        },
         "load_average": round(os.getloadavg()[0], 1),
         "commit": git.stdout.strip() or None,
     }

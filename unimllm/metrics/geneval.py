@@ -4,8 +4,13 @@ A detection is `Detection(name, box, score, color)`; a prompt's metadata is GenE
 `{"tag", "include": [{"class", "count"[, "color"][, "position": [relation, index]]}][, "exclude": [...]], "prompt"}`.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from unimllm.metrics.intervals import bootstrap, wilson
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -93,6 +98,12 @@ def kept(detections: list[Detection], metadata: dict) -> dict[str, list[Detectio
     return found
 
 
+def in_words(detections: list[Detection], metadata: dict) -> str:
+    """What counts of the detections under a prompt, such as "red apple, 2 dog"; "nothing" where none does."""
+    names = Counter(f"{d.color or ''} {d.name}".strip() for group in kept(detections, metadata).values() for d in group)
+    return ", ".join(f"{count} {name}" if count > 1 else name for name, count in names.items()) or "nothing"
+
+
 def _failure(clause: dict, group: list[Detection], groups: list[list[Detection] | None]) -> str | None:
     """Why an include clause does not hold for the surest boxes of its class, None if it does.
 
@@ -124,3 +135,20 @@ def summarize(tags: list[str], correct: list[bool]) -> dict[str, float]:
             scores[tag] = sum(of_tag) / len(of_tag)
     scores["overall"] = sum(scores.values()) / max(1, len(scores))
     return scores
+
+
+def intervals(tags: list[str], correct: list[bool], prompts: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `summarize`: Wilson's for a tag, the bootstrap over prompts for `overall`.
+
+    Args:
+        prompts: number of each picture's prompt.
+    """
+    by_tag = defaultdict(list)
+    for tag, fulfilled in zip(tags, correct, strict=True):
+        by_tag[tag].append(fulfilled)
+
+    def overall(picked: np.ndarray) -> float:
+        return summarize([tags[i] for i in picked], [correct[i] for i in picked])["overall"]
+
+    shares = {tag: wilson(sum(right), len(right)) for tag, right in by_tag.items()}
+    return shares | {"overall": bootstrap(overall, prompts)}

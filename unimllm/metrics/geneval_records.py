@@ -8,9 +8,9 @@ A record is one JSON line for each picture, so pictures are looked at once and c
 A color is null where the prompt asks for none of that box's class; sha256 tells the picture from others of its name.
 """
 
-import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
 from unimllm.metrics.intervals import percentiles, resampled_sums
@@ -180,15 +181,6 @@ def check_record(record: Record, where: str) -> None:
         raise UserError(f"{where}: unequally many boxes, scores, classes and colors")
 
 
-def fingerprint(path: Path) -> str:
-    """The first 16 hexadecimal digits of a file's sha256; UserError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"cannot read the picture {path}: {error.strerror or error}") from error
-
-
 def check_pictures(records: dict[str, Record], folder: Path, pictures: dict[str, dict]) -> None:
     """UserError if a record of one of the pictures is not of the file that lies in the folder: of another model's."""
     for file in pictures:
@@ -251,15 +243,21 @@ def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
 
 
 def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `summary`'s scores: bootstrap over the prompts of each tag."""
-    rng, shares = np.random.default_rng(seed), {}
+    """95 % intervals of `summary`'s scores and two shares: bootstrap over the prompts of each tag."""
+    rng, shares, all_sums = np.random.default_rng(seed), {}, 0
     right, names = np.array(correct, float), np.array(prompts)
+    num_pictures = Counter(prompts)
+    share = 1 / np.array([num_pictures[prompt] for prompt in prompts])  # of its prompt: those of one sum up to 1
+    right_prompts = {prompt for prompt, c in zip(prompts, correct, strict=True) if c}
+    in_right = np.array([prompt in right_prompts for prompt in prompts])
+    counts = np.stack([right, np.ones(len(right)), in_right * share, share], 1)  # (pictures, 4)
     for tag in dict.fromkeys(tags):
         of_tag = np.array([t == tag for t in tags])
-        counts = np.stack([right[of_tag], np.ones(of_tag.sum())], 1)
-        sums = resampled_sums(counts, names[of_tag], rng)
+        sums = resampled_sums(counts[of_tag], names[of_tag], rng)
         shares[tag] = sums[:, 0] / sums[:, 1]
+        all_sums = all_sums + sums
     shares["overall"] = np.mean(list(shares.values()), 0)
+    shares["correct_pictures"], shares["correct_prompts"] = (all_sums[:, i] / all_sums[:, i + 1] for i in (0, 2))
     return {tag: percentiles(values) for tag, values in shares.items()}
 
 

@@ -6,9 +6,11 @@ Two ways to read an answer, because they tell different things of a model that s
 - strict: the answer must be "yes" or "no" and nothing else (case and a final period aside); anything else is wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from unimllm.metrics.intervals import resampled_sums
 
 SPLITS = ("random", "popular", "adversarial")  # how the objects that are not there were chosen
 FULL, OLDER_RANDOM = 3000, 2910  # questions of a split today, and of the first random file
@@ -72,10 +74,36 @@ def rates(sums: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def resampled_rates(
+    splits: Sequence[tuple[list[str], list[str]]], pictures: Sequence, parsing: str, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Each of `rates` (RESAMPLES, splits) under resampling of whole pictures, with their questions of all splits.
+
+    Args:
+        splits: (labels, answers) of each.
+        pictures: what each question is about, split after split.
+        parsing: a key of PARSERS.
+        rng: of the resampling.
+    """
+    width = len(OUTCOMES)
+    counts = np.zeros((len(pictures), len(splits) * width))
+    start = 0
+    for s, (labels, answers) in enumerate(splits):
+        counts[start : start + len(labels), s * width : (s + 1) * width] = outcomes(labels, answers, parsing)
+        start += len(labels)
+    sums = resampled_sums(counts, pictures, rng)
+    return rates(sums.reshape(len(sums), len(splits), width))
+
+
 def edition(split: str, num_questions: int) -> str:
     """What a question file is, by its length: numbers on different files are not comparable."""
     if split == "random" and num_questions == OLDER_RANDOM:
         return f"older random file of {OLDER_RANDOM:,} questions (POPE at commit e3e3926, as LLaVA-1.5 reports)"
-    if split in SPLITS and num_questions == FULL:
+    if is_full(split, num_questions):
         return f"full split of {FULL:,} questions"
     return f"{num_questions:,} questions, not a full split of {FULL:,}"
+
+
+def is_full(split: str, num_questions: int) -> bool:
+    """Whether so many are all questions of one of POPE's splits, today's or the older random one's."""
+    return split in SPLITS and (num_questions == FULL or (split, num_questions) == ("random", OLDER_RANDOM))

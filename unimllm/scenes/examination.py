@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimllm.metrics.geneval import TAGS, Detection
+from unimllm.metrics.intervals import percentiles
+from unimllm.metrics.pope import resampled_rates
 from unimllm.scenes.language import KINDS, Question, ask, pope_questions
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.prompts import scene_for_prompt
@@ -54,6 +56,22 @@ def pope_set(world: World, seed: int, negatives: str, count: int, split: str = "
         rng = np.random.default_rng([seed, POPE_QUESTIONS, POPE_SPLITS.index(negatives), number])
         asked += [(number, q) for q in pope_questions(scenes[-1], world, rng, negatives)]
     return QuestionSet(scenes, asked[:count])
+
+
+def pope_intervals(answered: list[tuple[list[str], list[str]]], scenes: list[int]) -> dict:
+    """95 % intervals of every split's accuracy and of the mean F1, under both parsings.
+
+    Args:
+        answered: (labels, answers) of POPE_SPLITS.
+        scenes: of each question, split after split; the splits share them.
+    """
+    intervals: dict = {"pope": {split: {} for split in POPE_SPLITS}}
+    for parsing, mean in (("official", "pope_f1"), ("strict", "pope_f1_strict")):
+        resampled = resampled_rates(answered, scenes, parsing, np.random.default_rng(0))
+        intervals[mean] = percentiles(resampled["f1"].mean(1))
+        for s, split in enumerate(POPE_SPLITS):
+            intervals["pope"][split][parsing] = {"accuracy": percentiles(resampled["accuracy"][:, s])}
+    return intervals
 
 
 def kind_set(world: World, seed: int, count: int, split: str = "test") -> QuestionSet:
@@ -105,6 +123,20 @@ def true_scenes(world: World, prompts: list[dict], seed: int, images_per_prompt:
 def same_answer(said: str, right: str) -> bool:
     """Whether two answers are the same words: case, outer spaces and a final period do not matter."""
     return _normalize(said) == _normalize(right)
+
+
+def answer_rows(questions: QuestionSet, said: list[str]) -> list[dict]:
+    """Every question with its picture, the right answer and what was said; see `gallery.kept_questions`."""
+    return [
+        {"filename": picture_file(scene), "kind": q.kind, "question": q.text, "answer": q.answer, "said": text,
+         "correct": same_answer(text, q.answer)}
+        for (scene, q), text in zip(questions.asked, said, strict=True)
+    ]  # fmt: skip
+
+
+def picture_file(scene: int) -> str:
+    """Where the picture of a question set's scene is kept."""
+    return f"questions/{scene:05d}.png"
 
 
 def _normalize(text: str) -> str:

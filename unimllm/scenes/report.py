@@ -48,8 +48,8 @@ def _add_understanding(table: Table, results: dict) -> None:
         said_yes = scores["official"]["yes_ratio"]
         interval = as_range(results["intervals"][f"pope_f1_{split}"])
         table.add_row(f"POPE F1, {split} (says yes {said_yes:.2f})", f"{scores['official']['f1']:.3f}", interval)
-    table.add_row("POPE F1, mean", f"{results['pope_f1']:.3f}")
-    table.add_row("POPE F1, mean, strict parsing", f"{results['pope_f1_strict']:.3f}")
+    for key, title in (("pope_f1", "POPE F1, mean"), ("pope_f1_strict", "POPE F1, mean, strict parsing")):
+        table.add_row(title, f"{results[key]:.3f}", as_range(results["intervals"][key]))
     for kind, accuracy in results["question_accuracy_by_kind"].items():
         interval = as_range(results["intervals"]["question_accuracy_by_kind"][kind])
         table.add_row(f"accuracy: {kind.replace('_', ' ')}", f"{accuracy:.3f}", interval)

@@ -1,0 +1,267 @@
+"""eval/report.py on hand-made results of two models: the table, the page, and what it says of files that are none."""
+
+import importlib.util
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unimllm.fingerprint import fingerprint, weights_fingerprint
+from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
+
+PROGRAM = Path(__file__).parents[1] / "eval" / "report.py"
+EVIL = '<script>alert("1")</script>|`x`'
+VOID = {"meta", "img", "br"}
+
+needs_program = pytest.mark.skipif(
+    not PROGRAM.is_file(), reason="eval/report.py is not beside the tests (they run on an installed package)"
+)
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("eval_report", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- hand-made results ---------------------------------------------------------------------------------------------
+
+
+def facts(name: str, model: str, **others) -> dict:
+    return {
+        "program": f"eval/{name}.py", "model": model, "fingerprint": "0123456789abcdef", "fingerprint_of": "weights",
+        "commit": "abcdef0123-dirty", "command": f"python eval/{name}.py --model '{model}'", "seed": 0,
+        "versions": {"torch": "2.13.0"}, "num_samples": {"pictures": 4}, "limited": False, "processor": "a CPU",
+    } | others  # fmt: skip
+
+
+def scenes(model: str, **others) -> dict:
+    """What eval/scenes.py writes, with one kind of question and one tag."""
+    return facts("scenes", model, split="test") | {
+        "psnr": 28.333, "ssim": 0.9, "objects_read": 0.75, "semantic_code_use": 0.96, "flat_code_use": 0.25,
+        "num_pictures": 1000, "num_questions": 2000, "num_questions_by_kind": {"color_yes_no": 250},
+        "num_pope_questions": 600, "num_prompts": 500, "images_per_prompt": 1, "num_pictures_by_tag": {"colors": 48},
+        "pope": {"random": {}}, "pope_f1": 0.9, "pope_f1_random": 0.9, "question_accuracy": 0.8,
+        "question_accuracy_by_kind": {"color_yes_no": 0.7}, "geneval": {"colors": 0.4378, "overall": 0.4378},
+        "reader_ceiling": {"colors": 1, "overall": 1}, "tokenizer_ceiling": {"colors": 0.854, "overall": 0.9},
+        "seconds_per_picture": None, "seconds_per_answer": 0.03,
+        "intervals": {
+            "psnr": [28.1, 28.5], "ssim": [0.89, 0.91], "objects_read": [0.7, 0.8], "pope_f1_random": [0.8, 0.95],
+            "pope_f1": [0.8, 0.95], "question_accuracy": [0.75, 0.85],
+            "question_accuracy_by_kind": {"color_yes_no": [0.6, 0.8]},
+            "geneval": {"colors": [0.3, 0.58], "overall": [0.38, 0.47]},
+        },
+    } | others  # fmt: skip
+
+
+def mme(model: str, **others) -> dict:
+    return facts("mme", model, fingerprint_of="answers", limited=True) | {
+        "perception": None, "cognition": 300.0, "intervals": {"cognition": [250.0, 350.0], "OCR": [100.0, 160.0]},
+        "subtasks": {"OCR": {"score": 130.0, "num_questions": 40}},
+    } | others  # fmt: skip
+
+
+def save(path: Path, content: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def save_gallery(folder: Path, drawn: bool) -> dict:
+    """A gallery of one drawing, a question and a wrong answer, with its pictures."""
+    for file in ("00000/samples/0000.png", "questions/00003.png"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(folder / file)
+    reason = "" if drawn else "0 dog found, 1 wanted"
+    drawing = {"filename": "00000/samples/0000.png", "tag": "single_object", "prompt": "a photo of a dog"}
+    question = {"filename": "questions/00003.png", "kind": "color", "question": "What color is the dog?"}
+    right = question | {"answer": "red", "said": "red", "correct": True}
+    wrong = question | {"answer": "red", "said": "blue", "correct": False}
+    return {
+        "folder": folder.name,
+        "drawings": [drawing | {"correct": drawn, "reason": reason, "found": "red dog"}],
+        "questions": [right if drawn else wrong],
+        "wrong_answers": [] if drawn else [wrong],
+    }
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    """Results of two models, one with MME."""
+    folder = tmp_path / "results"
+    save(folder / "a.json", scenes("A", gallery=save_gallery(folder / "a", True)))
+    b = {"geneval": {"colors": 0.5, "overall": 0.5}, "limited": True, "num_prompts": 6}
+    save(folder / "b.json", scenes(EVIL, gallery=save_gallery(folder / "b", False)) | b)
+    save(folder / "mme.json", mme("A"))
+    return folder
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.replace(r"\|", "&#124;").strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    return {row[0]: row[1:] for row in rows}
+
+
+@needs_program
+def test_two_models_stand_side_by_side(program, call, two):
+    ended = call(program, two)
+    assert ended.code == 0 and ended.err == ""
+    table = table_of(ended.out)
+    evil = '&lt;script>alert("1")&lt;/script>&#124;`x`'
+    assert table["measure"] == ["samples", "A", evil]
+    assert table["PSNR, dB"] == ["1,000", "28.33 (28.10 to 28.50)", r"28.33\* (28.10 to 28.50)"]
+    assert table["questions: color yes no"][:2] == ["250", "0.700 (0.600 to 0.800)"]
+    assert table["GenEval-style: colors"][1] == "0.438 (0.300 to 0.580), ceiling 0.854"
+    assert table["**GenEval-style: overall**"][0] == "500 / 6"
+    assert table["**GenEval-style: overall**"][2] == r"**0.500\*** (0.380 to 0.470), ceiling 0.900"
+    assert table["semantic codes used"] == ["1,000", "0.96", r"0.96\*"]
+    assert table["seconds for one picture"] == ["", "-", "-"]
+    assert table["OCR, of 200"] == ["40", r"130.0\* (100.0 to 160.0)", "-"]
+    assert table["**perception, of 2,000**"] == ["", "**-**", "-"]
+    assert "a part of the set alone" in ended.out
+    assert "- A: `python eval/scenes.py --model 'A'`, commit abcdef0 with changes, seed 0, weights 0123" in ended.out
+
+
+@needs_program
+def test_one_name_is_one_column_unless_it_measured_the_same_twice_or_is_another_model(program, call, tmp_path):
+    save(tmp_path / "1.json", scenes("A"))
+    save(tmp_path / "2.json", scenes("A", seed=1))
+    assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A"]
+    save(tmp_path / "3.json", scenes("A"))
+    titles = table_of(call(program, tmp_path).out)["measure"]
+    assert len(titles) == 3 and "3.json" in titles[2] and "1.json" in titles[1]
+    for name in ("1", "3"):
+        (tmp_path / f"{name}.json").unlink()
+    save(tmp_path / "4.json", scenes("A", fingerprint="ffff"))
+    assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A (0123456789abcdef)", "A (ffff)"]
+
+
+@needs_program
+def test_what_is_no_result_is_named(program, call, two):
+    (two / "broken.json").write_text('{"program": ')
+    save(two / "speed.json", {"program": "eval/speed.py"})
+    save(two / "cut.json", facts("mme", "B"))
+    save(two / "words.json", scenes("B", ssim="high"))
+    save(two / "list.json", [1])
+    save(two / "pictures" / "generation.json", {"seed": 0})
+    old = scenes("C")
+    for name in ("program", "fingerprint", "versions"):
+        del old[name]
+    save(two / "old.json", old)
+    ended = call(program, two)
+    assert ended.code == 0 and len(table_of(ended.out)["measure"]) == 4
+    first, second = ended.err.splitlines()
+    assert "old.json does not tell program, fingerprint, versions" in first
+    assert "5 of 9 files are not shown" in second and "generation" not in second
+    for words in (
+        "broken.json is no JSON", "speed.json is of 'eval/speed.py', which is none of", "it lacks 'subtasks'",
+        "'SSIM' is 'high', no number", "list.json is of none of",
+    ):  # fmt: skip
+        assert words in second
+
+
+@needs_program
+def test_without_results_there_is_one_line(program, call, tmp_path):
+    assert "no results in" in call(program, tmp_path).refusal()
+    assert "no such file or folder" in call(program, tmp_path / "none").refusal()
+    assert "the folder of results is missing" in call(program).refusal()
+    save(tmp_path / "x.json", {})
+    assert "x.json is of none of eval/scenes.py" in call(program, tmp_path).refusal()
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Elements and text of a page; what is opened must be closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of_class(self, name: str) -> list[dict]:
+        return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
+
+
+@needs_program
+def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call, two, tmp_path):
+    out = tmp_path / "report.html"
+    ended = call(program, two, "--html", out, "--markdown", tmp_path / "table.md")
+    assert ended.code == 0 and ended.out == "" and ended.err == ""
+    assert table_of((tmp_path / "table.md").read_text())["measure"][1] == "A"
+    text = out.read_text()
+    page = Page(text)
+    assert EVIL in page.text and "A" in page.text and "<script" not in text
+    assert not [attrs for tag, attrs in page.found if tag == "link" or attrs.get("src", "data:")[:5] != "data:"]
+    assert len(page.of_class("bar")) == 12 * 2 + 2 and len(page.of_class("whisker")) == 9 * 2 + 2
+    assert {"left:30.00%;width:28.00%", "left:38.00%;width:9.00%"} <= {a["style"] for a in page.of_class("whisker")}
+    assert {a["style"] for a in page.of_class("ceiling")} == {"left:85.40%", "left:90.00%"}
+    assert len(page.of_class("right")) == 2 and len(page.of_class("wrong")) == 3  # drawing, question; wrong answer
+    for words in ("wrong: 0 dog found, 1 wanted", "seen: red dog", "wrong: blue", "expected: red", "a photo of a dog"):
+        assert words in page.text
+    assert "0.500*" in page.text and "a part of the set" in page.text
+    assert sum(tag == "img" for tag, _ in page.found) == 5
+
+
+@needs_program
+def test_pictures_that_are_gone_are_told(program, call, two, tmp_path):
+    (two / "b" / "00000" / "samples" / "0000.png").write_bytes(b"x")
+    ended = call(program, two, "--html", tmp_path / "report.html")
+    assert "1 pictures are not shown" in ended.err
+    assert "no picture 0000.png" in Page((tmp_path / "report.html").read_text()).text
+
+
+@needs_program
+def test_a_prompt_that_one_model_did_not_draw_leaves_a_gap(program, call, two, tmp_path):
+    content = json.loads((two / "b.json").read_text())
+    content["gallery"]["drawings"][0]["prompt"] = "a photo of a cat"
+    save(two / "b.json", content)
+    assert call(program, two, "--html", tmp_path / "report.html").code == 0
+    assert len(Page((tmp_path / "report.html").read_text()).of_class("absent")) == 2
+
+
+# ---- what results carry --------------------------------------------------------------------------------------------
+
+
+def test_galleries_take_the_first_of_each_and_the_first_wrong_ones():
+    assert first_of_each("aababb", 2) == [0, 1, 2, 4]
+    files = [f"{i:05d}/samples/{k:04d}.png" for i in range(9) for k in range(2)]
+    prompts = [{"tag": "colors", "prompt": str(i // 2)} for i in range(18)]
+    rows = first_drawings(files, prompts, [["few"] if i == 2 else [] for i in range(18)], str)
+    assert [row["filename"] for row in rows] == files[:16:2] and [row["found"] for row in rows][1] == "2"
+    assert [row["correct"] for row in rows] == [True, False, *[True] * 6] and rows[1]["reason"] == "few"
+    kept = kept_questions([{"kind": "color", "correct": i != 5, "n": i} for i in range(9)])
+    assert [[row["n"] for row in rows] for rows in kept.values()] == [[0, 1], [5]]
+    assert folder_from(Path("a/x.json"), Path("a/b")) == "b" and folder_from(Path("x.json"), Path("../b")) == "../b"
+
+
+def test_fingerprints_tell_weights_apart(tmp_path):
+    (tmp_path / "model-2.safetensors").write_bytes(b"2")
+    (tmp_path / "model-1.safetensors").write_bytes(b"1")
+    (tmp_path / "config.json").write_bytes(b"3")
+    both = fingerprint(tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors")
+    assert weights_fingerprint(tmp_path) == both and len(both) == 16
+    assert weights_fingerprint(tmp_path / "none") is None
