@@ -7,8 +7,8 @@
 Pictures are cropped as ADM does (halved, scaled bicubically, cut to the centre), encoded, decoded, clamped and rounded
 to 8 bits; everything is measured between those and the cropped originals. "FID" stands only over the TF-2015 Inception
 (--inception-weights); other networks give FD(network): the tokenizer's own SigLIP, or --features, which is the one to
-compare tokenizers by. `--data scenes`: the held-out compositions of eval/scenes.py (--split), a thousand unless
---limit says so.
+compare tokenizers by. An autoencoder (CHEERS) is measured alike; it has neither codes nor a SigLIP of its own.
+`--data scenes`: the held-out compositions of eval/scenes.py (--split), a thousand unless --limit says so.
 Intervals: 95 %, bootstrap over pictures.
 """
 
@@ -27,9 +27,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from semhitok import SemHiTokModel
-from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
@@ -37,6 +36,7 @@ from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.grid import draw_grid
+from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable, picture_format, save_picture
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.frechet import ENOUGH, FrechetComparison
@@ -90,7 +90,7 @@ class Measured:
 
     Args:
         scores: key of SCORES -> (n,) in batches.
-        codes: (n, N, 2) int32 in batches.
+        codes: (n, N, 2) int32 in batches; none of a tokenizer without codes.
         seconds: "encode" and "decode" -> (pictures, seconds) of each batch.
         shown: (original, reconstruction, label) of the first GRID_PICTURES pictures.
     """
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.grid)
     silence_libraries()
     folder = resolve(args.model)
-    tokenizer, _ = load_tokenizer(str(folder), args.device)
+    tokenizer, _ = load_image_tokenizer(str(folder), args.device)
     nets, lpips = open_networks(args, tokenizer)
     source = open_data(args, tokenizer, folder)
     comparisons = [FrechetComparison() for _ in nets]
@@ -150,8 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
 
 
-def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[list[FeatureNet], PairDistance | None]:
-    """The networks of FID and FD that were asked for, or else the tokenizer's own; and LPIPS if asked for."""
+def open_networks(args: argparse.Namespace, tokenizer: PreTrainedModel) -> tuple[list[FeatureNet], PairDistance | None]:
+    """The networks of FID and FD that were asked for, or else the tokenizer's own if any; and LPIPS if asked for."""
     nets = []
     if args.inception_weights:
         nets.append(inception_net(args.inception_weights, tokenizer.device))
@@ -164,10 +164,12 @@ def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[l
             print(f"note: {note}", file=sys.stderr)
         nets.append(siglip_net(args.features, teacher, tokenizer.device))
     lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
-    return nets or [tokenizer_net(tokenizer)], lpips
+    if not nets and hasattr(tokenizer, "vision_features"):
+        nets.append(tokenizer_net(tokenizer))
+    return nets, lpips
 
 
-def open_data(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) -> FolderPictures | HeldOutPictures:
+def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path) -> FolderPictures | HeldOutPictures:
     """What --data names."""
     if args.data != SCENES:
         return FolderPictures(Path(args.data))
@@ -181,7 +183,7 @@ def open_data(args: argparse.Namespace, tokenizer: SemHiTokModel, folder: Path) 
 
 def measure(
     args: argparse.Namespace,
-    tokenizer: SemHiTokModel,
+    tokenizer: PreTrainedModel,
     source: FolderPictures | HeldOutPictures,
     nets: list[FeatureNet],
     comparisons: list[FrechetComparison],
@@ -192,8 +194,9 @@ def measure(
     total = min(len(source), args.limit or len(source))
     with tqdm(total=total, desc="reconstructing", unit="picture") as progress:
         for keys, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
-            codes, decoded = reconstruct(tokenizer, pictures, measured.seconds)
-            measured.codes.append(codes.astype(np.int32))
+            encoded, decoded = reconstruct(tokenizer, pictures, measured.seconds)
+            if not encoded.is_floating_point():
+                measured.codes.append(encoded.cpu().numpy().astype(np.int32))
             decibels = psnr(pictures, decoded)
             measured.scores["psnr"].append(decibels)
             measured.scores["ssim"].append(ssim(pictures, decoded))
@@ -208,15 +211,18 @@ def measure(
             progress.update(len(keys))
     for reason in source.skipped.values():
         print(f"skipped: {reason}", file=sys.stderr)
-    if not measured.codes:
+    if not measured.scores:
         raise UserError(f"none of the {len(source)} pictures in {args.data} can be read")
     return measured
 
 
+@torch.inference_mode()
 def reconstruct(
-    tokenizer: SemHiTokModel, pictures: np.ndarray, seconds: dict[str, list[tuple[int, float]]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, S, S, 3) uint8 -> codes (n, N, 2) and reconstructions (n, S, S, 3) uint8; enters how long both took."""
+    tokenizer: PreTrainedModel, pictures: np.ndarray, seconds: dict[str, list[tuple[int, float]]]
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(n, S, S, 3) uint8 -> codes (n, N, 2) or latents, and reconstructions (n, S, S, 3) uint8; enters how long both
+    took.
+    """
 
     def timed(name: str, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         synchronize(x.device)
@@ -227,8 +233,8 @@ def reconstruct(
         return y
 
     pixel_values = to_pixel_values(pictures).to(tokenizer.device)
-    codes = timed("encode", tokenizer.encode, pixel_values)
-    return codes.cpu().numpy(), to_uint8(timed("decode", tokenizer.decode, codes))
+    encoded = timed("encode", tokenizer.encode, pixel_values)
+    return encoded, to_uint8(timed("decode", tokenizer.decode, encoded))
 
 
 def synchronize(device: torch.device) -> None:
@@ -240,23 +246,27 @@ def synchronize(device: torch.device) -> None:
 # ---- the results ---------------------------------------------------------------------------------------------------
 
 
-def summarize(measured: Measured, tokenizer: SemHiTokModel) -> dict:
-    """Means over pictures with their intervals, code use, and pictures a second."""
-    codes = np.concatenate(measured.codes)
-    results: dict = {"num_pictures": len(codes), "num_positions": int(codes[..., 0].size), "intervals": {}}
+def summarize(measured: Measured, tokenizer: PreTrainedModel) -> dict:
+    """Means over pictures with their intervals, code use if there are codes, and pictures a second."""
+    config, count = tokenizer.config, sum(map(len, measured.scores["psnr"]))
+    results: dict = {"num_pictures": count, "num_positions": count * config.num_positions, "intervals": {}}
     for name, batches in measured.scores.items():
         values = np.concatenate(batches)
         results[name], results["intervals"][name] = float(values.mean()), bootstrap_mean(values)
     for name, batches in measured.seconds.items():
         counted = batches[1:] or batches  # the first one warms up
         results[f"{name}_pictures_per_second"] = sum(n for n, _ in counted) / sum(s for _, s in counted)
-    config = tokenizer.config
-    return results | code_use(codes, config.num_semantic_codes, config.num_pixel_codes)
+    if measured.codes:
+        results |= code_use(np.concatenate(measured.codes), config.num_semantic_codes, config.num_pixel_codes)
+    return results
 
 
 def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -> dict:
     """Frechet and kernel distances by the networks' names, and what has to be said of them."""
     frechet, warnings = {}, []
+    if not nets:
+        warnings.append("no Frechet distance: this tokenizer has no SigLIP of its own, name one with --features")
+        return {"frechet": frechet, "warnings": warnings}
     count = comparisons[0].statistics[0].count
     if count < 2:
         warnings.append("1 picture has no covariance: no Frechet distance")
@@ -274,7 +284,7 @@ def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -
 
 def describe_data(
     args: argparse.Namespace,
-    tokenizer: SemHiTokModel,
+    tokenizer: PreTrainedModel,
     source: FolderPictures | HeldOutPictures,
     lpips: PairDistance | None,
 ) -> dict:
@@ -313,7 +323,8 @@ def make_table(results: dict) -> Table:
         if "kid_mean" in values:
             subsets = f"std {1000 * values['kid_std']:.3f} of {values['kid_subset_size']} pictures"
             table.add_row(f"{values['kid_name']} x 1000, paired", f"{1000 * values['kid_mean']:.3f}", subsets)
-    add_code_use(table, results)
+    if "flat_code_use" in results:
+        add_code_use(table, results)
     table.add_section()
     table.add_row(f"Pictures a second ({results['device']}, batches of {results['batch_size']})", style="bold")
     for name in ("encode", "decode"):

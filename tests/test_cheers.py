@@ -315,6 +315,39 @@ def test_a_leading_picture_is_read_causally_where_the_quirk_says_so():
             assert torch.allclose(first, second) == (quirk and leading)
 
 
+# ---- the ablations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", ["decode_before_siglip", "inject_details"])
+def test_a_model_without_a_part_trains_draws_and_comes_back(switch, tmp_path):
+    model = make(**{switch: False})
+    ids, noise = row(USER, *READ, 9, ASSISTANT, 10, *DRAW, END), torch.randn(2, 16, 4, 4, dtype=torch.double)
+    options = {"labels": only(ids, 10, END), "t": torch.tensor([1.0, 0.3]).double(), "noise": noise}
+    outputs = model(ids, pictures(2), **options)
+    outputs.loss.backward()
+    error = (outputs.velocities[0] - (model.vision_tokenizer.encode(pictures(2))[1] - noise[1])).square().mean()
+    torch.testing.assert_close(outputs.losses["flow"].double(), error, rtol=1e-5, atol=1e-6)
+    untouched = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    gate = {f"flow_head.hi_gate.gate.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
+    assert untouched == (gate if switch == "inject_details" else set())
+    drawn = draw(model, [[USER, 9, START]], guidance_scale=2.0)
+    assert drawn.shape == (1, 16, 4, 4) and drawn.isfinite().all()
+    model.save_pretrained(tmp_path)
+    opened = AutoModel.from_pretrained(tmp_path, dtype=torch.double).eval()
+    assert getattr(opened.config, switch) is False
+    torch.testing.assert_close(draw(opened, [[USER, 9, START]], guidance_scale=2.0), drawn)
+
+
+def test_a_model_of_trained_parts_may_go_without_the_decoder(model):
+    vision = model.vision_tokenizer
+    config = tiny_config(decode_before_siglip=False)
+    taken = CheersForConditionalGeneration.from_parts(
+        config, model.language_model, vision.vision_representation, vision.vae_model
+    )
+    assert taken.vision_tokenizer.vision_representation.embeddings.patch_embedding.weight.shape == (24, 16, 1, 1)
+    assert draw(taken.double(), [[USER, 9, START]]).shape == (1, 16, 4, 4)
+
+
 # ---- saving ---------------------------------------------------------------------------------------------------------
 
 

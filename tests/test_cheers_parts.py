@@ -106,6 +106,19 @@ def test_positions_are_siglips_features_of_the_decoded_latent_and_details_its_pa
     assert positions.shape == (2, 4, 16) and details.shape == (2, 16, 24)
 
 
+def test_without_the_decoder_siglip_reads_a_linear_map_of_each_latent_position():
+    tokenizer = VisionTokenizer(tiny_config(decode_before_siglip=False))
+    assert not any("decoder_projector" in name for name in tokenizer.state_dict())
+    z = torch.randn(2, 16, 4, 4)
+    positions, details = tokenizer(z)
+    embeddings = tokenizer.vision_representation.embeddings
+    linear = torch.nn.functional.linear(
+        z.flatten(2).mT, embeddings.patch_embedding.weight[..., 0, 0], embeddings.patch_embedding.bias
+    )
+    torch.testing.assert_close(details, linear + embeddings.position_embedding.weight)
+    assert positions.shape == (2, 4, 16) and details.shape == (2, 16, 24)
+
+
 def test_space_to_depth_puts_the_place_before_the_channel(config):
     compressor = VisionTokenizer(config).und_projector
     compressor.layernorm, compressor.mlp = nn.Identity(), nn.Identity()

@@ -16,6 +16,8 @@ from released_siglips import FORMATS, PICTURES
 from semhitok import SemHiTokModel, lpips_weights
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
 from semhitok.teacher import Teacher, load_teacher
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
@@ -303,6 +305,24 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
     assert "5 pictures is biased" in " ".join(ended.out.split()) and "FID" not in ended.out
     assert "Skipped: 1 of 6 pictures" in ended.out and "Other files: 1" in ended.out and "b/0.png" in ended.err
     assert Image.open(grid).size == (5 * (160 + 12) + 12, 12 + 29 + 160 * 2 + 2 + 2 * 17 + 12)
+
+
+def test_an_autoencoder_is_measured_without_codes(program, folder, tmp_path, call):
+    torch.manual_seed(0)
+    config = tiny_cheers().vae_config
+    CheersVae(config).save_pretrained(tmp_path / "vae")
+    out, grid = tmp_path / "scores.json", tmp_path / "grid.png"
+    options = ("--model", tmp_path / "vae", "--data", folder, "--json", out, "--grid", grid)
+    ended = call(program, *options)
+    assert ended.code == 0 and "PSNR" in ended.out and "Code use" not in ended.out
+    assert "has no SigLIP of its own, name one with --features" in " ".join(ended.out.split())
+    results = json.loads(out.read_text())
+    assert (results["num_pictures"], results["num_positions"], results["resolution"]) == (5, 5 * 16, 16)
+    assert results["frechet"] == {} and "flat_code_use" not in results and results["decode_pictures_per_second"] > 0
+    model = CheersVae.from_pretrained(tmp_path / "vae")
+    ((_, pictures),) = cropped_batches(FolderPictures(folder), 16, 9, None)
+    decoded = to_uint8(model.decode(model.encode(to_pixel_values(pictures))))
+    assert results["psnr"] == pytest.approx(psnr(pictures, decoded).mean(), abs=0.01)
 
 
 def test_fid_stands_over_the_real_inception_only(program, tokenizer_folder, folder, fake_fidelity, monkeypatch, call):

@@ -31,8 +31,10 @@ STAGES = {
     "decoder": ["--adversarial_weight", "0.5", "--adversarial_start", "1", "--discriminator_channels", "8",
                 "--model.decoder_hidden_size", "32"],
     "joint": ["--quantize_after", "2", "--model.num_pixel_codes", "1", "--first_step", "1"],
+    "vae": ["--adversarial_weight", "0.5", "--adversarial_start", "3", "--discriminator_channels", "8"],
 }  # fmt: skip
-PRESETS = {"joint": "ablation_shared_index"}
+PRESETS = {"joint": "ablation_shared_index", "vae": "scenes_64_cheers"}
+VAE_SIZES = {"channels": 8, "latent_channels": 2, "num_groups": 4, "image_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def command(place: Path, stage: str, output: str) -> list[str]:
-    options = [f"--model.{name}={value}" for name, value in SIZES.items()]
+    sizes = VAE_SIZES if stage == "vae" else SIZES
+    options = [f"--model.{name}={value}" for name, value in sizes.items()]
     options = [option for option in options if option.partition("=")[0] not in STAGES[stage]]
     options += [f"--train.{name}={value}" for name, value in RUN.items()]
     before = {"pixel": "semantic", "decoder": "pixel"}.get(stage)
@@ -96,7 +99,8 @@ def weights(folder: Path) -> bytes:
 def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
     text = run(place, stage, stage)
     assert "skipped" in text and "broken.png" in text
-    assert ("discriminator" in text) == (stage in ("pixel", "decoder"))
+    assert ("discriminator" in text) == (stage in ("pixel", "decoder", "vae"))
+    assert ("perceptual loss: the teacher's features" in text) == (stage == "vae")
     assert ("a new decoder: decoder_hidden_size 32" in text) == (stage == "decoder")
     run_and_kill(place, stage, f"{stage}-killed", step=4)
     assert "resuming from step-00000" in run(place, stage, f"{stage}-killed")

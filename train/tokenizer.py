@@ -1,4 +1,6 @@
-"""Train SemHiTok in phases: semantic codes over a frozen SigLIP, pixel codes under them, then the decoder alone.
+"""Train an image tokenizer.
+
+SemHiTok in phases, semantic codes over a frozen SigLIP, pixel codes under them, then the decoder alone:
 
 deepspeed train/tokenizer.py --preset scenes_64 --stage semantic --teacher runs/scenes_64/teacher
 deepspeed train/tokenizer.py --preset scenes_64 --stage pixel --init-from runs/scenes_64/semantic
@@ -7,6 +9,10 @@ deepspeed train/tokenizer.py --preset scenes_64 --stage decoder --init-from runs
 --stage joint trains both branches at once, to compare (unimllm/training/presets/ablation.py):
 
 deepspeed train/tokenizer.py --preset ablation --stage joint --teacher runs/scenes_64/teacher
+
+CHEERS's autoencoder; the teacher's features are its perceptual loss (--perceptual_weight 0 goes without):
+
+deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae --teacher runs/scenes_64/teacher
 
 With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
@@ -24,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from transformers import PreTrainedConfig
 
-from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from unimllm.command_line import number
 from unimllm.data.picture_index import PictureIndex, open_pictures
@@ -43,21 +49,26 @@ from unimllm.training.presets import (
     JOINT_PRESETS,
     PIXEL_PRESETS,
     SEMANTIC_PRESETS,
+    VAE_PRESETS,
     TokenizerRecipe,
 )
 from unimllm.training.seeding import seed_everything
-from unimllm.training.tokenizer import announce_losses, check_start, make_stage, start_model
+from unimllm.training.tokenizer import announce_losses, check_start, make_stage, open_features, start_model
 
-STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS}
+STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
+          "vae": VAE_PRESETS}  # fmt: skip
+ORDERS = {"semantic": 1, "pixel": 2, "decoder": 3, "joint": 4, "vae": 6}
+"""Numbers of the orders in which stages go through the pictures."""
+COMMON_ORDER = 5
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 
 
 def main() -> None:
     stage = chosen_stage()
     args, recipe = parse_arguments(
-        "Train one stage of SemHiTok.", stage, STAGES[stage],
+        "Train one stage of an image tokenizer.", stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
-        teacher={"help": "semantic and joint stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
+        teacher={"help": "semantic, joint and vae stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
@@ -74,9 +85,10 @@ def main() -> None:
     model = start_model(args, recipe, stage)
     check_taken(args.overrides, model.config)
     if scenes:
-        check_size(model, recipe)
+        check_size(model.config, recipe)
+    features = open_features(args, recipe, stage)
     with sizes_told():
-        task, before_step = make_stage(model, recipe, stage)
+        task, before_step = make_stage(model, recipe, stage, features)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config)
     about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
@@ -86,6 +98,7 @@ def main() -> None:
         model.save_pretrained(folder)
         for_tokenizer(model.config).save_pretrained(folder)
 
+    @torch.no_grad()
     def draw_pictures() -> np.ndarray:
         """True pictures over what the decoder makes of their codes (of little use before there are codes)."""
         true = source(range(GRID_COLUMNS))["pixel_values"].to(model.device)
@@ -112,11 +125,11 @@ def open_index(args) -> PictureIndex:
 
 
 def make_source(
-    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: SemHiTokConfig
+    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: PreTrainedConfig
 ) -> SampleSource:
     """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
     is_common = recipe.first_step is not None
-    seed = recipe.train.seed + 1000 * (1 + (len(STAGES) if is_common else list(STAGES).index(stage)))
+    seed = recipe.train.seed + 1000 * (COMMON_ORDER if is_common else ORDERS[stage])
     if index:
         source = PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
     else:
@@ -135,7 +148,7 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
         print(f"data: {index}", *index.faults, sep="\n")
-    if args.teacher or args.init_from:
+    if args.teacher or args.init_from or stage == "vae":
         print("the sizes are the preset's; --teacher and --init-from are read by the run itself")
 
 
@@ -149,9 +162,9 @@ def chosen_stage() -> str:
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
 
 
-def check_size(model: SemHiTokModel, recipe: TokenizerRecipe) -> None:
+def check_size(config: PreTrainedConfig, recipe: TokenizerRecipe) -> None:
     """UserError unless the preset's pictures are as large as the tokenizer reads them."""
-    size, read = recipe.world.image_size, model.config.image_size
+    size, read = recipe.world.image_size, config.image_size
     if size != read:
         raise UserError(
             f"the preset draws pictures of {size} x {size} pixels and the tokenizer reads {read} x {read}: add "

@@ -1,8 +1,8 @@
 """The classes that transformers' Auto classes shall know; importing this registers them."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-import semhitok.auto  # noqa: F401  (registers its own)
+from semhitok.auto import SemHiTokImageProcessor  # (registers its own)
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
@@ -19,6 +19,7 @@ AutoConfig.register("cheers", CheersConfig, exist_ok=True)
 AutoConfig.register("cheers_vae", CheersVaeConfig, exist_ok=True)
 AutoModel.register(CheersConfig, CheersForConditionalGeneration, exist_ok=True)
 AutoModel.register(CheersVaeConfig, CheersVae, exist_ok=True)
+AutoImageProcessor.register(CheersVaeConfig, slow_image_processor_class=SemHiTokImageProcessor, exist_ok=True)
 AutoModelForImageTextToText.register(CheersConfig, CheersForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(CheersConfig, CheersProcessor, exist_ok=True)
 

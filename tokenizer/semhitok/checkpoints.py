@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from semhitok.errors import UserError, first_line
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
     from semhitok import SemHiTokImageProcessor, SemHiTokModel
 
 RUN_FILE = "run.json"
@@ -105,15 +109,27 @@ def load_tokenizer(
         UserError: there is no such checkpoint, it holds no SemHiTok, or it lacks a tensor.
     """
     path = find_tokenizer(model, option)
+    from semhitok.auto import tokenizer_class
+
+    return load_whole(tokenizer_class, path, device)
+
+
+def load_whole(
+    find_class: Callable[[str], type[PreTrainedModel]], path: str, device: str | None
+) -> tuple[PreTrainedModel, SemHiTokImageProcessor]:
+    """`load_tokenizer` for a checkpoint that has been found.
+
+    Args:
+        find_class: path -> the class of the tokenizer that it holds.
+    """
     device = choose_device(device)
     import torch
 
     from semhitok import SemHiTokImageProcessor
-    from semhitok.auto import tokenizer_class
     from semhitok.image_processing_semhitok import for_tokenizer
 
     try:
-        loaded, report = tokenizer_class(path).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded, report = find_class(path).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             missing = sorted(report["missing_keys"])
             raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")

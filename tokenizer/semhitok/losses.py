@@ -37,19 +37,20 @@ def coarse_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Distance in the hidden states of a frozen SigLIP: mean of 1 - cosine over positions and chosen layers.
+    """Distance in the hidden states of a frozen SigLIP: mean of 1 - cosine over positions and two layers.
 
     Stands in for LPIPS where its weights are not at hand.
 
     Args:
-        vision_outputs: `SemHiTokModel.vision_outputs` of a model whose SigLIP is frozen by the caller.
-        layers: indices into its hidden states (0 is the embedding); the last is after the final block.
+        vision_outputs: `SemHiTokModel.vision_outputs` of a model whose SigLIP is frozen by the caller, or a
+            `teacher.FrozenTeacher`.
+        num_layers: of that SigLIP; what is compared are its middle and its last hidden states.
     """
 
-    def __init__(self, vision_outputs: Callable[..., ModelOutput], layers: tuple[int, ...]):
+    def __init__(self, vision_outputs: Callable[..., ModelOutput], num_layers: int):
         super().__init__()
         self.vision_outputs = vision_outputs
-        self.layers = layers
+        self.layers = sorted({num_layers // 2, num_layers})  # 0 is the embedding
 
     def features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         states = self.vision_outputs(pixel_values, output_hidden_states=True).hidden_states
@@ -64,9 +65,8 @@ class PerceptualLoss(nn.Module):
 
 
 def teacher_distance(model: nn.Module) -> PerceptualLoss:
-    """`PerceptualLoss` in the middle and the last hidden states of a SemHiTokModel's own SigLIP."""
-    layers = model.config.vision_config.num_hidden_layers
-    return PerceptualLoss(model.vision_outputs, tuple(sorted({layers // 2, layers})))
+    """`PerceptualLoss` in a SemHiTokModel's own SigLIP."""
+    return PerceptualLoss(model.vision_outputs, model.config.vision_config.num_hidden_layers)
 
 
 class ReconstructionLosses(nn.Module):

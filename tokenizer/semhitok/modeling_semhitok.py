@@ -19,7 +19,7 @@ from semhitok.configuration_semhitok import DECODER_SIZES, SemHiTokConfig
 from semhitok.convolution import ConvDecoder, ConvEncoder
 from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
 from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
-from semhitok.vision import build_vision_model
+from semhitok.vision import build_vision_model, renormalize
 
 
 @dataclass
@@ -170,10 +170,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
 
     def vision_outputs(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
         """What the frozen SigLIP returns for (B, 3, S, S) RGB in -1..1, normalised as it was trained."""
-        mean, std = self.config.image_mean, self.config.image_std
-        if any(value != 0.5 for value in (*mean, *std)):
-            mean, std = (torch.tensor(x, device=pixel_values.device).view(3, 1, 1) for x in (mean, std))
-            pixel_values = ((pixel_values.float() + 1) / 2 - mean) / std
+        pixel_values = renormalize(pixel_values, self.config.image_mean, self.config.image_std)
         return self.vision_model(pixel_values.to(self.dtype), **kwargs)
 
     @torch.no_grad()

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoConfig, Siglip2VisionConfig, SiglipVisionConfig, SiglipVisionModel
-from transformers.utils import cached_file
+from transformers.utils import ModelOutput, cached_file
 
 from semhitok.auto import build_tokenizer
 from semhitok.configuration_semhitok import SemHiTokConfig, square_size
@@ -26,7 +27,7 @@ from semhitok.image_processing_semhitok import SemHiTokImageProcessor
 from semhitok.modeling_semhitok import SemHiTokModel
 from semhitok.open_clip_weights import CONFIG_FILE as OPEN_CLIP_CONFIG
 from semhitok.open_clip_weights import load_open_clip
-from semhitok.vision import SquareSiglip2VisionModel, build_vision_model, load_strictly
+from semhitok.vision import SquareSiglip2VisionModel, build_vision_model, load_strictly, renormalize
 
 VISION_MODELS = {
     "siglip": SiglipVisionModel,
@@ -71,6 +72,22 @@ class Teacher:
             f"{size} x {size} pixels in patches of {config.patch_size}, mean {numbers(self.image_mean)}, "
             f"std {numbers(self.image_std)}, {INTERPOLATIONS.get(self.resample, f'resample {self.resample}')}"
         )
+
+
+class FrozenTeacher(nn.Module):
+    """A teacher by itself: pictures (B, 3, S, S) in -1..1, however it was trained, to what its vision model returns."""
+
+    def __init__(self, teacher: Teacher):
+        super().__init__()
+        self.vision_model = teacher.vision_model.requires_grad_(False).eval()
+        self.image_mean, self.image_std = teacher.image_mean, teacher.image_std
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        return super().train(False)
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
+        pixel_values = renormalize(pixel_values, self.image_mean, self.image_std)
+        return self.vision_model(pixel_values.to(self.vision_model.dtype), **kwargs)
 
 
 def numbers(values: tuple[float, ...]) -> str:

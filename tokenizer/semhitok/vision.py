@@ -5,6 +5,7 @@ SquareSiglip2VisionModel   SigLIP 2 NaFlex, which by itself takes patches of any
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -53,6 +54,14 @@ class SquareSiglip2VisionModel(Siglip2VisionModel):
         # Shapes stay on the CPU: the model turns them into numbers. No mask: no position is padding.
         shapes = torch.tensor([grid]).expand(len(patches), 2)
         return super().forward(patches, pixel_attention_mask=None, spatial_shapes=shapes, **kwargs)
+
+
+def renormalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """RGB (B, 3, S, S) in -1..1 as a SigLIP wants it that was trained with this mean and deviation of 0..1."""
+    if all(value == 0.5 for value in (*mean, *std)):
+        return pixel_values
+    mean, std = (torch.tensor(x, device=pixel_values.device).view(3, 1, 1) for x in (mean, std))
+    return ((pixel_values.float() + 1) / 2 - mean) / std
 
 
 def load_strictly(model: nn.Module, state: dict[str, torch.Tensor]) -> None:

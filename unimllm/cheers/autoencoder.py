@@ -14,11 +14,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from semhitok.quantization import all_reduce
 from semhitok.transformer import attention
 from unimllm.cheers.configuration_cheers import CheersVaeConfig
 
 GROUP_NORM_EPS = 1e-6
 STATISTICS_EPS = 1e-4
+MOMENTUM = 0.01  # of a batch in the statistics of latents that training gathers, once it has seen 1 / MOMENTUM of them
+
+
+def norm(num_groups: int, dim: int) -> nn.Module:
+    """A group norm, or nothing where there are no groups."""
+    return nn.GroupNorm(num_groups, dim, eps=GROUP_NORM_EPS) if num_groups else nn.Identity()
 
 
 class ResnetBlock(nn.Module):
@@ -26,9 +33,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, num_groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(num_groups, dim, eps=GROUP_NORM_EPS)
+        self.norm1 = norm(num_groups, dim)
         self.conv1 = nn.Conv2d(dim, dim_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(num_groups, dim_out, eps=GROUP_NORM_EPS)
+        self.norm2 = norm(num_groups, dim_out)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         if dim != dim_out:
             self.nin_shortcut = nn.Conv2d(dim, dim_out, 1)
@@ -44,7 +51,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, dim: int, num_groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, dim, eps=GROUP_NORM_EPS)
+        self.norm = norm(num_groups, dim)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(dim, dim, 1) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -128,7 +135,7 @@ class Encoder(nn.Module):
             if number < len(config.channel_multipliers):
                 self.down[-1].downsample = Downsample(width)
         self.mid = Middle(width, config.num_groups)
-        self.norm_out = nn.GroupNorm(config.num_groups, width, eps=GROUP_NORM_EPS)
+        self.norm_out = norm(config.num_groups, width)
         self.conv_out = nn.Conv2d(width, latent, 3, padding=1)
         self.quant_conv = nn.Conv2d(latent, latent, 1)
 
@@ -154,7 +161,7 @@ class Decoder(nn.Module):
             self.up.insert(0, Level([previous] + [width] * (config.num_blocks + 1), config.num_groups))
             if number:
                 self.up[0].upsample = Upsample(width)
-        self.norm_out = nn.GroupNorm(config.num_groups, width, eps=GROUP_NORM_EPS)
+        self.norm_out = norm(config.num_groups, width)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -165,7 +172,7 @@ class Decoder(nn.Module):
 
 
 class LatentStatistics(nn.BatchNorm2d):
-    """Mean and variance of each latent channel; never updated in passing, in training neither."""
+    """Mean and variance of each latent channel; never updated in passing, in training neither, only by `update`."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=STATISTICS_EPS, affine=False)
@@ -178,11 +185,30 @@ class LatentStatistics(nn.BatchNorm2d):
         scale = (self.running_var + self.eps).sqrt()
         return z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)
 
+    @torch.no_grad()
+    def update(self, latents: torch.Tensor) -> None:
+        """Follow the latents (B, C, h, h) of all ranks: the mean of all batches so far, later of the last ones."""
+        latents = latents.float()
+        moments = torch.stack([latents.mean((0, 2, 3)), latents.square().mean((0, 2, 3))])  # (2, C)
+        sums = all_reduce(torch.cat([moments, torch.ones_like(moments[:1])]))
+        mean, square = sums[:2] / sums[2]
+        self.num_batches_tracked += 1
+        share = max(MOMENTUM, 1 / int(self.num_batches_tracked))
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_((square - mean.square()).to(self.running_var), share)
 
-def decode(z: torch.Tensor, statistics: LatentStatistics, decoder: nn.Module, patch_size: int) -> torch.Tensor:
-    """z (B, C, h, h) to pixels (B, 3, S, S), in the range that the decoder writes."""
-    latents = rearrange(statistics.invert(z), "b (c p q) h w -> b c (h p) (w q)", p=patch_size, q=patch_size)
-    return decoder(latents)
+
+def patch(latents: torch.Tensor, size: int) -> torch.Tensor:
+    """Squares of latent pixels become channels: (B, c, h * size, h * size) -> (B, C, h, h).
+
+    Channels: latent channel major, then row and column within the square.
+    """
+    return rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size)
+
+
+def unpatch(patched: torch.Tensor, size: int) -> torch.Tensor:
+    """The inverse of `patch`."""
+    return rearrange(patched, "b (c p q) h w -> b c (h p) (w q)", p=size, q=size)
 
 
 class LatentDecoder(nn.Module):
@@ -195,14 +221,15 @@ class LatentDecoder(nn.Module):
         self.bn = LatentStatistics(config.patched_channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return decode(z, self.bn, self.decoder, self.patch_size)
+        return self.decoder(unpatch(self.bn.invert(z), self.patch_size))
 
 
 class CheersVae(PreTrainedModel):
     """Pictures to normalised latents and back."""
 
     config_class = CheersVaeConfig
-    base_model_prefix = "vae_model"
+    base_model_prefix = "vision_tokenizer.vae_model"  # where it lies in the checkpoint of a whole model
+    _keys_to_ignore_on_load_unexpected = [r"^vision_tokenizer\.(?!vae_model\.)", r"^language_model\.", r"^flow_head\."]
     main_input_name = "pixel_values"
 
     def __init__(self, config: CheersVaeConfig):
@@ -230,15 +257,15 @@ class CheersVae(PreTrainedModel):
         return self.encoder((pixels + 1) / 2 if self.config.pixels_from_zero else pixels)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) RGB in -1..1 -> z (B, C, h, h): the normalised posterior mean, no sample of it.
-
-        Channels of z: latent channel major, then row and column within the 2 x 2 square.
-        """
-        size = self.config.latent_patch_size
+        """(B, 3, S, S) RGB in -1..1 -> z (B, C, h, h): the normalised posterior mean, no sample of it."""
         mean = self.moments(pixel_values).chunk(2, 1)[0]
-        return self.bn(rearrange(mean, "b c (h p) (w q) -> b (c p q) h w", p=size, q=size))
+        return self.bn(patch(mean, self.config.latent_patch_size))
+
+    def draw(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as `moments` has them, (B, latent_channels, S / 2^k, S / 2^k) -> (B, 3, S, S) RGB in about -1..1."""
+        pixels = self.decoder(latents.to(self.dtype))
+        return 2 * pixels - 1 if self.config.pixels_from_zero else pixels
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, C, h, h) -> (B, 3, S, S) RGB in about -1..1."""
-        pixels = decode(z.to(self.dtype), self.bn, self.decoder, self.config.latent_patch_size)
-        return 2 * pixels - 1 if self.config.pixels_from_zero else pixels
+        return self.draw(unpatch(self.bn.invert(z.to(self.dtype)), self.config.latent_patch_size))

@@ -5,6 +5,7 @@ as our presets use it; `released_config` switches on every quirk that the releas
 """
 
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers.image_utils import PILImageResampling
 
 RELEASED_QUIRKS = {
     "repeat_detail_positions": True,
@@ -24,7 +25,8 @@ class CheersVaeConfig(PreTrainedConfig):
         num_blocks: residual blocks at each resolution of the encoder; the decoder has one more.
         latent_channels: of the posterior mean, before latent pixels are patched together.
         latent_patch_size: side of the square of latent pixels that becomes one, its pixels as channels.
-        num_groups: of the group norms.
+        num_groups: of the group norms; 0 leaves them out (small autoencoders learn faster without).
+        image_size: pixels along the side of the pictures that it is trained on; inside a CheersConfig, of that model's.
         pixels_from_zero: the autoencoder reads and writes RGB in 0..1 (the released CHEERS) instead of -1..1 (FLUX.2);
             `pixel_values` are in -1..1 either way.
     """
@@ -40,10 +42,11 @@ class CheersVaeConfig(PreTrainedConfig):
         latent_channels: int = 32,
         latent_patch_size: int = 2,
         num_groups: int = 32,
+        image_size: int = 512,
         pixels_from_zero: bool = False,
         **kwargs,
     ):
-        if any(channels * multiplier % num_groups for multiplier in channel_multipliers):
+        if num_groups and any(channels * multiplier % num_groups for multiplier in channel_multipliers):
             raise ValueError(
                 f"channels {channels} times channel_multipliers {list(channel_multipliers)} must be multiples of "
                 f"num_groups ({num_groups})"
@@ -54,7 +57,10 @@ class CheersVaeConfig(PreTrainedConfig):
         self.latent_channels = latent_channels
         self.latent_patch_size = latent_patch_size
         self.num_groups = num_groups
+        self.image_size = image_size
         self.pixels_from_zero = pixels_from_zero
+        if image_size % self.stride:
+            raise ValueError(f"image_size {image_size} must be a multiple of {self.stride}, a latent position's pixels")
         super().__init__(**kwargs)
 
     @property
@@ -63,9 +69,19 @@ class CheersVaeConfig(PreTrainedConfig):
         return 2 ** (len(self.channel_multipliers) - 1) * self.latent_patch_size
 
     @property
+    def num_positions(self) -> int:
+        """Latent positions of a picture of `image_size`."""
+        return (self.image_size // self.stride) ** 2
+
+    @property
     def patched_channels(self) -> int:
         """Channels of one latent position: what the flow head predicts."""
         return self.latent_channels * self.latent_patch_size**2
+
+    @property
+    def resample(self) -> int:
+        """Pillow's number of the interpolation that resizes its pictures: bicubic."""
+        return PILImageResampling.BICUBIC.value
 
 
 class CheersConfig(PreTrainedConfig):
@@ -86,6 +102,8 @@ class CheersConfig(PreTrainedConfig):
             SigLIP).
         num_flow_key_value_heads: key/value heads of both (None: those of the language model).
         time_channels: sines and cosines of t.
+        decode_before_siglip: False gives SigLIP the latents as they are, through a linear map in the place of its patch
+            embedding, instead of D(.)'s pictures (the paper's ablation, Table 6; how its latents enter is not said).
         inject_details: False leaves the gated high frequencies out (the paper's ablation, Table 5).
         repeat_detail_positions: quirk: positions of the second stage are 0..L/2-1 twice, not 0..L-1.
         extra_euler_step: quirk: see `flow_matching.euler_schedule`.
@@ -113,6 +131,7 @@ class CheersConfig(PreTrainedConfig):
         num_detail_heads: int | None = None,
         num_flow_key_value_heads: int | None = None,
         time_channels: int = 256,
+        decode_before_siglip: bool = True,
         inject_details: bool = True,
         repeat_detail_positions: bool = False,
         extra_euler_step: bool = False,
@@ -134,12 +153,14 @@ class CheersConfig(PreTrainedConfig):
         if not isinstance(vae_config, CheersVaeConfig):
             vae_config = CheersVaeConfig(**(vae_config or {}))
         self.text_config, self.vision_config, self.vae_config = text_config, vision_config, vae_config
+        vae_config.image_size = vision_config.image_size
         self.compression = compression
         self.num_semantic_layers, self.num_detail_layers = num_semantic_layers, num_detail_layers
         self.num_semantic_heads = num_semantic_heads or text_config.num_attention_heads
         self.num_detail_heads = num_detail_heads or vision_config.num_attention_heads
         self.num_flow_key_value_heads = num_flow_key_value_heads or text_config.num_key_value_heads
         self.time_channels = time_channels
+        self.decode_before_siglip = decode_before_siglip
         self.inject_details = inject_details
         self.repeat_detail_positions = repeat_detail_positions
         self.extra_euler_step = extra_euler_step

@@ -110,9 +110,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         model = cls(config)
         if language_model is not None:
             model.language_model = language_model
-        model.vision_tokenizer.vision_representation = vision_model
-        model.vision_tokenizer.vae_model = vae.requires_grad_(False)
-        model.vision_tokenizer.start_decoder()
+        model.vision_tokenizer.take(vision_model, vae)
         return model
 
     def get_input_embeddings(self) -> nn.Module:

@@ -3,7 +3,7 @@
 z_t -> D(z_t), pixels -> SigLIP -> 2 x 2 space to depth -> positions of the language model       what it looks like
                 |-> SigLIP's patch embedding alone, S(D(z_t)) -> the gate of the flow head         high frequencies
 
-Reading is t = 1: SigLIP sees the reconstruction, never the picture itself.
+Reading is t = 1: SigLIP sees the reconstruction, never the picture itself. Without D(.), an ablation, it sees z_t.
 
 Shapes: B pictures, L = h * h latent positions and patches, N = L / compression^2 positions of the language model,
 D channels of SigLIP, H of the language model.
@@ -47,12 +47,30 @@ class VisionTokenizer(nn.Module):
         super().__init__()
         self.image_size = config.image_size
         self.vae_model = CheersVae(config.vae_config).requires_grad_(False)
-        self.vae_decoder_projector = LatentDecoder(config.vae_config)  # D(.): begins as the VAE's, then trains
+        self.vae_decoder_projector: nn.Module = nn.Identity()
         self.vision_representation = add_stem(SiglipVisionModel(config.vision_config), config.vision_config)
+        if config.decode_before_siglip:
+            self.vae_decoder_projector = LatentDecoder(config.vae_config)  # D(.): begins as the VAE's, then trains
+        else:
+            self.let_siglip_read_latents()
         self.und_projector = Compressor(config)
 
+    def let_siglip_read_latents(self) -> None:
+        """An untrained linear map of one latent position becomes SigLIP's patch embedding."""
+        channels, width = self.vae_model.config.patched_channels, self.vision_representation.config.hidden_size
+        self.vision_representation.embeddings.patch_embedding = nn.Conv2d(channels, width, 1)
+
+    def take(self, vision_model: SiglipVisionModel, vae: CheersVae) -> None:
+        """Begin with a trained SigLIP and VAE."""
+        self.vision_representation, self.vae_model = vision_model, vae.requires_grad_(False)
+        if isinstance(self.vae_decoder_projector, nn.Identity):
+            self.let_siglip_read_latents()
+        self.start_decoder()
+
     def start_decoder(self) -> None:
-        """D(.) takes over the VAE's decoder and statistics, as before training."""
+        """D(.), where there is one, takes over the VAE's decoder and statistics, as before training."""
+        if isinstance(self.vae_decoder_projector, nn.Identity):
+            return
         self.vae_decoder_projector.decoder.load_state_dict(self.vae_model.decoder.state_dict())
         self.vae_decoder_projector.bn.load_state_dict(self.vae_model.bn.state_dict())
 

@@ -8,22 +8,25 @@ from torch import nn
 
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
-from semhitok.configuration_semhitok import DECODER_SIZES
+from semhitok.configuration_semhitok import DECODER_SIZES, square_size
 from semhitok.discriminator import AdversarialLoss
-from semhitok.losses import ReconstructionLosses, teacher_distance
+from semhitok.losses import PerceptualLoss, ReconstructionLosses, teacher_distance
 from semhitok.lpips_weights import LPIPS
 from semhitok.shared_index import SingleCodeModel
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
-from semhitok.teacher import CONFIG_FILES, load_teacher, tokenizer_over
+from semhitok.teacher import CONFIG_FILES, FrozenTeacher, Teacher, load_teacher, tokenizer_over
 from semhitok.vision import scale_patches
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.vae_stage import VaeStage
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
+from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
 from unimllm.training.presets import TokenizerRecipe
 
 TEACHER = "teacher"
-BEFORE = {"semantic": TEACHER, "pixel": "semantic", "decoder": "pixel", "joint": TEACHER}
+BEFORE = {"semantic": TEACHER, "pixel": "semantic", "decoder": "pixel", "joint": TEACHER, "vae": TEACHER}
 LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
 
 
@@ -38,6 +41,13 @@ def stage_before(recipe: TokenizerRecipe, stage: str) -> str:
 
 def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
     """UserError for a --teacher that nothing would read."""
+    if stage == "vae":
+        if args.teacher and not reads_features(recipe):
+            raise UserError(
+                "--teacher is for the perceptual loss, which here is LPIPS or weighs nothing (--perceptual_weight): "
+                "leave it out"
+            )
+        return
     if args.teacher and stage_before(recipe, stage) != TEACHER:
         raise UserError(
             f"--teacher is for --stage semantic and joint; the {stage} stage has the SigLIP of its --init-from: leave "
@@ -47,8 +57,13 @@ def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
         raise UserError("--teacher and --init-from both name a SigLIP to start from; choose one")
 
 
-def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel:
-    """The tokenizer as the stage before left it; where none comes before, an untrained one over a SigLIP.
+def reads_features(recipe: TokenizerRecipe) -> bool:
+    """Whether the perceptual loss needs a SigLIP."""
+    return bool(recipe.perceptual_weight) and not recipe.lpips_weights
+
+
+def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTokModel | CheersVae:
+    """The tokenizer as the stage before left it; where none comes before, an untrained one, SemHiTok's over a SigLIP.
 
     Args:
         args: of `parse_arguments`, with `teacher`.
@@ -58,6 +73,8 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
     Raises:
         UserError: there is no such checkpoint or SigLIP, it is damaged, or it cannot be trained in this stage.
     """
+    if stage == "vae":
+        return start_vae(args, recipe)
     before = stage_before(recipe, stage)
     folder = default_folder(args.preset, before)
     if not args.init_from and before == TEACHER:
@@ -70,6 +87,17 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
         setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
     change_parts(model, recipe, stage)
     return model
+
+
+def start_vae(args: Namespace, recipe: TokenizerRecipe) -> CheersVae:
+    """The autoencoder of --init-from, or an untrained one."""
+    if not args.init_from:
+        with sizes_told():
+            return CheersVae(recipe.model)
+    model, _ = load_image_tokenizer(str(args.init_from), "cpu", "--init-from")
+    if not isinstance(model, CheersVae):
+        raise UserError(f"{args.init_from} holds a {model.config.model_type}; --stage vae trains a cheers_vae")
+    return model.train()
 
 
 def find_stage_before(folder: Path, stage: str) -> str:
@@ -113,36 +141,67 @@ def find_teacher(name: str | None, before: Path) -> str | Path:
 
 def start_over_teacher(name: str | None, before: Path, recipe: TokenizerRecipe) -> SemHiTokModel:
     """An untrained tokenizer over a SigLIP; the arguments are those of `find_teacher`, and the recipe."""
+    teacher = open_teacher(name, before, recipe)
+    with sizes_told():
+        return tokenizer_over(teacher, recipe.model)
+
+
+def open_teacher(name: str | None, before: Path, recipe: TokenizerRecipe) -> Teacher:
+    """The SigLIP of `find_teacher` at the recipe's patch size; what it is is told."""
     try:
         teacher = load_teacher(find_teacher(name, before))
         if recipe.patch_size:
             teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
-    with sizes_told():
-        model = tokenizer_over(teacher, recipe.model)
     print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
-    return model
+    return teacher
+
+
+def open_features(args: Namespace, recipe: TokenizerRecipe, stage: str) -> PerceptualLoss | None:
+    """The distance in a teacher's features where the tokenizer that is trained has no SigLIP of its own, else None.
+
+    Raises:
+        UserError: see `start_model`; or it reads pictures of another size.
+    """
+    if stage != "vae" or not reads_features(recipe):
+        return None
+    teacher = open_teacher(args.teacher, default_folder(args.preset, TEACHER), recipe)
+    config = teacher.vision_model.config
+    if square_size(config) != recipe.model.image_size:
+        raise UserError(
+            f"the teacher of the perceptual loss reads {square_size(config)} pixels and the autoencoder "
+            f"{recipe.model.image_size}: name another with --teacher, or go without (--perceptual_weight 0)"
+        )
+    return PerceptualLoss(FrozenTeacher(teacher), config.num_hidden_layers)
 
 
 # ---- what trains it ------------------------------------------------------------------------------------------------
 
 
 def make_stage(
-    model: SemHiTokModel, recipe: TokenizerRecipe, stage: str
+    model: SemHiTokModel | CheersVae, recipe: TokenizerRecipe, stage: str, features: PerceptualLoss | None = None
 ) -> tuple[nn.Module, Callable[[int, dict], None]]:
-    """The training module of a stage, and what it does before a step."""
+    """The training module of a stage, and what it does before a step.
+
+    Args:
+        features: of `open_features`.
+    """
     if stage == "semantic":
         task = SemanticStage(model)
     elif stage == "pixel":
-        task = PixelStage(model, make_losses(model, recipe), recipe.confused_share, recipe.foreign_share)
+        task = PixelStage(
+            model, make_losses(recipe, teacher_distance(model)), recipe.confused_share, recipe.foreign_share
+        )
     elif stage == "joint":
-        task = JointStage(model, make_losses(model, recipe))
+        task = JointStage(model, make_losses(recipe, teacher_distance(model)))
+    elif stage == "vae":
+        task = VaeStage(model, make_losses(recipe, features), recipe.kl_weight)
     else:
-        task = DecoderStage(model, make_losses(model, recipe), recipe.confused_share)
+        task = DecoderStage(model, make_losses(recipe, teacher_distance(model)), recipe.confused_share)
 
     def before_step(step: int, batch: dict) -> None:
-        if step == recipe.quantize_after and stage != "decoder":
+        if step == recipe.quantize_after and hasattr(task, "initialize_codebook"):
             task.initialize_codebook(batch["pixel_values"])
         if stage != "semantic" and task.losses.adversarial:
             task.losses.adversarial.active = step >= recipe.adversarial_start
@@ -150,11 +209,15 @@ def make_stage(
     return task, before_step
 
 
-def make_losses(model: SemHiTokModel, recipe: TokenizerRecipe) -> ReconstructionLosses:
-    """The losses on pictures that a recipe weighs."""
+def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> ReconstructionLosses:
+    """The losses on pictures that a recipe weighs.
+
+    Args:
+        features: the perceptual loss where the recipe names no weights of LPIPS.
+    """
     distance = None
     if recipe.perceptual_weight:
-        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else teacher_distance(model)
+        distance = LPIPS(Path(recipe.lpips_weights)) if recipe.lpips_weights else features
     weight = recipe.adversarial_weight
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,

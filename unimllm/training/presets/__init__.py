@@ -46,6 +46,7 @@ from unimllm.training.presets.semhitok import (
     semhitok_384_pixel,
     semhitok_384_semantic,
 )
+from unimllm.training.presets.vae import scenes_64_cheers_vae
 
 TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
 SEMANTIC_PRESETS = {
@@ -78,6 +79,7 @@ JOINT_PRESETS = {
     "ablation_shared_index": ablation_shared_index,
     "ablation_shared_vector": ablation_shared_vector,
 }
+VAE_PRESETS = {"scenes_64_cheers": scenes_64_cheers_vae}
 PRETRAIN_PRESETS = {
     "scenes_64": scenes_64_pretrain,
     "llava15_vicuna7b_pretrain": llava15_vicuna7b_pretrain,
@@ -108,4 +110,5 @@ __all__ = [
     "SftRecipe",
     "TeacherRecipe",
     "TokenizerRecipe",
+    "VAE_PRESETS",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from transformers import SiglipConfig
 
 from semhitok import SemHiTokConfig
-from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import TARGETS
 from unimllm.scenes.sources import WorldConfig
@@ -28,7 +28,7 @@ class TokenizerRecipe:
     """What one stage of `train/tokenizer.py` trains."""
 
     train: TrainConfig
-    model: SemHiTokConfig
+    model: SemHiTokConfig | CheersVaeConfig
     world: WorldConfig | None = field(default_factory=WorldConfig)
     """None: pictures that `--data` names."""
     first_step: int | None = None
@@ -46,6 +46,8 @@ class TokenizerRecipe:
     """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
     foreign_share: float = 0.0
     """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
+    kl_weight: float = 0.0
+    """VAE stage: weight of the posterior's divergence from the standard normal, in nats a latent value."""
     l2_weight: float = 2.0
     """Weight of the squared error beside L1's 1."""
     edge_weight: float = 1.0

@@ -1,0 +1,28 @@
+"""The image tokenizers of both families behind one function: what `encode`s pictures and `decode`s them again."""
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from semhitok.auto import tokenizer_class
+from semhitok.checkpoints import find_tokenizer, load_whole
+from semhitok.image_processing_semhitok import SemHiTokImageProcessor
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
+
+AUTOENCODERS = (CheersVaeConfig.model_type, CheersConfig.model_type)
+
+
+def image_tokenizer_class(path: str) -> type[PreTrainedModel]:
+    """Which image tokenizer a checkpoint holds: its own, or that of the model that it holds."""
+    stored, _ = PreTrainedConfig.get_config_dict(path)
+    return CheersVae if stored.get("model_type") in AUTOENCODERS else tokenizer_class(path)
+
+
+def load_image_tokenizer(
+    model: str, device: str | None = None, option: str = "--model"
+) -> tuple[PreTrainedModel, SemHiTokImageProcessor]:
+    """An image tokenizer of any family and its image processor; see `semhitok.checkpoints.load_tokenizer`.
+
+    Both have `encode`, (B, 3, S, S) pictures in -1..1 to codes (B, N, 2) int64 or to latents (B, C, h, h), and `decode`
+    back to pictures; `config.image_size` and `config.num_positions`.
+    """
+    return load_whole(image_tokenizer_class, find_tokenizer(model, option), device)
