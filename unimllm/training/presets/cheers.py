@@ -22,10 +22,11 @@ deepspeed train/sft.py --preset cheers_1_5b_general --init-from runs/cheers_1_5b
     --data captions.jsonl drawings.jsonl texts.json
 """
 
-from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
+from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets.recipes import SftRecipe
 from unimllm.training.presets.scenes import CPU_ATTENTION, scenes_64_sft, scenes_64_teacher
+from unimllm.training.presets.vae import scenes_64_cheers_vae
 
 ROWS, MAX_LENGTH = 128, 1408  # four samples of a picture and about 90 ids of text share a row: 512 a step
 SFT_ROWS, SFT_MAX_LENGTH = 32, 2048  # four samples of about 500 ids: 128 a step
@@ -42,7 +43,7 @@ def scenes_64_cheers() -> SftRecipe:
     """
     recipe = scenes_64_sft()
     vision = scenes_64_teacher().model.vision_config
-    vae = CheersVaeConfig(channels=24, channel_multipliers=(1, 2, 4), num_blocks=1, latent_channels=8, num_groups=8)
+    vae = scenes_64_cheers_vae().model
     recipe.model = CheersConfig(
         recipe.model.text_config, vision, vae, num_semantic_layers=3, num_detail_layers=2, num_flow_key_value_heads=1,
         attn_implementation=CPU_ATTENTION,
