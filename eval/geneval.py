@@ -17,17 +17,15 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from unimllm.command_line import CommandLine, nearest, number, out_of_memory_told, run, silence_libraries
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, run_command, silence_libraries
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
 from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw, find_checkpoint, load
@@ -46,7 +44,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, command_told, describe_machine, write_json
+from unimllm.report import as_range, command_told, describe_machine, print_table, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -55,15 +53,7 @@ SAVE_EVERY = 50  # pictures between two writings of the record of detections
 
 
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
-    commands = {"generate": generate, "score": score}
-    if words[:1] in (["-h"], ["--help"]):
-        print(f"{__doc__.strip()}\n\nEach has its own --help.")
-        return
-    if not words or words[0] not in commands:
-        what = f"unknown command {words[0]!r}{nearest(words[0], commands)}" if words else "no command"
-        raise UserError(f"{what}; choose one of {', '.join(commands)}, or see --help")
-    commands[words[0]](words[1:])
+    run_command({"generate": generate, "score": score}, __doc__, argv)
 
 
 # ---- generate ------------------------------------------------------------------------------------------------------
@@ -224,7 +214,7 @@ def score(argv: list[str]) -> None:
     results |= describe_machine(__file__) | {"command": command_told("eval/geneval.py", ["score", *argv])}
     if args.json:
         write_json(args.json, results)
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+    print_table(make_table(results))
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -49,7 +48,7 @@ from unimllm.metrics.networks import (
     tokenizer_net,
 )
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
-from unimllm.report import add_code_use, as_range, describe_machine, write_json
+from unimllm.report import add_code_use, as_range, describe_machine, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.program import SPLITS
 from unimllm.scenes.sources import WorldConfig
@@ -141,8 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(args.json, results)
     if args.grid:
         save_picture(draw_shown(measured, args), args.grid)
-    # A pipe or a file has no width: then wide enough for the table.
-    Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
+    print_table(make_table(results), 110)
 
 
 def open_networks(args: argparse.Namespace, tokenizer: SemHiTokModel) -> tuple[list[FeatureNet], PairDistance | None]:

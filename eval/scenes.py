@@ -16,7 +16,6 @@ be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, el
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from tqdm import tqdm
 
 from semhitok import SemHiTokModel
@@ -39,7 +37,6 @@ from unimllm.inference import (
     GUIDANCE_SCALE,
     TEMPERATURE,
     answer,
-    answer_batch,
     draw,
     find_checkpoint,
     load,
@@ -48,7 +45,8 @@ from unimllm.metrics import geneval, pope
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
-from unimllm.report import describe_machine, write_json
+from unimllm.questions import answer_questions
+from unimllm.report import describe_machine, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
     POPE_SPLITS,
@@ -152,8 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     results |= describe_run(args)
     if args.json:
         write_json(args.json, results)
-    # A pipe or a file has no width: then wide enough for the table.
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))
+    print_table(make_table(results))
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -301,19 +298,17 @@ def score_pope(results: dict, questions: QuestionSet, said: list[str], split: st
 
 
 def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str) -> list[str]:
-    """What the model answers to every question, each about its picture alone."""
-    # Like kinds together: a batch takes as long as its longest answer.
-    order = sorted(range(len(questions.asked)), key=lambda i: questions.asked[i][1].kind)
-    said = [""] * len(order)
-    for batch in bench.batches(len(order), what):
-        conversations = []
-        for scene, question in (questions.asked[i] for i in order[batch]):
-            picture = Image.fromarray(bench.renderer.render(questions.scenes[scene]))
-            parts = [{"type": "image", "image": picture}, {"type": "text", "text": question.text}]
-            conversations.append([{"role": "user", "content": parts}])
-        for i, text in zip(order[batch], answer_batch(model, processor, conversations), strict=True):
-            said[i] = text
-    return said
+    """What the model answers to every question, each about its picture alone.
+
+    The scenes of one kind of questions follow one another, so a batch is of one kind: it takes as long as its longest
+    answer.
+    """
+
+    def render(scene: int) -> Image.Image:
+        return Image.fromarray(bench.renderer.render(questions.scenes[scene]))
+
+    asked = [(scene, question.text) for scene, question in questions.asked]
+    return answer_questions(model, processor, asked, render, bench.batch_size, what).texts
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------

@@ -54,6 +54,21 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    """(model, processor): the tiny one with larger random weights, so that its answers differ from one another."""
+    import torch
+
+    from unimllm.inference import load
+
+    model, processor = load(tiny_checkpoint, "cpu")
+    with torch.no_grad():
+        rng = torch.Generator().manual_seed(0)
+        for weights in (p for p in model.language_model.parameters() if p.dim() > 1):
+            weights.normal_(std=0.5, generator=rng)
+    return model, processor
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """Folder of a random image tokenizer; do not write into it."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from unimllm.errors import UserError
-from unimllm.inference import answer, load
+from unimllm.inference import answer
 from unimllm.lmms_eval_requests import (
     Asked,
     answer_asked,
@@ -57,17 +57,6 @@ def simple(doc_id: int, *more, **options) -> tuple:
 
 def kinds(messages: list[dict]) -> list:
     return [[part.get("text", part.get("image")) for part in message["content"]] for message in messages]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint):
-    """The tiny model with larger random weights: its answers differ from one another."""
-    model, processor = load(tiny_checkpoint, "cpu")
-    with torch.no_grad():
-        rng = torch.Generator().manual_seed(0)
-        for weights in (p for p in model.language_model.parameters() if p.dim() > 1):
-            weights.normal_(std=0.5, generator=rng)
-    return model, processor
 
 
 # ---- requests to conversations -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from unimllm.images import write_atomically
@@ -18,6 +19,20 @@ from unimllm.images import write_atomically
 def as_range(interval: tuple[float, float], digits: int = 3) -> str:
     """An interval for people."""
     return f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
+
+
+def print_table(table: Table, width: int = 100) -> None:
+    """Print to stdout; a pipe or a file has no width, so there it is `width` characters."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def speed_told(speed: dict) -> str:
+    """A line of `questions.Answers.speed`."""
+    return (
+        f"{speed['num_answers']:,} answers about {speed['num_pictures']:,} pictures, each encoded once: "
+        f"{speed['questions_per_second']:.1f} questions/s, {speed['pictures_per_second']:.2f} pictures/s "
+        f"({speed['device']}, batches of {speed['batch_size']})"
+    )
 
 
 def add_code_use(table: Table, results: dict) -> None:
