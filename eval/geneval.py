@@ -26,6 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from unimllm.command_line import CommandLine, number, out_of_memory_told, run, run_command, silence_libraries
+from unimllm.distributed import local_gpu
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
 from unimllm.inference import GUIDANCE_SCALE, TEMPERATURE, check_prompts, draw, find_checkpoint, load
@@ -104,14 +105,6 @@ def generate(argv: list[str]) -> None:
                 save_picture(picture, path)
     rate = len(wanted) / (time.perf_counter() - started)
     print(f"{args.out}: {len(wanted):,} pictures drawn" + (f", {rate:.2f} pictures/s" if wanted else ""))
-
-
-def local_gpu() -> str | None:
-    """The GPU of this process under torchrun, None outside it or without one."""
-    import torch
-
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
 def named(model: str) -> str:

@@ -9,8 +9,9 @@ that no training picture holds; --split train shows what that costs. Drawn pictu
 (unimllm/default/reader) under GenEval's rules. Beside their scores stand two ceilings for the same prompts:
 `reader_ceiling`, true scenes rendered and read, and `tokenizer_ceiling`, the same renders encoded, decoded and read.
 
-Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); the other answers must
-be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
+Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); `mme` is MME's with two
+questions about each picture, of four of its sub-tasks; the other answers must be the right words exactly. Intervals:
+95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
 """
 
 import argparse
@@ -41,18 +42,20 @@ from unimllm.inference import (
     find_checkpoint,
     load,
 )
-from unimllm.metrics import geneval, pope
+from unimllm.metrics import geneval, mme, pope
 from unimllm.metrics.codes import code_use
-from unimllm.metrics.intervals import bootstrap, wilson
+from unimllm.metrics.intervals import bootstrap, bootstrap_mean, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
 from unimllm.questions import answer_questions
 from unimllm.report import describe_machine, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
+    MME_KINDS,
     POPE_SPLITS,
     QuestionSet,
     examined_scenes,
     kind_set,
+    mme_set,
     objects_right,
     picture_seed,
     pope_set,
@@ -67,7 +70,8 @@ from unimllm.scenes.reader import DEFAULT_READER, SceneReader
 from unimllm.scenes.report import make_table
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
-NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
+NUM_PICTURES, NUM_QUESTIONS = 1000, 2000  # reconstructed; over all kinds
+NUM_POPE, NUM_MME = 600, 100  # questions of a POPE split; pictures of a sub-task of MME
 TIMED_PICTURES, TIMED_ANSWERS = 5, 8
 
 
@@ -250,7 +254,7 @@ def examine_ceilings(results: dict, bench: Bench, tokenizer: SemHiTokModel, prom
 
 
 def examine_understanding(results: dict, bench: Bench, model, processor) -> None:
-    """POPE on its three splits, and exact answers by kind of question."""
+    """POPE on its three splits, four sub-tasks of MME, and exact answers by kind of question."""
     f1, f1_strict, results["pope"] = [], [], {}
     for split in POPE_SPLITS:
         questions = pope_set(bench.world, bench.seed, split, bench.size(NUM_POPE), bench.split)
@@ -258,6 +262,12 @@ def examine_understanding(results: dict, bench: Bench, model, processor) -> None
         f1.append(score_pope(results, questions, said, split))
         f1_strict.append(results["pope"][split]["strict"]["f1"])
     results["pope_f1"], results["pope_f1_strict"] = statistics.mean(f1), statistics.mean(f1_strict)
+
+    results["mme"] = {}
+    for task in MME_KINDS:
+        questions = mme_set(bench.world, bench.seed, task, bench.size(NUM_MME), bench.split)
+        score_mme(results, questions, answer_all(bench, model, processor, questions, f"MME {task}"), task)
+    results["mme_total"] = sum(scores["score"] for scores in results["mme"].values())
 
     questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS), bench.split)
     said = answer_all(bench, model, processor, questions, "questions")
@@ -269,6 +279,7 @@ def examine_understanding(results: dict, bench: Bench, model, processor) -> None
         "question_accuracy_by_kind": {kind: float(r.mean()) for kind, r in by_kind.items()},
         "num_questions": len(right),
         "num_pope_questions": bench.size(NUM_POPE),
+        "num_mme_pictures": bench.size(NUM_MME),
     }
     results["intervals"] |= {
         "question_accuracy": bootstrap(lambda picked: right[picked].mean(), [i for i, _ in questions.asked]),
@@ -295,6 +306,16 @@ def score_pope(results: dict, questions: QuestionSet, said: list[str], split: st
     results[f"pope_f1_{split}"] = results["pope"][split]["official"]["f1"]
     results["intervals"][f"pope_f1_{split}"] = bootstrap(f1, [i for i, _ in questions.asked])
     return results[f"pope_f1_{split}"]
+
+
+def score_mme(results: dict, questions: QuestionSet, said: list[str], task: str) -> None:
+    """Enter one sub-task of MME."""
+    rows = [
+        mme.Answered(str(scene), question.text, question.answer, text)
+        for (scene, question), text in zip(questions.asked, said, strict=True)
+    ]
+    results["mme"][task] = mme.score(rows)
+    results["intervals"][f"mme_{task}"] = bootstrap_mean(mme.rates(mme.outcomes(rows), 1)["score"])
 
 
 def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str) -> list[str]:

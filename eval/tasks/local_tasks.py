@@ -72,26 +72,3 @@ def doc_to_visual(doc: dict) -> list[Image.Image]:
 
 def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
     return doc["question"] + lmms_eval_specific_kwargs["post_prompt"]
-
-
-def mme_results(doc: dict, results: list[str]) -> dict[str, dict]:
-    """One answer, entered under the group of its sub-task."""
-    group = next(name for name, tasks in mme.GROUPS.items() if doc["set"] in tasks)
-    entry = {key: doc[key] for key in ("set", "picture", "question", "answer")} | {"said": results[0]}
-    return {f"mme_{group}": entry}
-
-
-def mme_total(entries: list[dict]) -> float:
-    """The sum over sub-tasks of 100 acc + 100 acc+.
-
-    Raises:
-        UserError: a picture has other than two answers: an odd --limit.
-    """
-    total = 0.0
-    for task in dict.fromkeys(entry["set"] for entry in entries):
-        rows = sorted((e for e in entries if e["set"] == task), key=lambda e: e["picture"])
-        if len(rows) % 2 or any(a["picture"] != b["picture"] for a, b in zip(rows[::2], rows[1::2], strict=True)):
-            raise UserError(f"MME asks two questions about each picture, {task} has one alone: make --limit even")
-        answered = [mme.Answered(e["picture"], e["question"], e["answer"], e["said"]) for e in rows]
-        total += mme.score(answered)["score"]
-    return total
