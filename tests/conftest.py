@@ -85,6 +85,27 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """Folder of a random CLIP with a text tokenizer."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from unimllm.metrics.geneval_records import COLORS
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer([f"a photo of a {color} apple object" for color in COLORS], vocab_size=320)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    text = tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 # ---- emoji scenes without the font ----------------------------------------------------------------------------------
 
 
