@@ -11,6 +11,7 @@ import math
 import os
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 
 from datasets import Dataset
 
@@ -25,6 +26,7 @@ NEEDED = {
     "GENEVAL_DETECTOR": "a Mask2Former, such as facebook/mask2former-swin-small-coco-instance",
     "GENEVAL_CLIP": "a CLIP, such as openai/clip-vit-large-patch14",
 }
+LOOKING = Lock()  # lmms-eval judges in several threads, the detector looks at one picture after the other
 
 
 def needed(variable: str) -> str:
@@ -70,7 +72,8 @@ def open_detector():
 def process_results(doc: dict, results: list[str]) -> dict[str, dict]:
     """Whether the picture is right, entered under every metric."""
     metadata, path = json.loads(doc["metadata"]), picture_of(doc, results[0])
-    seen = open_detector().look(open_picture(path), path, metadata).detections()
+    with LOOKING:
+        seen = open_detector().look(open_picture(path), path, metadata).detections()
     entry = {"tag": metadata["tag"], "correct": is_correct(seen, metadata)}
     return dict.fromkeys([f"geneval_hf_{name}" for name in ("overall", *TAGS)], entry)
 
