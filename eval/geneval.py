@@ -5,10 +5,11 @@
     python eval/geneval.py score pictures/ --detections seen.jsonl                   # again, in a second
     python eval/geneval.py score --official-results results.jsonl
 
-`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, and under
-torchrun every process draws its share. `score` takes any model's folder in that layout. MASK2FORMER is
-facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub id. The rules are
-GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not GenEval's.
+`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, if the
+weights are the same, and under torchrun every process draws its share. `score` takes any model's folder in that layout.
+MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub
+id. The rules are GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not
+GenEval's.
 --official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
 Intervals: 95 %, bootstrap over the prompts of each tag.
 """
@@ -21,6 +22,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from rich import box
 from rich.table import Table
 from tqdm import tqdm
@@ -45,7 +47,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, command_told, describe_machine, print_table, write_json
+from unimllm.report import as_range, command_told, describe_machine, model_fingerprint, print_table, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -112,6 +114,16 @@ def named(model: str) -> str:
     return model if (Path(model) / "adapter_config.json").is_file() else find_checkpoint(model)
 
 
+def fingerprint_of(model: str | None) -> str:
+    """`model_fingerprint` of what `load` took; of an adapter, its model's and its own."""
+    if model and (Path(model) / "adapter_config.json").is_file():
+        from unimllm.discrete.lora import base_of
+
+        return f"{fingerprint_of(base_of(Path(model)))}+{model_fingerprint(Path(model))}"
+    found = find_checkpoint(model)
+    return model_fingerprint(Path(found if Path(found).is_dir() else snapshot_download(found, local_files_only=True)))
+
+
 def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
     """Write the settings and every prompt into the folder, or see that they are the ones already there.
 
@@ -120,6 +132,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict]) -> None:
     """
     settings = {
         "model": named(args.model) if args.model else "unimllm/default",
+        "fingerprint": fingerprint_of(args.model),
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
         "sampling": {"guidance_scale": args.cfg_scale, "temperature": args.temperature, "top_k": args.top_k},

@@ -1,5 +1,6 @@
 """What reports of measurements share: rows of tables, JSON for programs, and the machine that measured."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
 
@@ -62,6 +64,25 @@ def describe_machine(program: str) -> dict[str, str | int | float | None]:
         "load_average": round(os.getloadavg()[0], 1),
         "commit": git.stdout.strip() or None,
     }
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits of a sha256 over a checkpoint's weights: its *.safetensors in order of their names.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} holds no weights: no *.safetensors")
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"cannot read the weights {path}: {error.strerror or error}") from error
+    return digest.hexdigest()[:16]
 
 
 def command_told(program: str, argv: list[str] | None) -> str:
