@@ -10,14 +10,12 @@ pictures, which for the difference are the same for both.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -27,9 +25,10 @@ from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.command_line import CommandLine, number, run, silence_libraries
 from unimllm.errors import UserError
+from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import check_writable
 from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, describe_machine, write_json
+from unimllm.report import as_range, describe_run, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.program import SPLITS, Scene
 from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng
@@ -83,11 +82,14 @@ def main(argv: list[str] | None = None) -> None:
     fitted[CODES] = fit_table(inputs[CODES], labels, tokenizer.config.num_codes)
     right = {name: ((fitted[name](unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS}
     results = summarize(right, is_object.sum(1).numpy())
-    results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split,
-                "seed": args.seed, "model": str(args.model)} | describe_machine(__file__)  # fmt: skip
+    results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
+    results |= describe_run(
+        __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
+        seed=args.seed, num_samples={"pictures": len(examined)}, limited=len(examined) < NUM_EXAMINED,
+    )  # fmt: skip
     if args.json:
         write_json(args.json, results)
-    Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
+    print_table(make_table(results), 110)
 
 
 @torch.no_grad()

@@ -5,10 +5,11 @@
     python eval/geneval.py score pictures/ --detections seen.jsonl                   # again, in a second
     python eval/geneval.py score --official-results results.jsonl
 
-`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, and under
-torchrun every process draws its share. `score` takes any model's folder in that layout. MASK2FORMER is
-facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub id. The rules are
-GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not GenEval's.
+`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, if the
+weights are the same, and under torchrun every process draws its share. `score` takes any model's folder in that layout.
+MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub
+id. The rules are GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not
+GenEval's.
 --official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
 Intervals: 95 %, bootstrap over the prompts of each tag.
 """
@@ -17,31 +18,30 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from unimllm.command_line import (
     CommandLine,
     given_drawing,
-    nearest,
     number,
     out_of_memory_told,
     run,
+    run_command,
     silence_libraries,
 )
+from unimllm.distributed import local_gpu
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
 from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
-from unimllm.inference import DEFAULT_MODEL, check_prompts, draw, find_checkpoint, load
+from unimllm.inference import check_prompts, checkpoint_of, draw, load
 from unimllm.metrics.geneval import in_words
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
@@ -57,7 +57,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, describe_run, write_json
+from unimllm.report import as_range, describe_run, print_table, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -66,15 +66,7 @@ SAVE_EVERY = 50  # pictures between two writings of the record of detections
 
 
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
-    commands = {"generate": generate, "score": score}
-    if words[:1] in (["-h"], ["--help"]):
-        print(f"{__doc__.strip()}\n\nEach has its own --help.")
-        return
-    if not words or words[0] not in commands:
-        what = f"unknown command {words[0]!r}{nearest(words[0], commands)}" if words else "no command"
-        raise UserError(f"{what}; choose one of {', '.join(commands)}, or see --help")
-    commands[words[0]](words[1:])
+    run_command({"generate": generate, "score": score}, __doc__, argv)
 
 
 # ---- generate ------------------------------------------------------------------------------------------------------
@@ -125,26 +117,13 @@ def generate(argv: list[str]) -> None:
     print(f"{args.out}: {len(wanted):,} pictures drawn" + (f", {rate:.2f} pictures/s" if wanted else ""))
 
 
-def local_gpu() -> str | None:
-    """The GPU of this process under torchrun, None outside it or without one."""
-    import torch
-
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
-
-
-def named(model: str) -> str:
-    """The checkpoint that `load` takes for `model`: pictures of two of them must not mix."""
-    return model if (Path(model) / "adapter_config.json").is_file() else find_checkpoint(model)
-
-
 def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, float]) -> None:
     """Write the settings and every prompt into the folder, or see that they are the ones already there.
 
     Raises:
         UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
     """
-    checkpoint = named(args.model) if args.model else str(DEFAULT_MODEL)
+    checkpoint = checkpoint_of(args.model)
     settings = {
         "model": checkpoint if args.model else "unimllm/default",
         "fingerprint": weights_fingerprint(checkpoint),
@@ -248,7 +227,7 @@ def score(argv: list[str]) -> None:
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+    print_table(make_table(results))
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:

@@ -1,7 +1,10 @@
-"""MME's scores from result files, as its own calculation does: acc, acc+, perception of 2,000, cognition of 800.
+"""MME: ask a model its questions, or score result files as its own calculation does: acc, acc+, and the two totals.
 
-    python eval/mme.py score RESULTS_DIR                   # RESULTS_DIR/existence.txt, count.txt, ... OCR.txt, ...
-    python eval/mme.py score RESULTS_DIR --json mme.json
+    python eval/mme.py answer MME_RELEASE --model PATH --out RESULTS_DIR       # asks, writes result files, scores them
+    python eval/mme.py score RESULTS_DIR --json mme.json     # RESULTS_DIR/existence.txt, count.txt, ... OCR.txt, ...
+
+MME_RELEASE holds a folder for each sub-task, in either layout of the release; what is missing is not asked. The prompt
+is the release's own. Each picture is encoded once for its two questions. Totals: perception of 2,000, cognition of 800.
 
 A line of a file is `picture <tab> question <tab> label <tab> answer`, the two questions about a picture in neighbouring
 lines: what the official eval_tool/calculation.py --results_dir reads. A sub-task without its file is named, and its
@@ -9,59 +12,109 @@ group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-tas
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, nearest, number, run
+from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_writable
+from unimllm.images import check_writable, open_picture
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, describe_run, write_json
+from unimllm.questions import answer_questions
+from unimllm.report import about_model, as_range, describe_run, print_table, speed_told, write_json
 
-COMMANDS = ("score",)
+
+def main(argv: list[str] | None = None) -> None:
+    run_command({"answer": answer, "score": score}, __doc__, argv)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("eval/mme.py", __doc__)
-    parser.add_argument("command", nargs="?", help="score")
-    parser.add_argument("results_dir", nargs="?", type=Path, help="the folder of <sub-task>.txt")
-    parser.add_argument("--name", help="of the model, for the report (default: the folder's)")
+def command_line(command: str) -> CommandLine:
+    """The options that both commands have."""
+    parser = CommandLine(f"eval/mme.py {command}", __doc__)
+    parser.add_argument("--name", help="of the model, for the report (default: the checkpoint's or the folder's)")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+    return parser
+
+
+def parse_score(argv: list[str]) -> argparse.Namespace:
+    parser = command_line("score")
+    parser.add_argument("results_dir", nargs="?", type=Path, help="the folder of <sub-task>.txt")
     args = parser.parse_args(argv)
-    if args.command not in COMMANDS:
-        what = f"unknown command {args.command!r}{nearest(args.command, COMMANDS)}" if args.command else "no command"
-        raise UserError(f"{what}; it is `score RESULTS_DIR`, see --help")
     if args.results_dir is None:
         raise UserError("the folder of <sub-task>.txt is missing; see --help")
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def score(argv: list[str]) -> None:
+    """Score a folder of result files."""
+    args = parse_score(argv)
     if args.json:
         check_writable(args.json)
-    results = {"benchmark": "MME"} | score_folder(args.results_dir, args.seed)
-    answers = fingerprint(*(args.results_dir / f"{task}.txt" for task in results["subtasks"]))
+    results = score_folder(args.results_dir, args.seed)
+    files = [args.results_dir / f"{task}.txt" for task in results["subtasks"]]
+    name = args.name or args.results_dir.resolve().name
+    tell(args, results, ["score", *argv], model=name, fingerprint=fingerprint(*files), fingerprint_of="answers")
+
+
+def tell(args: argparse.Namespace, results: dict, words: list[str], **about: str | None) -> None:
+    """A table, and JSON where it is asked for; `about` is for `describe_run`."""
+    limited = bool(results["missing"] or results["incomplete"])
+    results = {"benchmark": "MME"} | results
     results |= describe_run(
-        __file__, argv, model=args.name or args.results_dir.resolve().name, fingerprint=answers,
-        fingerprint_of="answers", seed=args.seed, num_samples={"questions": results["num_questions"]},
-        limited=bool(results["missing"] or results["incomplete"]),
-    )  # fmt: skip
+        __file__, words, seed=args.seed, num_samples={"questions": results["num_questions"]}, limited=limited, **about
+    )
     if args.json:
         write_json(args.json, results)
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+    print_table(make_table(results))
+
+
+# ---- answer --------------------------------------------------------------------------------------------------------
+
+
+def parse_answer(argv: list[str]) -> argparse.Namespace:
+    parser = command_line("answer")
+    parser.add_argument("release", nargs="?", type=Path, help="the folder of MME's release")
+    parser.add_argument("--out", type=Path, help="the folder for <sub-task>.txt")
+    parser.add_argument("--batch-size", type=number(int, 1), default=64, help="questions at once (%(default)s)")
+    parser.add_model_options()
+    args = parser.parse_args(argv)
+    if args.release is None:
+        raise UserError("the folder of MME's release is missing; see --help")
+    if args.out is None:
+        raise UserError("--out is missing: the folder for <sub-task>.txt; see --help")
+    return args
+
+
+def answer(argv: list[str]) -> None:
+    """Ask the model, write result files as the official calculation reads them, and score them."""
+    args = parse_answer(argv)
+    asked = mme.read_release(args.release)
+    for path in filter(None, (args.json, *(args.out / f"{task}.txt" for task in asked))):
+        check_writable(path)
+    model, processor = open_model(args.model, args.device)
+    rows = [(task, row) for task, of_task in asked.items() for row in of_task]
+    questions = [(str(row.picture), row.question) for _, row in rows]
+    with out_of_memory_told(args.batch_size):
+        said = answer_questions(model, processor, questions, open_picture, args.batch_size)
+    answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
+    for (task, row), text in zip(rows, said.texts, strict=True):
+        answered[task].append(mme.Answered(row.picture.name, row.question, row.label, " ".join(text.split())))
+    for task, of_task in answered.items():
+        mme.write_results(args.out / f"{task}.txt", of_task)
+    results = score_tasks(answered, args.seed) | {"speed": said.speed}
+    tell(args, results, ["answer", *argv], **about_model(args.model, args.name))
+
+
+# ---- score ---------------------------------------------------------------------------------------------------------
 
 
 def score_folder(folder: Path, seed: int) -> dict:
-    """All sub-tasks that a folder holds; a group's total is None where one of its files is not there.
+    """All sub-tasks that a folder holds.
 
     Raises:
         UserError: the folder holds none, or a file is no result file.
@@ -70,6 +123,11 @@ def score_folder(folder: Path, seed: int) -> dict:
     found = {task: mme.read_results(path) for task, path in files.items() if path.is_file()}
     if not found:
         raise UserError(f"{folder} holds no result files of MME: existence.txt, count.txt, ..., code_reasoning.txt")
+    return score_tasks(found, seed)
+
+
+def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
+    """Sub-tasks by name; the total of a group is None where one of its sub-tasks is missing."""
     rng = np.random.default_rng(seed)
     results: dict = {"subtasks": {}, "intervals": {}}
     for group, tasks in mme.GROUPS.items():
@@ -96,9 +154,10 @@ def score_folder(folder: Path, seed: int) -> dict:
 
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
-    caption = f"no total without {', '.join(results['missing'])}" if results["missing"] else None
+    captions = [f"no total without {', '.join(results['missing'])}"] if results["missing"] else []
+    captions += [speed_told(results["speed"])] if "speed" in results else []
     title = f"MME, {results['model']}: {results['num_questions']:,} questions"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table = Table(title=title, caption="\n".join(captions), box=box.SIMPLE_HEAD)
     for heading in ("", "score", "95 %", "acc", "acc+", "neither", "questions"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for group, tasks in mme.GROUPS.items():

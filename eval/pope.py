@@ -1,39 +1,43 @@
-"""POPE's scores from answer files, under the official parsing and a strict one.
+"""POPE: ask a model its questions, or score files of answers, under the official parsing and a strict one.
 
+    python eval/pope.py answer coco_pope_random.json coco_pope_popular.json coco_pope_adversarial.json \\
+        --pictures val2014 --model PATH --out answers/
     python eval/pope.py score random.jsonl popular.jsonl adversarial.jsonl \\
         --label-file coco_pope_random.json coco_pope_popular.json coco_pope_adversarial.json
     python eval/pope.py score answers.jsonl --question-file llava_pope_test.jsonl --annotation-dir pope/coco
 
-The first is the official evaluate.py's shape: one file of answers ({"question", "answer"}) for each file of questions,
-in the same order. The second is LLaVA's: one file of answers ({"question_id", "prompt", "text"}) to all splits, told
-apart by the category of its question file. Rows that carry their own "label" need neither.
+`answer` encodes each picture once for all questions about it, writes a file of answers for each file of questions, and
+scores them. The prompt is the question; LLaVA's is --suffix $'\\nAnswer the question using a single word or phrase.'
+
+The first `score` is the official evaluate.py's shape: one file of answers ({"question", "answer"}) for each file of
+questions, in the same order. The second is LLaVA's: one file of answers ({"question_id", "prompt", "text"}) to all
+splits, told apart by the category of its question file. Rows with their own "label", as `answer` writes, need neither.
 
 official: no if No, not or no is a word of the first sentence, anything else is yes. strict: the answer is yes or no and
 nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures (over questions where rows name no "image").
 """
 
 import argparse
+import json
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, nearest, number, run
+from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_writable
+from unimllm.images import check_writable, open_picture, write_atomically
 from unimllm.json_rows import read_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
-from unimllm.report import as_range, describe_run, write_json
+from unimllm.questions import answer_questions
+from unimllm.report import about_model, as_range, describe_run, print_table, speed_told, write_json
 
-COMMANDS = ("score",)
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
 
@@ -53,22 +57,40 @@ class Split:
     answers: list[str]
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandLine("eval/pope.py", __doc__)
-    parser.add_argument("command", nargs="?", help="score")
+def main(argv: list[str] | None = None) -> None:
+    run_command({"answer": answer, "score": score}, __doc__, argv)
+
+
+def command_line(command: str) -> CommandLine:
+    """The options that both commands have."""
+    parser = CommandLine(f"eval/pope.py {command}", __doc__)
+    parser.add_argument("--name", help="of the model, for the report (default: the checkpoint's or the first file's)")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+    return parser
+
+
+def tell(args: argparse.Namespace, splits: list[Split], results: dict, words: list[str], **about: str | None) -> None:
+    """A table, and JSON where it is asked for; `about` is for `describe_run`."""
+    results = {"benchmark": "POPE"} | score_splits(splits, args.seed) | results
+    results |= describe_run(
+        __file__, words, seed=args.seed, num_samples={"questions": results["num_questions"]},
+        limited=not all(pope.is_full(split.name, len(split.questions)) for split in splits), **about,
+    )  # fmt: skip
+    if args.json:
+        write_json(args.json, results)
+    print_table(make_table(results))
+
+
+def parse_score(argv: list[str]) -> argparse.Namespace:
+    parser = command_line("score")
     parser.add_argument("answers", nargs="*", type=Path, help="files of answers")
     parser.add_argument(
         "--label-file", nargs="+", type=Path, help="POPE's question files, one for each file of answers"
     )
     parser.add_argument("--annotation-dir", type=Path, help="the folder of POPE's question files (LLaVA's way)")
     parser.add_argument("--question-file", type=Path, help="llava_pope_test.jsonl, which tells the splits apart")
-    parser.add_argument("--name", help="of the model, for the report (default: the first file's)")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
     args = parser.parse_args(argv)
-    if args.command not in COMMANDS:
-        what = f"unknown command {args.command!r}{nearest(args.command, COMMANDS)}" if args.command else "no command"
-        raise UserError(f"{what}; it is `score ANSWERS...`, see --help")
     if not args.answers:
         raise UserError("the files of answers are missing; see --help")
     if (args.annotation_dir is None) != (args.question_file is None):
@@ -85,20 +107,83 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def score(argv: list[str]) -> None:
+    """Score files of answers."""
+    args = parse_score(argv)
     if args.json:
         check_writable(args.json)
-    splits = list(read_splits(args))
-    results = {"benchmark": "POPE"} | score_splits(splits, args.seed)
-    results |= describe_run(
-        __file__, argv, model=args.name or args.answers[0].stem, fingerprint=fingerprint(*args.answers),
-        fingerprint_of="answers", seed=args.seed, num_samples={"questions": results["num_questions"]},
-        limited=not all(pope.is_full(split.name, len(split.questions)) for split in splits),
+    tell(
+        args, list(read_splits(args)), {}, ["score", *argv], model=args.name or args.answers[0].stem,
+        fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
     )  # fmt: skip
-    if args.json:
-        write_json(args.json, results)
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))  # a pipe has no width
+
+
+# ---- answer --------------------------------------------------------------------------------------------------------
+
+
+def parse_answer(argv: list[str]) -> argparse.Namespace:
+    parser = command_line("answer")
+    parser.add_argument("questions", nargs="*", type=Path, help="POPE's question files")
+    parser.add_argument("--pictures", type=Path, help="the folder of the pictures they ask about, COCO's val2014")
+    parser.add_argument("--out", type=Path, help="the folder for the files of answers")
+    parser.add_argument("--suffix", default="", help="what follows each question in the prompt (nothing)")
+    parser.add_argument("--limit", type=number(int, 1), help="the first so many questions of each file")
+    parser.add_argument("--batch-size", type=number(int, 1), default=64, help="questions at once (%(default)s)")
+    parser.add_model_options()
+    args = parser.parse_args(argv)
+    if not args.questions:
+        raise UserError("the question files are missing; see --help")
+    for name, what in (("pictures", "the folder of the pictures"), ("out", "the folder for the files of answers")):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is missing: {what}; see --help")
+    return args
+
+
+def answer(argv: list[str]) -> None:
+    """Ask the model, write files of answers, and score them."""
+    args = parse_answer(argv)
+    check_names(args.questions)
+    asked = {path: read_questions(path, args.pictures)[: args.limit] for path in args.questions}
+    written = {path: args.out / f"{path.stem}.jsonl" for path in asked}
+    for path in filter(None, (args.json, *written.values())):
+        check_writable(path)
+    model, processor = open_model(args.model, args.device)
+    questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
+    with out_of_memory_told(args.batch_size):
+        said = answer_questions(model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size)
+    texts, splits = iter(said.texts), []
+    for path, rows in asked.items():
+        splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
+        write_answers(written[path], splits[-1])
+    more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed}
+    tell(args, splits, more, ["answer", *argv], **about_model(args.model, args.name))
+
+
+def read_questions(path: Path, pictures: Path) -> list[dict]:
+    """The rows of one of POPE's question files.
+
+    Raises:
+        UserError: a row lacks something, or its picture is not in the folder.
+    """
+    rows = read_rows(path, ("image", "text", "label"))
+    check_labels(rows, path)
+    names = dict.fromkeys(row["image"] for row in rows)
+    missing = [name for name in names if not (pictures / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{pictures} lacks {len(missing):,} of the {len(names):,} pictures of {path}, {missing[0]} first"
+        )
+    return rows
+
+
+def write_answers(path: Path, split: Split) -> None:
+    """Rows as the official script reads them, which carry their label and their picture too."""
+    rows = [
+        {"question": question["text"], "answer": text, "label": question["label"], "image": question["image"]}
+        for question, text in zip(split.questions, split.answers, strict=True)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -113,9 +198,7 @@ def read_splits(args: argparse.Namespace) -> Iterator[Split]:
     if args.annotation_dir:
         yield from read_llava(args.answers[0], args.question_file, args.annotation_dir)
         return
-    names = [split_name(path) for path in args.label_file or args.answers]
-    if len(set(names)) < len(names):
-        raise UserError(f"two files are of the split {max(names, key=names.count)}; score them one by one")
+    names = check_names(args.label_file or args.answers)
     for path, labels, name in zip(args.answers, args.label_file or args.answers, names, strict=True):
         if not args.label_file and any("label" not in row for row in read_rows(path)):
             raise UserError(f"{path} holds answers without labels: name POPE's question files with --label-file")
@@ -146,9 +229,8 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     """
     if len(rows) != len(questions):
         raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
+    check_labels(questions, labels)
     for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
-        if question["label"] not in ("yes", "no"):
-            raise UserError(f"{labels}, row {n}: the label is {question['label']!r}, not yes or no")
         asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
         wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
@@ -160,6 +242,21 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
     return Split(name, labels.name, questions, answers)
+
+
+def check_labels(rows: list[dict], path: Path) -> None:
+    """UserError for a label that is neither yes nor no."""
+    for n, row in enumerate(rows, 1):
+        if row["label"] not in ("yes", "no"):
+            raise UserError(f"{path}, row {n}: the label is {row['label']!r}, not yes or no")
+
+
+def check_names(paths: list[Path]) -> list[str]:
+    """The splits of files; UserError if two are of one."""
+    names = [split_name(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"two files are of the split {max(names, key=names.count)}; take them one by one")
+    return names
 
 
 def first_of(row: dict, keys: tuple[str, ...]) -> str | None:
@@ -206,7 +303,8 @@ def resampled_rates(splits: list[Split], parsing: str, rng: np.random.Generator)
 def make_table(results: dict) -> Table:
     """A row for every split and parsing."""
     editions = [f"{name}: {entry['file']}, {entry['edition']}" for name, entry in results["splits"].items()]
-    table = Table(title=f"POPE, {results['model']}", caption="\n".join(editions), box=box.SIMPLE_HEAD)
+    captions = editions + ([speed_told(results["speed"])] if "speed" in results else [])
+    table = Table(title=f"POPE, {results['model']}", caption="\n".join(captions), box=box.SIMPLE_HEAD)
     for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither"):
         table.add_column(heading, justify="left" if heading in ("", "parsing") else "right", no_wrap=True)
     for name, entry in (*results["splits"].items(), ("mean", results["mean"])):

@@ -24,13 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
-from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
@@ -39,18 +37,18 @@ from unimllm.grid import draw_grid
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable, picture_format, save_picture
 from unimllm.metrics.codes import code_use
-from unimllm.metrics.frechet import ENOUGH, FrechetComparison
-from unimllm.metrics.intervals import bootstrap_mean
-from unimllm.metrics.networks import (
-    FeatureNet,
-    PairDistance,
-    inception_net,
-    lpips_distance,
-    siglip_net,
-    tokenizer_net,
+from unimllm.metrics.comparison import (
+    add_comparison,
+    add_network_options,
+    compare_pairs,
+    compare_sets,
+    networks_told,
+    open_networks,
+    summarize_pairs,
 )
-from unimllm.metrics.reconstruction import MAX, psnr, ssim
-from unimllm.report import add_code_use, as_range, describe_run, write_json
+from unimllm.metrics.frechet import FrechetComparison
+from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
+from unimllm.report import add_code_use, describe_run, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.program import SPLITS
 from unimllm.scenes.sources import WorldConfig
@@ -59,12 +57,6 @@ from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 SCENES = "scenes"  # what --data says for the world's own held-out pictures
 NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
 GRID_PICTURES, GRID_COLUMNS = 16, 8
-SCORES = {  # per picture: name in the table, digits
-    "psnr": ("PSNR, dB", 2),
-    "ssim": ("SSIM, data_range = 1.0", 4),
-    "ssim_data_range_2": ("SSIM, data_range = 2.0 (too high; some papers print it)", 4),
-    "lpips": ("LPIPS", 4),
-}
 
 
 class HeldOutPictures:
@@ -108,10 +100,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, default="test", help=f"of --data {SCENES}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--inception-weights", type=Path, help="weights-inception-2015-12-05-6726825d.pth, for FID")
-    parser.add_argument("--features", help="a SigLIP by folder or hub id, for FD (default: the tokenizer's own)")
-    parser.add_argument("--lpips-weights", type=Path, help="vgg16-397923af.pth or alexnet-owt-7be5be79.pth, for LPIPS")
+    add_network_options(parser, "the tokenizer's own")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--grid", type=Path, help=f"draw the first {GRID_PICTURES} pictures over their reconstructions")
     args = parser.parse_args(argv)
@@ -131,12 +120,18 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     folder = resolve(args.model)
     tokenizer, _ = load_image_tokenizer(str(folder), args.device)
-    nets, lpips = open_networks(args, tokenizer)
+    nets, lpips = open_networks(args, tokenizer.device)
+    if not nets and hasattr(tokenizer, "vision_features"):
+        nets = [tokenizer_net(tokenizer)]
     source = open_data(args, tokenizer, folder)
     comparisons = [FrechetComparison() for _ in nets]
     with out_of_memory_told(args.batch_size):
         measured = measure(args, tokenizer, source, nets, comparisons, lpips)
     results = summarize(measured, tokenizer) | compare_sets(nets, comparisons)
+    if not nets:
+        results["warnings"].append(
+            "no Frechet distance: this tokenizer has no SigLIP of its own, name one with --features"
+        )
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
         __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
@@ -146,27 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(args.json, results)
     if args.grid:
         save_picture(draw_shown(measured, args), args.grid)
-    # A pipe or a file has no width: then wide enough for the table.
-    Console(width=None if sys.stdout.isatty() else 110).print(make_table(results))
-
-
-def open_networks(args: argparse.Namespace, tokenizer: PreTrainedModel) -> tuple[list[FeatureNet], PairDistance | None]:
-    """The networks of FID and FD that were asked for, or else the tokenizer's own if any; and LPIPS if asked for."""
-    nets = []
-    if args.inception_weights:
-        nets.append(inception_net(args.inception_weights, tokenizer.device))
-    if args.features:
-        try:
-            teacher = load_teacher(args.features)
-        except (ValueError, OSError) as error:
-            raise UserError(f"--features: {error}") from error
-        for note in teacher.notes:
-            print(f"note: {note}", file=sys.stderr)
-        nets.append(siglip_net(args.features, teacher, tokenizer.device))
-    lpips = lpips_distance(args.lpips_weights, tokenizer.device) if args.lpips_weights else None
-    if not nets and hasattr(tokenizer, "vision_features"):
-        nets.append(tokenizer_net(tokenizer))
-    return nets, lpips
+    print_table(make_table(results), 110)
 
 
 def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path) -> FolderPictures | HeldOutPictures:
@@ -197,16 +172,13 @@ def measure(
             encoded, decoded = reconstruct(tokenizer, pictures, measured.seconds)
             if not encoded.is_floating_point():
                 measured.codes.append(encoded.cpu().numpy().astype(np.int32))
-            decibels = psnr(pictures, decoded)
-            measured.scores["psnr"].append(decibels)
-            measured.scores["ssim"].append(ssim(pictures, decoded))
-            measured.scores["ssim_data_range_2"].append(ssim(pictures, decoded, data_range=2 * MAX))
-            if lpips:
-                measured.scores["lpips"].append(lpips.distance(pictures, decoded))
+            scores = compare_pairs(pictures, decoded, lpips)
+            for name, values in scores.items():
+                measured.scores[name].append(values)
             for net, comparison in zip(nets, comparisons, strict=True):
                 comparison.update(net.extract(pictures), net.extract(decoded))
             for i in range(min(len(keys), GRID_PICTURES - len(measured.shown))):
-                label = f"{Path(keys[i]).name}: {decibels[i]:.1f} dB"
+                label = f"{Path(keys[i]).name}: {scores['psnr'][i]:.1f} dB"
                 measured.shown.append((Image.fromarray(pictures[i]), Image.fromarray(decoded[i]), label))
             progress.update(len(keys))
     for reason in source.skipped.values():
@@ -249,37 +221,13 @@ def synchronize(device: torch.device) -> None:
 def summarize(measured: Measured, tokenizer: PreTrainedModel) -> dict:
     """Means over pictures with their intervals, code use if there are codes, and pictures a second."""
     config, count = tokenizer.config, sum(map(len, measured.scores["psnr"]))
-    results: dict = {"num_pictures": count, "num_positions": count * config.num_positions, "intervals": {}}
-    for name, batches in measured.scores.items():
-        values = np.concatenate(batches)
-        results[name], results["intervals"][name] = float(values.mean()), bootstrap_mean(values)
+    results = {"num_pictures": count, "num_positions": count * config.num_positions} | summarize_pairs(measured.scores)
     for name, batches in measured.seconds.items():
         counted = batches[1:] or batches  # the first one warms up
         results[f"{name}_pictures_per_second"] = sum(n for n, _ in counted) / sum(s for _, s in counted)
     if measured.codes:
         results |= code_use(np.concatenate(measured.codes), config.num_semantic_codes, config.num_pixel_codes)
     return results
-
-
-def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -> dict:
-    """Frechet and kernel distances by the networks' names, and what has to be said of them."""
-    frechet, warnings = {}, []
-    if not nets:
-        warnings.append("no Frechet distance: this tokenizer has no SigLIP of its own, name one with --features")
-        return {"frechet": frechet, "warnings": warnings}
-    count = comparisons[0].statistics[0].count
-    if count < 2:
-        warnings.append("1 picture has no covariance: no Frechet distance")
-        return {"frechet": frechet, "warnings": warnings}
-    for net, comparison in zip(nets, comparisons, strict=True):
-        frechet[net.frechet_name] = {"kid_name": net.kid_name, "library": net.library} | comparison.result()
-    if count < ENOUGH:
-        kernel = " and ".join(net.kid_name for net in nets)
-        warnings.append(
-            f"{' and '.join(frechet)} of {count} pictures is biased, a covariance needs {ENOUGH:,}: compare it only "
-            f"between equal numbers of pictures, and trust {kernel} more"
-        )
-    return {"frechet": frechet, "warnings": warnings}
 
 
 def describe_data(
@@ -307,22 +255,14 @@ def describe_data(
 
 def make_table(results: dict) -> Table:
     """The table for people."""
-    size, intervals = results["resolution"], results["intervals"]
+    size = results["resolution"]
     table = Table(
         title=f"{results['model']} on {results['num_pictures']} pictures of {results['data']}, {size} x {size}",
         caption="\n".join(notes(results)), caption_justify="left", box=box.SIMPLE_HEAD,
     )  # fmt: skip
     for heading in ("", "mean", "95 %"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for name in (name for name in SCORES if name in results):
-        title, digits = SCORES[name]
-        title += f" ({results['lpips_backbone']})" if name == "lpips" else ""
-        table.add_row(title, f"{results[name]:.{digits}f}", as_range(intervals[name], digits))
-    for name, values in results["frechet"].items():
-        table.add_row(name, f"{values['distance']:.3f}")
-        if "kid_mean" in values:
-            subsets = f"std {1000 * values['kid_std']:.3f} of {values['kid_subset_size']} pictures"
-            table.add_row(f"{values['kid_name']} x 1000, paired", f"{1000 * values['kid_mean']:.3f}", subsets)
+    add_comparison(table, results)
     if "flat_code_use" in results:
         add_code_use(table, results)
     table.add_section()
@@ -335,10 +275,7 @@ def make_table(results: dict) -> Table:
 def notes(results: dict) -> list[str]:
     """What stands under the table: how it was measured, what was left out, what to beware of."""
     lines = [f"Crop: {results['crop']}. All on 8-bit RGB; SSIM and PSNR by unimllm.metrics.reconstruction."]
-    lines += [f"{name}: {values['library']}; {values['num_features']} features." for name, values in
-              results["frechet"].items()]  # fmt: skip
-    if "lpips_library" in results:
-        lines.append(f"LPIPS: {results['lpips_library']}.")
+    lines += networks_told(results)
     if results["skipped"]:
         found = results["num_pictures"] + len(results["skipped"])
         lines.append(

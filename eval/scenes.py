@@ -9,14 +9,14 @@ that no training picture holds; --split train shows what that costs. Drawn pictu
 (unimllm/default/reader) under GenEval's rules. Beside their scores stand two ceilings for the same prompts:
 `reader_ceiling`, true scenes rendered and read, and `tokenizer_ceiling`, the same renders encoded, decoded and read.
 
-Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); the other answers must
-be the right words exactly. Intervals: 95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
+Questions: `pope_f1` uses POPE's official parsing (strict parsing stands beside it in the JSON); `mme` is MME's with two
+questions about each picture, of four of its sub-tasks; the other answers must be the right words exactly. Intervals:
+95 %, Wilson's for shares of one kind, else bootstrap over pictures or prompts.
 With --json and --save-pictures, eval/report.py shows the first drawings and answers, the wrong ones too.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from tqdm import tqdm
 
 from semhitok.checkpoints import load_tokenizer
@@ -37,19 +36,22 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import first_drawings, folder_from, kept_questions, save_drawings, save_questions
 from unimllm.images import check_writable
-from unimllm.inference import answer, answer_batch, draw, find_checkpoint, load
-from unimllm.metrics import geneval, pope
+from unimllm.inference import answer, draw, find_checkpoint, load
+from unimllm.metrics import geneval, mme, pope
 from unimllm.metrics.codes import tokenizer_code_use
-from unimllm.metrics.intervals import bootstrap, wilson
+from unimllm.metrics.intervals import bootstrap, bootstrap_mean, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
-from unimllm.report import describe_run, write_json
+from unimllm.questions import answer_questions
+from unimllm.report import describe_run, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import (
+    MME_KINDS,
     POPE_SPLITS,
     QuestionSet,
     answer_rows,
     examined_scenes,
     kind_set,
+    mme_set,
     objects_right,
     picture_file,
     picture_seed,
@@ -66,7 +68,8 @@ from unimllm.scenes.reader import DEFAULT_READER, SceneReader
 from unimllm.scenes.report import make_table
 from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
 
-NUM_PICTURES, NUM_QUESTIONS, NUM_POPE = 1000, 2000, 600  # reconstructed; over all kinds; per POPE split
+NUM_PICTURES, NUM_QUESTIONS = 1000, 2000  # reconstructed; over all kinds
+NUM_POPE, NUM_MME = 600, 100  # questions of a POPE split; pictures of a sub-task of MME
 TIMED_PICTURES, TIMED_ANSWERS = 5, 8
 SAMPLES = {"pictures": "num_pictures", "prompts": "num_prompts", "questions": "num_questions",
            "questions of a POPE split": "num_pope_questions"}  # fmt: skip
@@ -152,8 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     results |= describe(results, args, argv, folder)
     if args.json:
         write_json(args.json, results)
-    # A pipe or a file has no width: then wide enough for the table.
-    Console(width=None if sys.stdout.isatty() else 100).print(make_table(results))
+    print_table(make_table(results))
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -262,7 +264,7 @@ def examine_ceilings(results: dict, bench: Bench, tokenizer, prompts: list[dict]
 
 
 def examine_understanding(results: dict, bench: Bench, model, processor, folder: Path | None) -> None:
-    """POPE on its three splits, and exact answers by kind of question; pictures of some of those go to `folder`."""
+    """POPE, four sub-tasks of MME, and exact answers by kind of question; pictures of some of those go to `folder`."""
     f1, f1_strict, results["pope"] = [], [], {}
     answered, asked_about = [], []
     for split in POPE_SPLITS:
@@ -275,6 +277,12 @@ def examine_understanding(results: dict, bench: Bench, model, processor, folder:
     results["pope_f1"], results["pope_f1_strict"] = statistics.mean(f1), statistics.mean(f1_strict)
     results["intervals"] |= pope_intervals(answered, asked_about)
 
+    results["mme"] = {}
+    for task in MME_KINDS:
+        questions = mme_set(bench.world, bench.seed, task, bench.size(NUM_MME), bench.split)
+        score_mme(results, questions, answer_all(bench, model, processor, questions, f"MME {task}"), task)
+    results["mme_total"] = sum(scores["score"] for scores in results["mme"].values())
+
     questions = kind_set(bench.world, bench.seed, bench.size(NUM_QUESTIONS), bench.split)
     said = answer_all(bench, model, processor, questions, "questions")
     right = np.array([same_answer(s, q.answer) for s, (_, q) in zip(said, questions.asked, strict=True)])
@@ -286,6 +294,7 @@ def examine_understanding(results: dict, bench: Bench, model, processor, folder:
         "num_questions": len(right),
         "num_questions_by_kind": {kind: len(r) for kind, r in by_kind.items()},
         "num_pope_questions": bench.size(NUM_POPE),
+        "num_mme_pictures": bench.size(NUM_MME),
     }
     results["intervals"] |= {
         "question_accuracy": bootstrap(lambda picked: right[picked].mean(), [i for i, _ in questions.asked]),
@@ -324,20 +333,28 @@ def keep_questions(results: dict, bench: Bench, questions: QuestionSet, said: li
     save_questions(folder, kept, lambda file: Image.fromarray(bench.renderer.render(scenes[file])))
 
 
+def score_mme(results: dict, questions: QuestionSet, said: list[str], task: str) -> None:
+    """Enter one sub-task of MME."""
+    rows = [
+        mme.Answered(str(scene), question.text, question.answer, text)
+        for (scene, question), text in zip(questions.asked, said, strict=True)
+    ]
+    results["mme"][task] = mme.score(rows)
+    results["intervals"][f"mme_{task}"] = bootstrap_mean(mme.rates(mme.outcomes(rows), 1)["score"])
+
+
 def answer_all(bench: Bench, model, processor, questions: QuestionSet, what: str) -> list[str]:
-    """What the model answers to every question, each about its picture alone."""
-    # Like kinds together: a batch takes as long as its longest answer.
-    order = sorted(range(len(questions.asked)), key=lambda i: questions.asked[i][1].kind)
-    said = [""] * len(order)
-    for batch in bench.batches(len(order), what):
-        conversations = []
-        for scene, question in (questions.asked[i] for i in order[batch]):
-            picture = Image.fromarray(bench.renderer.render(questions.scenes[scene]))
-            parts = [{"type": "image", "image": picture}, {"type": "text", "text": question.text}]
-            conversations.append([{"role": "user", "content": parts}])
-        for i, text in zip(order[batch], answer_batch(model, processor, conversations), strict=True):
-            said[i] = text
-    return said
+    """What the model answers to every question, each about its picture alone.
+
+    The scenes of one kind of questions follow one another, so a batch is of one kind: it takes as long as its longest
+    answer.
+    """
+
+    def render(scene: int) -> Image.Image:
+        return Image.fromarray(bench.renderer.render(questions.scenes[scene]))
+
+    asked = [(scene, question.text) for scene, question in questions.asked]
+    return answer_questions(model, processor, asked, render, bench.batch_size, what).texts
 
 
 # ---- drawing -------------------------------------------------------------------------------------------------------

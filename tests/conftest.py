@@ -88,6 +88,21 @@ def tiny_cheers(tmp_path_factory) -> Path:
     return write_tiny_cheers(tmp_path_factory.mktemp("tiny_cheers") / "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    """(model, processor): the tiny one with larger random weights, so that its answers differ from one another."""
+    import torch
+
+    from unimllm.inference import load
+
+    model, processor = load(tiny_checkpoint, "cpu")
+    with torch.no_grad():
+        rng = torch.Generator().manual_seed(0)
+        for weights in (p for p in model.language_model.parameters() if p.dim() > 1):
+            weights.normal_(std=0.5, generator=rng)
+    return model, processor
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """Folder of a random image tokenizer; do not write into it."""
@@ -101,6 +116,27 @@ def tokenizer_folder(tmp_path_factory) -> Path:
         model = SemHiTokModel(tiny_config())
     folder = tmp_path_factory.mktemp("tokenizer")
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """Folder of a random CLIP with a text tokenizer."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from unimllm.metrics.geneval_records import COLORS
+    from unimllm.scenes.text import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer([f"a photo of a {color} apple object" for color in COLORS], vocab_size=320)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    text = tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -165,6 +165,18 @@ def test_a_padded_batch_is_answered_like_each_row_alone(model):
         assert torch.equal(alone[0, -3:], together[i])
 
 
+def test_pictures_that_were_looked_at_before_are_answered_alike(model):
+    prompt = row(USER, *READ, 9, ASSISTANT)
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 4, "do_sample": False}
+    seen = model.get_image_tokens(pictures(1))
+    assert seen.shape == (1, 4, model.config.text_config.hidden_size)
+    assert torch.equal(
+        model.generate(prompt, image_tokens=seen, **options), model.generate(prompt, pictures(1), **options)
+    )
+    with pytest.raises(ValueError, match="4 image placeholders but 2 pictures"):
+        model.generate(prompt, image_tokens=seen.repeat(2, 1, 1), **options)
+
+
 def test_eager_attention_reads_alike(model):
     ids = row(USER, *READ, 9, ASSISTANT)
     expected = model(ids, pictures(1)).logits

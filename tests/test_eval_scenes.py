@@ -75,6 +75,9 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert results["num_pope_questions"] == 4 and results["images_per_prompt"] == 2 and results["seed"] == 0
     assert results["model"] == str(tiny_checkpoint) and results["split"] == "test" and results["sampling"]
     assert set(results["pope"]["random"]) == {"official", "strict"}
+    assert list(results["mme"]) == ["existence", "count", "position", "color"] and results["num_mme_pictures"] == 4
+    assert results["mme_total"] == sum(scores["score"] for scores in results["mme"].values())
+    assert results["intervals"]["mme_count"][0] <= results["mme"]["count"]["score"]
     for low, high in (results["intervals"]["psnr"], results["intervals"]["geneval"]["overall"]):
         assert low <= high
 
@@ -103,7 +106,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert Image.open(pictures / "00002" / "samples" / "0001.png").size == (16, 16)
 
     table, progress = capsys.readouterr()
-    for words in ("PSNR", "POPE F1, adversarial", "GenEval: overall", "seconds per answer"):
+    for words in ("PSNR", "POPE F1, adversarial", "MME count", "GenEval: overall", "seconds per answer"):
         assert words in table
     assert "drawing" in progress and "batch/s" not in table
 
@@ -113,7 +116,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     numbers = {k: v for k, v in results.items() if isinstance(v, (int, float)) and k not in TIMINGS}
     different = {k for k, v in numbers.items() if repeated[k] != pytest.approx(v)}
     assert different == {"batch_size"}
-    assert results["geneval"] == repeated["geneval"] and results["pope"] == repeated["pope"]
+    assert all(results[key] == repeated[key] for key in ("geneval", "pope", "mme"))
 
 
 def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):

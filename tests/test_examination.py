@@ -96,6 +96,17 @@ def test_question_sets_are_balanced_and_grow(fake_world):
     assert [fewer.scenes[i] for i, _ in fewer.asked] == [questions.scenes[i] for i, _ in questions.asked[:10]]
 
 
+@pytest.mark.parametrize("task", exam.MME_KINDS)
+def test_mme_asks_one_yes_and_one_no_about_each_picture(fake_world, task):
+    questions = exam.mme_set(fake_world, 0, task, 20)
+    assert [scene for scene, _ in questions.asked] == [i // 2 for i in range(40)] and len(questions.scenes) == 20
+    for (scene, first), (_, second) in zip(questions.asked[::2], questions.asked[1::2], strict=True):
+        assert {first.answer, second.answer} == {"yes", "no"} and first.kind == second.kind == exam.MME_KINDS[task]
+        for question in (first, second):
+            assert answer_from_boxes(questions.scenes[scene], question.text, fake_world.image_size) == question.answer
+    assert exam.mme_set(fake_world, 0, task, 5).asked == questions.asked[:10]
+
+
 def test_pope_sets_share_pictures_and_halves(fake_world):
     sets = {split: exam.pope_set(fake_world, 0, split, 60) for split in exam.POPE_SPLITS}
     for questions in sets.values():

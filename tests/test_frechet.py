@@ -178,6 +178,18 @@ def test_comparison_joins_batches(rng):
     )
 
 
+def test_sets_that_are_not_paired_come_one_after_the_other(rng):
+    first, second = rng.normal(size=(30, 4)), rng.normal(0.5, 1, (20, 4))
+    comparison = FrechetComparison(paired=False)
+    for rows in (slice(0, 16), slice(16, 30)):
+        comparison.update(first[rows], second[:0])
+    comparison.update(first[:0], second)
+    result = comparison.result()
+    expected = frechet_distance(first.mean(0), np.cov(first.T), second.mean(0), np.cov(second.T))
+    assert result["distance"] == pytest.approx(expected, rel=1e-9) and result["kid_subset_size"] == 10
+    assert (result["kid_mean"], result["kid_std"]) == pytest.approx(kid(first, second, subset_size=10))
+
+
 def test_kid_is_for_small_sets(rng, monkeypatch):
     monkeypatch.setattr(frechet, "ENOUGH", 8)
     comparison = FrechetComparison()

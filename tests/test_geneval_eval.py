@@ -64,25 +64,6 @@ def mask2former(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    """Folder of a random CLIP with a text tokenizer."""
-    from transformers import CLIPConfig, CLIPModel
-
-    from unimllm.scenes.text import train_text_tokenizer
-
-    tokenizer = train_text_tokenizer([f"a photo of a {color} apple object" for color in COLORS], vocab_size=320)
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    text = tower | special | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8)
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -151,8 +132,24 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
     assert call(program, *words, "--images-per-prompt", 1).code == 0
     assert "its seed is 0, now it is 1" in call(program, *words, "--seed", 1).refusal()
+
+    settings = json.loads((out / "generation.json").read_text())
+    assert settings["fingerprint"] == weights_fingerprint(tiny_checkpoint)
+    (out / "generation.json").write_text(json.dumps(settings | {"fingerprint": "0" * 16}))  # the weights were others
+    told = call(program, *words).refusal()
+    assert f"its fingerprint is {'0' * 16}, now it is {settings['fingerprint']}; choose another --out" in told
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
+
+
+def test_a_fingerprint_is_of_all_weights_and_nothing_else(tmp_path):
+    assert weights_fingerprint(tmp_path) is None
+    (tmp_path / "model-1.safetensors").write_bytes(b"one")
+    first = weights_fingerprint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_fingerprint(tmp_path) == first and len(first) == 16
+    (tmp_path / "model-2.safetensors").write_bytes(b"two")
+    assert weights_fingerprint(tmp_path) != first
 
 
 @needs_program

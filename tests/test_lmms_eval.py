@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from unimllm.errors import UserError
-from unimllm.inference import answer, load
+from unimllm.inference import answer
 from unimllm.lmms_eval_requests import (
     Asked,
     answer_asked,
@@ -22,12 +22,14 @@ from unimllm.lmms_eval_requests import (
     chat_messages,
     continuation_losses,
     cut,
+    draw_asked,
     read_chat,
     read_continuation,
     read_options,
     read_simple,
     user_turn,
 )
+from unimllm.metrics.geneval import Detection
 from unimllm.scenes import GlyphAtlas
 
 TASKS = Path(__file__).parents[1] / "eval" / "tasks"
@@ -57,17 +59,6 @@ def simple(doc_id: int, *more, **options) -> tuple:
 
 def kinds(messages: list[dict]) -> list:
     return [[part.get("text", part.get("image")) for part in message["content"]] for message in messages]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint):
-    """The tiny model with larger random weights: its answers differ from one another."""
-    model, processor = load(tiny_checkpoint, "cpu")
-    with torch.no_grad():
-        rng = torch.Generator().manual_seed(0)
-        for weights in (p for p in model.language_model.parameters() if p.dim() > 1):
-            weights.normal_(std=0.5, generator=rng)
-    return model, processor
 
 
 # ---- requests to conversations -------------------------------------------------------------------------------------
@@ -254,6 +245,50 @@ def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
     assert np.array_equal(np.asarray(docs[17]["image"]), renderer.render(scene))
 
 
+def test_scenes_mme_asks_what_eval_scenes_asks_and_scores_alike(scenes_tasks):
+    from unimllm.metrics import mme
+    from unimllm.scenes.examination import MME_KINDS, mme_set
+
+    scores = load_tasks("mme_scores")
+    docs = scenes_tasks.mme_docs([{"task": task, "num_pictures": 3, "seed": 0} for task in MME_KINDS])
+    world, renderer = scenes_tasks.open_world()
+    answers = ["yes", "no", "No.", "yes", "maybe", "no"]  # of each sub-task: pairs of one picture
+    entries, expected = [], {}
+    for number, task in enumerate(MME_KINDS):
+        questions = mme_set(world, 0, task, 3)
+        of_task = docs.select(range(6 * number, 6 * number + 6))
+        assert of_task["question"][:] == [q.text for _, q in questions.asked] and of_task["set"][:] == [task] * 6
+        assert np.array_equal(np.asarray(of_task[3]["image"]), renderer.render(questions.scenes[1]))
+        rows = []
+        for doc, (scene, question), said in zip(of_task, questions.asked, answers, strict=True):
+            entered = scores.process_results(doc, [said])
+            entries.append(entered["mme_total"])
+            rows.append(mme.Answered(str(scene), question.text, question.answer, said))
+        expected[task] = mme.score(rows)["score"]
+    assert set(entered) == {f"mme_{name}" for name in scores.NAMES}
+    named = re.findall(r"aggregation: !function mme_scores.(\w+)", (TASKS / "scenes_mme.yaml").read_text())
+    assert named == list(scores.NAMES)
+    assert [getattr(scores, task)(entries) for task in MME_KINDS] == list(expected.values())
+    assert scores.total(entries) == pytest.approx(sum(expected.values()))
+    assert scores.total(entries[:6]) == scores.existence(entries) and math.isnan(scores.color(entries[:6]))
+
+
+def test_scenes_mme_by_hand():
+    scores = load_tasks("mme_scores")
+    # Picture a: both right. Picture b: one right. Of the other sub-task, picture a: none right.
+    said = [("count", "a", "yes", "Yes"), ("count", "b", "no", "no"), ("count", "a", "no", "no"),
+            ("count", "b", "yes", "no"), ("color", "a", "yes", "red"), ("color", "a", "no", "yes")]  # fmt: skip
+    entries = [
+        scores.entry_of({"set": task, "picture": picture, "question": "?", "answer": label}, [text])
+        for task, picture, label, text in said
+    ]
+    assert scores.count(entries) == 100 * 3 / 4 + 100 / 2 and scores.color(entries) == 0
+    assert scores.total(entries) == 125
+    assert scores.acc(entries) == 3 / 6 and scores.acc_plus(entries) == pytest.approx(1 / 3)
+    with pytest.raises(UserError, match="count has one alone: make --limit even"):
+        scores.total(entries[:3])
+
+
 def test_scenes_vqa_asks_every_kind_and_wants_the_right_words(scenes_tasks):
     from unimllm.scenes.language import KINDS
 
@@ -322,20 +357,77 @@ def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
             (tmp_path / task / texts / f"{stem}.txt").write_text("Is it red?\tYes\nIs it blue?\tNo\n")
     docs = local_tasks.mme_docs([{"group": "perception"}, {"group": "cognition"}])
     assert docs["set"][:] == ["existence"] * 4 + ["code_reasoning"] * 4 and docs["answer"][:4] == ["yes", "no"] * 2
-    entries = []
+    scores, entries = load_tasks("mme_scores"), []
     for doc, said in zip(docs, ["Yes", "No", "yes", "yes", *["no"] * 4], strict=True):
-        entries.append(local_tasks.mme_results(doc, [said]))
+        entries.append(scores.process_results_by_group(doc, [said]))
     perception = [entry["mme_perception"] for entry in entries[:4]]
-    assert local_tasks.mme_total(perception) == 100 * 3 / 4 + 100 * 1 / 2  # 3 of 4 answers, 1 of 2 pictures
-    assert local_tasks.mme_total([entry["mme_cognition"] for entry in entries[4:]]) == 50
+    assert scores.total(perception) == 100 * 3 / 4 + 100 * 1 / 2  # 3 of 4 answers, 1 of 2 pictures
+    assert scores.total([entry["mme_cognition"] for entry in entries[4:]]) == 50
     with pytest.raises(UserError, match="make --limit even"):
-        local_tasks.mme_total(perception[:3])
+        scores.total(perception[:3])
     (tmp_path / "existence" / "b.txt").write_text("Is it red?\tYes\n")
     with pytest.raises(UserError, match="b.txt is not MME's two lines"):
         local_tasks.mme_docs([{"group": "perception"}])
 
 
-def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint):
+PROMPTS = [
+    {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+    {"tag": "counting", "include": [{"class": "cup", "count": 2}], "prompt": "a photo of two cups"},
+]
+
+
+@pytest.fixture
+def geneval_tasks(monkeypatch, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    for variable, value in (("PROMPTS", tmp_path / "prompts.jsonl"), ("DETECTOR", "mask2former"), ("CLIP", "clip")):
+        monkeypatch.setenv(f"GENEVAL_{variable}", str(value))
+    return load_tasks("geneval_tasks")
+
+
+def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_path, monkeypatch):
+    docs = geneval_tasks.docs([{"images_per_prompt": 2}])
+    assert docs["question_id"][:] == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
+    task_dict = {"geneval": {"test": docs}}
+    requests = [
+        (doc["prompt"], {"max_new_tokens": 64}, geneval_tasks.doc_to_visual, i, "geneval", "test")
+        for i, doc in enumerate(docs)
+    ]
+    asked = [read_simple(arguments, task_dict) for arguments in requests]
+    answers = draw_asked(*loaded, asked, 3, tmp_path / "drawn")
+    paths = [Path(path) for answer in answers for path in json.loads(answer)["images"]]
+    assert [path.name for path in paths] == [f"geneval_{i:05d}.png" for i in range(4)]
+    assert len({path.read_bytes() for path in paths}) == 4  # a seed for each
+    assert draw_asked(*loaded, asked[2:3], 1, tmp_path / "again") != answers[2:3]
+    assert (tmp_path / "again" / "geneval_00002.png").read_bytes() == paths[2].read_bytes()  # alone or in a batch
+
+    class Sees:
+        """One dog in every picture, and one cup in the last."""
+
+        def look(self, image, file, metadata):
+            names = ["dog", "cup"] if file.endswith("3.png") else ["dog"]
+            return SimpleNamespace(detections=lambda: [Detection(name, (0, 0, 8, 8)) for name in names])
+
+    monkeypatch.setattr(geneval_tasks, "open_detector", Sees)
+    entered = [geneval_tasks.process_results(doc, [said]) for doc, said in zip(docs, answers, strict=True)]
+    entries = [entry["geneval_hf_overall"] for entry in entered]
+    assert [entry["correct"] for entry in entries] == [True, True, False, False]
+    assert geneval_tasks.overall(entries) == 0.5 and geneval_tasks.single_object(entries) == 1
+    assert geneval_tasks.counting(entries) == 0 and math.isnan(geneval_tasks.colors(entries))
+    named = re.findall(r"metric: (\w+)", (TASKS / "geneval.yaml").read_text())
+    assert set(named) == set(entered[0])
+    with pytest.raises(UserError, match="geneval, 00000/0000: .*draws no picture; for unimllm add draw_into=FOLDER"):
+        geneval_tasks.process_results(docs[0], ["a dog"])
+    monkeypatch.delenv("GENEVAL_CLIP")
+    with pytest.raises(UserError, match="GENEVAL_CLIP is not set: set it to a CLIP"):
+        geneval_tasks.docs([{"images_per_prompt": 2}])
+
+
+def test_a_picture_is_drawn_from_words_alone(loaded, tmp_path):
+    with pytest.raises(UserError, match="question 0 of toy: it shows a picture; unimllm draws from words alone"):
+        draw_asked(*loaded, [read_simple(simple(0), TASK_DICT)], 1, tmp_path)
+
+
+def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint, tmp_path):
     pytest.importorskip("lmms_eval")
     from unimllm.lmms_eval_model import UniMLLM, UniMLLMChat, manifests
 
@@ -355,6 +447,10 @@ def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint):
         evaluated.model, evaluated.processor, [read_simple(r.args, TASK_DICT) for r in requests], 1
     )
     assert evaluated.loglikelihood([]) == []
+    drawing = UniMLLMChat(str(tiny_checkpoint), device="cpu", draw_into=str(tmp_path / "drawn"))
+    drawing.task_dict = TASK_DICT
+    (said,) = drawing.generate_until([SimpleNamespace(args=("", messages_of, {"max_new_tokens": 6}, 2, "toy", "test"))])
+    assert json.loads(said)["images"] == [str(tmp_path / "drawn" / "toy_00002.png")]
 
 
 def test_the_entry_point_is_declared():

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from semhitok import SemHiTokModel
+from unimllm import inference
 from unimllm.errors import UserError
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
@@ -253,6 +256,62 @@ def test_pope_tells_what_to_mend(call, program, words, message):
     assert message in call(program, *words).refusal()
 
 
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Three pictures."""
+    (tmp_path / "coco").mkdir()
+    for number, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (20, 16), color).save(tmp_path / "coco" / f"{number}.png")
+    return tmp_path / "coco"
+
+
+def count_pictures(monkeypatch) -> list[int]:
+    """How many pictures each call of the image tokenizer gets."""
+    calls, encode = [], SemHiTokModel.encode
+
+    def counted(self, pixel_values):
+        calls.append(len(pixel_values))
+        return encode(self, pixel_values)
+
+    monkeypatch.setattr(SemHiTokModel, "encode", counted)
+    return calls
+
+
+@needs_programs
+def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    files = []
+    for split in ("random", "popular"):
+        rows = [
+            {"image": f"{i % 3}.png", "text": f"Is there a {name} in the image?", "label": ("yes", "no")[i % 2]}
+            for i, name in enumerate(("dog", "apple", "car", "cup", "banana", "dog"))
+        ]
+        files.append(write_rows(tmp_path / f"coco_pope_{split}.json", rows))
+    calls = count_pictures(monkeypatch)
+    out, scores = tmp_path / "answers", tmp_path / "scores.json"
+    words = ("--pictures", coco, "--model", tiny_checkpoint, "--device", "cpu", "--out", out, "--json", scores)
+    ended = call(program, "answer", *files, *words, "--batch-size", 5)
+    assert ended.code == 0 and "12 answers about 3 pictures, each encoded once" in " ".join(ended.out.split()), (
+        ended.err
+    )
+    assert sum(calls) == 3
+    results = json.loads(scores.read_text())
+    assert results["speed"]["num_answers"] == 12 and results["speed"]["questions_per_second"] > 0
+    written = [out / "coco_pope_random.jsonl", out / "coco_pope_popular.jsonl"]
+    model, processor = inference.load(tiny_checkpoint, "cpu")
+    for row in read_rows(written[0]):
+        assert row["answer"] == inference.answer(model, processor, Image.open(coco / row["image"]), row["question"])
+    assert call(program, "score", *written, "--label-file", *files, "--json", scores).code == 0
+    again = json.loads(scores.read_text())
+    assert (again["splits"], again["intervals"]) == (results["splits"], results["intervals"])
+
+    assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
+    assert len(read_rows(written[1])) == 2 and json.loads(scores.read_text())["suffix"] == " yes no"
+    (coco / "1.png").unlink()
+    assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
+    assert "--pictures is missing" in call(program, "answer", *files).refusal()
+    assert "the question files are missing" in call(program, "answer", *words).refusal()
+
+
 # ---- MME -----------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +370,30 @@ def test_mme_of_random_answers_is_what_arithmetic_says(call, tmp_path):
     assert results["perception"] == pytest.approx(750, abs=90) and results["cognition"] == pytest.approx(300, abs=70)
     low, high = results["intervals"]["perception"]
     assert low < 750 < high and low < results["perception"] < high
+
+
+@needs_programs
+def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    release, out, scores = tmp_path / "release", tmp_path / "out", tmp_path / "scores.json"
+    for task in ("existence", "OCR"):
+        (release / task).mkdir(parents=True)
+        for number in range(3):
+            (release / task / f"{number}.png").write_bytes((coco / f"{number}.png").read_bytes())
+            lines = f"Is there a dog {task}?\tYes\nIs there a cup in {task}?\tNo\n"
+            (release / task / f"{number}.txt").write_text(lines)
+    calls = count_pictures(monkeypatch)
+    words = ("--model", tiny_checkpoint, "--device", "cpu", "--out", out, "--json", scores)
+    program = load_program("mme")
+    ended = call(program, "answer", release, *words, "--batch-size", 5)
+    assert ended.code == 0 and "12 answers about 6 pictures" in ended.out and sum(calls) == 6, ended.err
+    results = json.loads(scores.read_text())
+    again = scored(call, program, tmp_path, out)
+    assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
+    row = mme.read_results(out / "OCR.txt")[3]
+    assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
+    assert "--out is missing" in call(program, "answer", release).refusal()
+    assert "folder of MME's release is missing" in call(program, "answer").refusal()
+    assert "holds no sub-task" in call(program, "answer", tmp_path, *words).refusal()
 
 
 @needs_programs

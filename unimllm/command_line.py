@@ -4,6 +4,8 @@ Nothing here imports torch or transformers at the top, so a misspelt option is t
 """
 
 import argparse
+import sys
+from collections.abc import Callable
 
 from semhitok import command_line
 from semhitok.command_line import nearest, number, one_line, out_of_memory_told, run, silence_libraries
@@ -12,6 +14,7 @@ from unimllm.errors import UserError
 
 __all__ = [
     "CommandLine", "given_drawing", "nearest", "number", "one_line", "open_model", "out_of_memory_told", "run",
+    "run_command",
     "silence_libraries",
 ]  # fmt: skip
 
@@ -53,3 +56,23 @@ def open_model(model: str | None, device: str | None):
     from unimllm.inference import load
 
     return load(model, device)
+
+
+def run_command(commands: dict[str, Callable[[list[str]], None]], about: str, argv: list[str] | None) -> None:
+    """Give the words after the first to the command that it names.
+
+    Args:
+        about: the program's docstring, for --help without a command; every command has its own.
+        argv: what `main` was given; None: what the process was.
+
+    Raises:
+        UserError: no command, or an unknown one.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"{about.strip()}\n\n{', '.join(commands)}: each has its own --help.")
+        return
+    if not words or words[0] not in commands:
+        what = f"unknown command {words[0]!r}{nearest(words[0], commands)}" if words else "no command"
+        raise UserError(f"{what}; choose one of {', '.join(commands)}, or see --help")
+    commands[words[0]](words[1:])

@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 import torch.distributed as dist
 
 
@@ -20,3 +21,9 @@ def print_once(text: str) -> None:
     """Print at once, on the first process alone."""
     if is_first_process():
         print(text, flush=True)
+
+
+def local_gpu() -> str | None:
+    """The GPU of this process under torchrun, None outside it or without one."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None

@@ -92,6 +92,12 @@ def find_checkpoint(model: str | Path | None, option: str = "--model") -> str:
     return str(path)
 
 
+def checkpoint_of(model: str | Path | None, option: str = "--model") -> str:
+    """What tells the weights that `load` reads: the folder of an adapter, else what `find_checkpoint` finds."""
+    is_adapter = model is not None and (Path(model) / "adapter_config.json").is_file()
+    return str(model) if is_adapter else find_checkpoint(model, option)
+
+
 def draw(
     model,
     processor,

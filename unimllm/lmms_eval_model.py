@@ -2,12 +2,15 @@
 
     python -m lmms_eval --model unimllm --model_args pretrained=runs/sft --tasks pope,mme --batch_size 16
     torchrun --nproc_per_node 8 -m lmms_eval --model unimllm --model_args pretrained=runs/sft --tasks pope
+    python -m lmms_eval --model unimllm --model_args pretrained=runs/sft,draw_into=pictures --tasks geneval ...
 
 lmms-eval takes the chat model where it is not told --force_simple, which its multiple-choice tasks need. Only lmms-eval
 imports this file.
 """
 
 import os
+from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,18 +20,20 @@ from tqdm import tqdm
 
 from unimllm.command_line import nearest
 from unimllm.errors import UserError
+from unimllm.images import check_writable
 from unimllm.inference import load
 from unimllm.lmms_eval_requests import (
     answer_asked,
     answer_rounds,
     batches,
     continuation_losses,
+    draw_asked,
     read_chat,
     read_continuation,
     read_simple,
 )
 
-MODEL_ARGS = ("pretrained", "batch_size", "device", "dtype")
+MODEL_ARGS = ("pretrained", "batch_size", "device", "dtype", "draw_into")
 BATCHES_SORTED = 8  # so many batches of questions are held at once, and sorted by length
 
 
@@ -45,6 +50,7 @@ class UniMLLM(lmms):
         batch_size: questions at once.
         device: "cpu", "cuda", ...; under torchrun every rank takes its own GPU unless it is "cpu".
         dtype: of the weights: float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU).
+        draw_into: a folder: then every request is a prompt, and its answer {"text": "", "images": [path]} as JSON.
         others: nothing; whatever else --model_args names is refused.
     """
 
@@ -57,6 +63,7 @@ class UniMLLM(lmms):
         batch_size: int | str = 1,
         device: str | None = None,
         dtype: str | None = None,
+        draw_into: str | None = None,
         max_batch_size: int | None = None,  # lmms-eval passes it on; it is for batch_size=auto
         **others,
     ):
@@ -68,6 +75,9 @@ class UniMLLM(lmms):
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError(f"dtype={dtype}: choose float32, bfloat16 or float16")
         self.batch_size = int(batch_size)
+        self.draw_into = Path(draw_into) if draw_into else None
+        if self.draw_into:
+            check_writable(self.draw_into / "picture.png")
         self.accelerator = Accelerator(cpu=device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -77,6 +87,8 @@ class UniMLLM(lmms):
         self.device = self.model.device
 
     def generate_until(self, requests: list) -> list[str]:
+        if self.draw_into:
+            return self._answer(requests, partial(draw_asked, folder=self.draw_into))
         return self._answer(requests, answer_asked)
 
     def generate_until_multi_round(self, requests: list) -> list[list[str]]:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from unimllm.errors import UserError
-from unimllm.inference import MAX_NEW_TOKENS, answer_batch, check_conversations, check_length
+from unimllm.images import save_picture
+from unimllm.inference import MAX_NEW_TOKENS, answer_batch, check_conversations, check_length, draw
 from unimllm.vocabulary import IGNORE, IMAGE_TOKENS
 
 UNUSED_OPTIONS = (
@@ -43,6 +45,7 @@ class Asked:
         messages: that end with the user's turn.
         until: texts before which the answer ends.
         options: of `generate`, `max_new_tokens` among them.
+        doc: the task's name and the document's number.
         later: (answers so far, number of the round, what the last round left) -> the next round's messages, whether
             there is none, the answers to keep, what it leaves; None where the task has one round.
     """
@@ -52,6 +55,7 @@ class Asked:
     until: tuple[str, ...] = ()
     options: dict = field(default_factory=lambda: {"max_new_tokens": MAX_NEW_TOKENS})
     later: Callable | None = None
+    doc: tuple[str, int] = ("", 0)
 
 
 def read_simple(arguments: tuple, task_dict: dict) -> Asked:
@@ -66,7 +70,7 @@ def read_simple(arguments: tuple, task_dict: dict) -> Asked:
         return None if done else user_turn(name, text, pictures), done, answers, left
 
     messages = user_turn(name, context, doc_to_visual(doc) if doc_to_visual else None)
-    return Asked(name, messages, *read_options(name, options), later if doc_to_text else None)
+    return Asked(name, messages, *read_options(name, options), later if doc_to_text else None, (task, doc_id))
 
 
 def read_chat(arguments: tuple, task_dict: dict) -> Asked:
@@ -80,7 +84,8 @@ def read_chat(arguments: tuple, task_dict: dict) -> Asked:
         )
         return None if done else chat_messages(name, messages), done, answers, left
 
-    return Asked(name, chat_messages(name, doc_to_messages(doc)), *read_options(name, options), later)
+    messages = chat_messages(name, doc_to_messages(doc))
+    return Asked(name, messages, *read_options(name, options), later, (task, doc_id))
 
 
 def read_continuation(arguments: tuple, task_dict: dict) -> tuple[Asked, str]:
@@ -208,6 +213,33 @@ def cut(text: str, until: tuple[str, ...]) -> str:
 def batches(rows: list, batch_size: int) -> Iterator[list]:
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
+
+
+def draw_asked(model, processor, asked: list[Asked], batch_size: int, folder: Path) -> list[str]:
+    """A picture of each prompt, written into a folder; the answers are JSON, as lmms-eval's tasks of drawing read them.
+
+    A picture's seed is the number of its document, so prompts that repeat get other pictures.
+
+    Raises:
+        UserError: a task that shows pictures: they are not edited.
+    """
+    answers = []
+    for rows in batches(asked, batch_size):
+        prompts = [prompt_of(a) for a in rows]
+        seeds = [a.doc[1] for a in rows]
+        for a, picture in zip(rows, draw(model, processor, prompts, seeds), strict=True):
+            path = folder / f"{a.doc[0]}_{a.doc[1]:05d}.png"
+            save_picture(picture, path)
+            answers.append(json.dumps({"text": "", "images": [str(path)]}))
+    return answers
+
+
+def prompt_of(asked: Asked) -> str:
+    """What shall be drawn: the user's words."""
+    parts = [part for message in asked.messages for part in message["content"]]
+    if any(part["type"] == "image" for part in parts):
+        raise UserError(f"{asked.name}: it shows a picture; unimllm draws from words alone")
+    return "".join(part["text"] for part in parts)
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------

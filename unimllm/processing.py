@@ -35,15 +35,18 @@ class ConversationProcessor(ProcessorMixin):
         """Conversations that the assistant shall continue.
 
         Args:
-            conversations: messages whose parts are {"type": "text", "text": str} or {"type": "image", "image": PIL}.
+            conversations: messages whose parts are {"type": "text", "text": str} or {"type": "image", "image": PIL}; in
+                place of all pictures there may be what the model's `get_image_tokens` made of each.
 
         Returns:
-            `input_ids` and `attention_mask` (B, T), padded on the left; `pixel_values` (pictures, 3, S, S) in -1..1
-            if there are any, in reading order.
+            `input_ids` and `attention_mask` (B, T), padded on the left; if there are pictures, in reading order,
+            `pixel_values` (pictures, 3, S, S) in -1..1, or `image_tokens` (pictures, ...).
         """
         data = self._pad_left([self.conversation.prompt(messages) for messages in conversations])
         images = [part["image"] for image_part in conversations for part in _image_parts(image_part)]
-        if images:
+        if images and all(isinstance(image, torch.Tensor) for image in images):
+            data["image_tokens"] = torch.stack(images)
+        elif images:
             data["pixel_values"] = self.preprocess_images(images)
         return BatchFeature(data)
 

@@ -11,15 +11,32 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 import unimllm
+from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import write_atomically
+from unimllm.inference import checkpoint_of
 
 
 def as_range(interval: tuple[float, float], digits: int = 3) -> str:
     """An interval for people."""
     return f"{interval[0]:.{digits}f} - {interval[1]:.{digits}f}"
+
+
+def print_table(table: Table, width: int = 100) -> None:
+    """Print to stdout; a pipe or a file has no width, so there it is `width` characters."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def speed_told(speed: dict) -> str:
+    """A line of `questions.Answers.speed`."""
+    return (
+        f"{speed['num_answers']:,} answers about {speed['num_pictures']:,} pictures, each encoded once: "
+        f"{speed['questions_per_second']:.1f} questions/s, {speed['pictures_per_second']:.2f} pictures/s "
+        f"({speed['device']}, batches of {speed['batch_size']})"
+    )
 
 
 def add_code_use(table: Table, results: dict) -> None:
@@ -70,6 +87,17 @@ def describe_run(
         "num_samples": num_samples,
         "limited": limited,
     }
+
+
+def about_model(model: str | None, name: str | None = None) -> dict[str, str | None]:
+    """`model`, `fingerprint` and `fingerprint_of` of `describe_run` for what `load` opened.
+
+    Args:
+        model: as `load` takes it.
+        name: of the model, instead of its place.
+    """
+    digits = weights_fingerprint(checkpoint_of(model))
+    return {"model": name or model or "unimllm/default", "fingerprint": digits, "fingerprint_of": "weights"}
 
 
 def describe_machine(program: str) -> dict:

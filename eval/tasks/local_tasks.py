@@ -10,7 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from unimllm.errors import UserError
-from unimllm.json_rows import read_rows, read_text
+from unimllm.json_rows import read_rows
 from unimllm.metrics import mme
 
 
@@ -41,33 +41,17 @@ def pope_docs(splits: Dataset) -> Dataset:
 
 
 def mme_docs(groups: Dataset) -> Dataset:
-    """Rows `group` -> MME's questions of its sub-tasks that the folder holds, a picture's two after one another.
-
-    Raises:
-        UserError: the folder holds no sub-task, a file is no pair of questions, or its picture is missing.
-    """
+    """Rows `group` -> MME's questions of its sub-tasks; see `mme.read_release`."""
     folder = folder_of("MME_FOLDER", "the folder of MME's release, with existence, count, ... in it")
-    docs = []
-    for task in (task for row in groups for task in mme.GROUPS[row["group"]]):
-        for path in sorted((folder / task).rglob("*.txt")):
-            rows = [line.rstrip("\r").split("\t") for line in read_text(path).split("\n") if line.strip()]
-            if len(rows) != 2 or any(len(row) != 2 for row in rows):
-                raise UserError(f"{path} is not MME's two lines of question <tab> answer")
-            picture = picture_beside(path)
-            for number, (question, answer) in enumerate(rows):
-                docs.append(doc_of(f"{task}/{path.stem}-{number}", task, question, answer.lower(), picture))
-    if not docs:
-        raise UserError(f"{folder} holds no sub-task of MME: existence, count, ..., code_reasoning")
-    return Dataset.from_list(docs)
-
-
-def picture_beside(path: Path) -> Path:
-    """The picture of MME's text file: beside it, or in the folder `images` beside its own."""
-    for folder in (path.parent, path.parent.parent / "images"):
-        for suffix in (".jpg", ".png", ".jpeg"):
-            if (folder / f"{path.stem}{suffix}").is_file():
-                return folder / f"{path.stem}{suffix}"
-    raise UserError(f"{path}: its picture is neither beside it nor in {path.parent.parent / 'images'}")
+    asked = mme.read_release(folder)
+    return Dataset.from_list(
+        [
+            doc_of(f"{task}/{row.picture.stem}-{number % 2}", task, row.question, row.label, row.picture)
+            for group in groups
+            for task in mme.GROUPS[group["group"]]
+            for number, row in enumerate(asked.get(task, []))
+        ]
+    )
 
 
 def doc_of(question_id: str, group: str, question: str, answer: str, picture: Path) -> dict:
@@ -88,26 +72,3 @@ def doc_to_visual(doc: dict) -> list[Image.Image]:
 
 def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:
     return doc["question"] + lmms_eval_specific_kwargs["post_prompt"]
-
-
-def mme_results(doc: dict, results: list[str]) -> dict[str, dict]:
-    """One answer, entered under the group of its sub-task."""
-    group = next(name for name, tasks in mme.GROUPS.items() if doc["set"] in tasks)
-    entry = {key: doc[key] for key in ("set", "picture", "question", "answer")} | {"said": results[0]}
-    return {f"mme_{group}": entry}
-
-
-def mme_total(entries: list[dict]) -> float:
-    """The sum over sub-tasks of 100 acc + 100 acc+.
-
-    Raises:
-        UserError: a picture has other than two answers: an odd --limit.
-    """
-    total = 0.0
-    for task in dict.fromkeys(entry["set"] for entry in entries):
-        rows = sorted((e for e in entries if e["set"] == task), key=lambda e: e["picture"])
-        if len(rows) % 2 or any(a["picture"] != b["picture"] for a, b in zip(rows[::2], rows[1::2], strict=True)):
-            raise UserError(f"MME asks two questions about each picture, {task} has one alone: make --limit even")
-        answered = [mme.Answered(e["picture"], e["question"], e["answer"], e["said"]) for e in rows]
-        total += mme.score(answered)["score"]
-    return total

@@ -1,6 +1,7 @@
 """lmms-eval's tasks over emoji scenes: pictures and questions are made when a task is loaded.
 
 The file that a task names as its data holds one line for each set of questions: how many, and from which seed.
+`picture` tells whose questions belong together.
 """
 
 from functools import cache
@@ -8,11 +9,11 @@ from functools import cache
 from datasets import Dataset, Features, Image, Value
 
 from unimllm.scenes import GlyphAtlas, Renderer, World
-from unimllm.scenes.examination import QuestionSet, kind_set, pope_set, same_answer
+from unimllm.scenes.examination import QuestionSet, kind_set, mme_set, pope_set, same_answer
 from unimllm.scenes.reader import DEFAULT_READER, SceneReaderConfig
 
 FEATURES = Features(
-    {name: Value("string") for name in ("question_id", "set", "question", "answer")} | {"image": Image()}
+    {name: Value("string") for name in ("question_id", "set", "picture", "question", "answer")} | {"image": Image()}
 )
 
 
@@ -34,6 +35,15 @@ def pope_docs(sets: Dataset) -> Dataset:
     return Dataset.from_list(docs, features=FEATURES)
 
 
+def mme_docs(sets: Dataset) -> Dataset:
+    """Rows `task`, `num_pictures`, `seed` -> two rows for each picture; `set` is MME's sub-task."""
+    docs = []
+    for row in sets:
+        questions = mme_set(open_world()[0], row["seed"], row["task"], row["num_pictures"])
+        docs += docs_of(questions, row["task"], [row["task"]] * len(questions.asked))
+    return Dataset.from_list(docs, features=FEATURES)
+
+
 def vqa_docs(sets: Dataset) -> Dataset:
     """Rows `count`, `seed` -> one row for each question, every kind equally often; `set` is its kind."""
     docs = []
@@ -48,8 +58,8 @@ def docs_of(questions: QuestionSet, name: str, sets: list[str]) -> list[dict]:
     pictures = open_world()[1].render_batch(questions.scenes)
     return [
         {
-            "question_id": f"{name}-{number}", "set": member, "question": question.text, "answer": question.answer,
-            "image": pictures[scene],
+            "question_id": f"{name}-{number}", "set": member, "picture": f"{name}-{scene}", "question": question.text,
+            "answer": question.answer, "image": pictures[scene],
         }
         for number, ((scene, question), member) in enumerate(zip(questions.asked, sets, strict=True))
     ]  # fmt: skip

@@ -126,6 +126,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         """Pictures to latents and back."""
         return self.vision_tokenizer.vae_model
 
+    def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures to read, (P, 3, S, S) in -1..1 -> what the language model gets of them, (P, N, H)."""
+        to_read = torch.zeros(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
+        return self.look(pixel_values, to_read, None, None).positions
+
     def decode_image_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """What `generate` drew, (B, C, h, h) -> pictures (B, 3, S, S) in -1..1."""
         return self.vision_tokenizer.decode(latents)
@@ -226,6 +231,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         num_items: dict[str, torch.Tensor | float] | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        image_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> CheersOutput:
         """Losses where `labels` are given, text logits otherwise.
@@ -242,6 +248,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             num_items: what the summed losses are divided by: targets for "text", pictures for "flow"; default: those
                 of this batch.
             logits_to_keep: text logits of the last so many positions only (0: all).
+            image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`; without labels.
         """
         if pixel_values is None and labels is not None:
             size = self.config.image_size
@@ -250,8 +257,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             drawn = self.to_draw(input_ids, len(pixel_values))
             pictures = self.look(pixel_values, drawn, t, noise)
+            image_tokens = pictures.positions
+        elif image_tokens is not None:
+            self.to_draw(input_ids, len(image_tokens))  # for its complaint
         outputs = self.read(
-            input_ids, pictures.positions if pictures else None, attention_mask, position_ids, past_key_values,
+            input_ids, image_tokens, attention_mask, position_ids, past_key_values,
             use_cache=use_cache and labels is None,
         )  # fmt: skip
         hidden = outputs.last_hidden_state
@@ -298,6 +308,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:  # the cache holds the pictures
             inputs.pop("pixel_values", None)
+            inputs.pop("image_tokens", None)
         return inputs
 
     # ---- generation --------------------------------------------------------------------------------------------
@@ -313,6 +324,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         generation_mode: str = "text",
+        image_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Continue each row with text, or with one picture.
@@ -323,10 +335,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 for padding.
             generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
                 "image": see `sampling.draw_latents`; returns latents (B, C, h, h) for `decode_image_tokens`.
+            image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`; for text.
         """
         if generation_mode == "image":
             return draw_latents(self, input_ids, attention_mask, pixel_values, **kwargs)
         if generation_mode != "text":
             raise ValueError(f"generation_mode is {generation_mode!r}; choose text or image")
         kwargs.setdefault("suppress_tokens", self.config.picture_token_ids)
-        return super().generate(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)
+        pictures = {"pixel_values": pixel_values, "image_tokens": image_tokens}
+        return super().generate(input_ids=input_ids, attention_mask=attention_mask, **pictures, **kwargs)

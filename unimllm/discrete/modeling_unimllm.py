@@ -180,14 +180,17 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the number of placeholders is not N for every picture.
         """
+        return self.place_image_tokens(input_ids, self.get_image_tokens(pixel_values))
+
+    def place_image_tokens(self, input_ids: torch.Tensor, image_tokens: torch.Tensor) -> torch.Tensor:
+        """As `place_images`, of what `get_image_tokens` made of the pictures."""
         places = input_ids == self.config.image_token_id
-        ids = self.get_image_tokens(pixel_values)
-        if int(places.sum()) != ids.numel():
+        if int(places.sum()) != image_tokens.numel():
             raise ValueError(
-                f"{int(places.sum())} image placeholders but {len(ids)} pictures of {ids.shape[1]} positions "
-                f"({ids.numel()}); use the processor that was saved with this model"
+                f"{int(places.sum())} image placeholders but {len(image_tokens)} pictures of {image_tokens.shape[1]} "
+                f"positions ({image_tokens.numel()}); use the processor that was saved with this model"
             )
-        return input_ids.masked_scatter(places, ids.to(input_ids))
+        return input_ids.masked_scatter(places, image_tokens.to(input_ids))
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Vocabulary ids (B, T) -> (B, T, H)."""
@@ -299,6 +302,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         generation_mode: str = "text",
+        image_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Continue each row with text, or with one picture.
@@ -309,9 +313,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 for padding.
             generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
                 "image": see `generate_image_tokens`; returns image ids (B, N).
+            image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`.
         """
         if pixel_values is not None:
-            input_ids = self.place_images(input_ids, pixel_values)
+            image_tokens = self.get_image_tokens(pixel_values)
+        if image_tokens is not None:
+            input_ids = self.place_image_tokens(input_ids, image_tokens)
         if generation_mode == "image":
             return self.generate_image_tokens(input_ids, attention_mask, **kwargs)
         if generation_mode != "text":

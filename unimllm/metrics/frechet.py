@@ -145,19 +145,27 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class FrechetComparison:
-    """Takes originals and their reconstructions as features, batch by batch, and says how far the sets are apart."""
+    """Takes two sets of pictures as features, batch by batch, and says how far the sets are apart.
 
-    def __init__(self):
+    Args:
+        paired: picture i of both belongs together, such as an original and its reconstruction.
+    """
+
+    def __init__(self, paired: bool = True):
+        self.paired = paired
         self.statistics: tuple[GaussianStatistics, GaussianStatistics] | None = None  # until D is known
         self._kept: list[tuple[np.ndarray, np.ndarray]] | None = []  # features for KID; None once there are ENOUGH
 
     def update(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
-        """Take in (n, D) features of pictures and (n, D) of their reconstructions, in the same order."""
+        """Take in (n, D) features of pictures and (n, D) of their reconstructions, in the same order.
+
+        Of sets that are not paired there may be unequally many, also none, at a time.
+        """
         if self.statistics is None:
             self.statistics = GaussianStatistics(originals.shape[1]), GaussianStatistics(originals.shape[1])
         for statistics, features in zip(self.statistics, (originals, reconstructions), strict=True):
             statistics.update(features)
-        if self.statistics[0].count >= ENOUGH:
+        if min(statistics.count for statistics in self.statistics) >= ENOUGH:
             self._kept = None
         elif self._kept is not None:
             self._kept.append((originals, reconstructions))
@@ -174,6 +182,6 @@ class FrechetComparison:
             return result
         first, second = (np.concatenate(features) for features in zip(*self._kept, strict=True))
         # Subsets of everything would all be the same one and have no deviation.
-        size = min(KID_SUBSET_SIZE, max(2, len(first) // 2))
-        mean, deviation = kid(first, second, paired=True, subset_size=size)
+        size = min(KID_SUBSET_SIZE, max(2, min(len(first), len(second)) // 2))
+        mean, deviation = kid(first, second, paired=self.paired, subset_size=size)
         return result | {"kid_mean": mean, "kid_std": deviation, "kid_subset_size": size}

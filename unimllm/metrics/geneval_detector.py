@@ -180,13 +180,15 @@ class GenEvalDetector:
         from transformers import AutoTokenizer, CLIPModel, Mask2FormerForUniversalSegmentation
 
         device = choose_device(device)
-        mask2former = _load(Mask2FormerForUniversalSegmentation, detector, "--detector").to(device)
+        mask2former = load_named(Mask2FormerForUniversalSegmentation, detector, "--detector").to(device)
         if mask2former.config.num_labels != len(OBJECT_NAMES):
             raise UserError(
                 f"--detector {detector} knows {mask2former.config.num_labels} classes, GenEval needs COCO's "
                 f"{len(OBJECT_NAMES)}: facebook/mask2former-swin-small-coco-instance has them"
             )
-        colors = ColorClassifier(_load(CLIPModel, clip, "--clip").to(device), _load(AutoTokenizer, clip, "--clip"))
+        colors = ColorClassifier(
+            load_named(CLIPModel, clip, "--clip").to(device), load_named(AutoTokenizer, clip, "--clip")
+        )
         return cls(mask2former, colors, f"{detector} and {clip}, transformers {version('transformers')}")
 
     @torch.inference_mode()
@@ -213,7 +215,7 @@ class GenEvalDetector:
         return Record(file, self.name, boxes, scores, classes, colors)
 
 
-def _load(kind, name: str, option: str):
+def load_named(kind, name: str, option: str):
     """`from_pretrained`; UserError with the option that named what cannot be loaded, or whose weights are not all."""
     is_model = issubclass(kind, torch.nn.Module)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unimllm.errors import UserError
+from unimllm.images import write_atomically
 from unimllm.json_rows import read_text
 
 PERCEPTION = {  # sub-task -> questions in the release
@@ -43,6 +44,45 @@ def parse(answer: str) -> str:
     return next((word for word in ("yes", "no") if word in start), "other")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question of MME about a picture's file; `label` is "yes" or "no"."""
+
+    picture: Path
+    question: str
+    label: str
+
+
+def read_release(folder: Path) -> dict[str, list[Asked]]:
+    """MME's questions by sub-task, those that the folder of its release holds, a picture's two after one another.
+
+    Raises:
+        UserError: the folder holds no sub-task, a file is no pair of questions, or its picture is missing.
+    """
+    asked: dict[str, list[Asked]] = {}
+    for task in (task for tasks in GROUPS.values() for task in tasks):
+        for path in sorted((folder / task).rglob("*.txt")):
+            rows = [line.rstrip("\r").split("\t") for line in read_text(path).split("\n") if line.strip()]
+            if len(rows) != 2 or any(len(row) != 2 for row in rows):
+                raise UserError(f"{path} is not MME's two lines of question <tab> answer")
+            for question, label in rows:
+                if label.lower() not in ("yes", "no"):
+                    raise UserError(f"{path}: the label is {label!r}, not Yes or No")
+                asked.setdefault(task, []).append(Asked(picture_beside(path), question, label.lower()))
+    if not asked:
+        raise UserError(f"{folder} holds no sub-task of MME: existence, count, ..., code_reasoning")
+    return asked
+
+
+def picture_beside(path: Path) -> Path:
+    """The picture of MME's text file: beside it, or in the folder `images` beside its own."""
+    for folder in (path.parent, path.parent.parent / "images"):
+        for suffix in (".jpg", ".png", ".jpeg"):
+            if (folder / f"{path.stem}{suffix}").is_file():
+                return folder / f"{path.stem}{suffix}"
+    raise UserError(f"{path}: its picture is neither beside it nor in {path.parent.parent / 'images'}")
+
+
 def read_results(path: Path) -> list[Answered]:
     """The lines `picture <tab> question <tab> label <tab> answer` of one sub-task's file, in pairs of a picture.
 
@@ -70,6 +110,12 @@ def read_results(path: Path) -> list[Answered]:
                 f"{path}: {first.picture} has one question before another picture's; MME asks two about each, together"
             )
     return rows
+
+
+def write_results(path: Path, rows: list[Answered]) -> None:
+    """What `read_results` and the official script read, whole or not at all."""
+    lines = ["\t".join((row.picture, row.question, row.label.capitalize(), row.answer)) + "\n" for row in rows]
+    write_atomically(path, lambda file: file.write("".join(lines).encode()))
 
 
 def outcomes(rows: list[Answered]) -> np.ndarray:

@@ -17,7 +17,10 @@ from unimllm.scenes.prompts import scene_for_prompt
 from unimllm.scenes.reader import read_accuracy
 
 POPE_SPLITS = ("random", "popular", "adversarial")
-PICTURES, POPE_SCENES, POPE_QUESTIONS, QUESTIONS, PROMPTED = range(5)  # every set has its own random numbers
+MME_KINDS = {  # sub-task of MME -> kind of our question
+    "existence": "existence", "count": "count_yes_no", "position": "position_yes_no", "color": "color_yes_no",
+}  # fmt: skip
+PICTURES, POPE_SCENES, POPE_QUESTIONS, QUESTIONS, PROMPTED, MME = range(6)  # every set has its own random numbers
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,29 @@ def kind_set(world: World, seed: int, count: int, split: str = "test") -> Questi
         rng = np.random.default_rng([seed, QUESTIONS, index])
         asked: list[tuple[int, Question]] = []
         while len(asked) < -(-count // len(KINDS)):
-            scene = world.sample(rng, split)
-            questions = ask(scene, world, rng, kind)
-            if questions:
-                asked += [(len(scenes), q) for q in questions]
-                scenes.append(scene)
+            scene, questions = scene_to_ask(world, rng, kind, split)
+            asked += [(len(scenes), q) for q in questions]
+            scenes.append(scene)
         by_kind.append(asked)
     in_turn = [question for round_of_kinds in zip(*by_kind, strict=False) for question in round_of_kinds]
     return QuestionSet(scenes, in_turn[:count])
+
+
+def mme_set(world: World, seed: int, task: str, num_pictures: int, split: str = "test") -> QuestionSet:
+    """A sub-task of MME, one of MME_KINDS: two questions about each picture, one to be answered yes and one no."""
+    rng = np.random.default_rng([seed, MME, list(MME_KINDS).index(task)])
+    drawn = [scene_to_ask(world, rng, MME_KINDS[task], split) for _ in range(num_pictures)]
+    asked = [(number, question) for number, (_, questions) in enumerate(drawn) for question in questions]
+    return QuestionSet([scene for scene, _ in drawn], asked)
+
+
+def scene_to_ask(world: World, rng: np.random.Generator, kind: str, split: str) -> tuple[Scene, list[Question]]:
+    """The next scene that allows questions of a kind, and those."""
+    while True:
+        scene = world.sample(rng, split)
+        questions = ask(scene, world, rng, kind)
+        if questions:
+            return scene, questions
 
 
 def spread_prompts(prompts: list[dict], limit: int | None) -> list[dict]:

@@ -43,13 +43,18 @@ def _add_tokenizer(table: Table, results: dict) -> None:
 
 def _add_understanding(table: Table, results: dict) -> None:
     table.add_section()
-    table.add_row(f"Understanding ({results['num_questions']} questions, POPE apart)", style="bold")
+    table.add_row(f"Understanding ({results['num_questions']} questions, POPE and MME apart)", style="bold")
     for split, scores in results["pope"].items():
         said_yes = scores["official"]["yes_ratio"]
         interval = as_range(results["intervals"][f"pope_f1_{split}"])
         table.add_row(f"POPE F1, {split} (says yes {said_yes:.2f})", f"{scores['official']['f1']:.3f}", interval)
     for key, title in (("pope_f1", "POPE F1, mean"), ("pope_f1_strict", "POPE F1, mean, strict parsing")):
         table.add_row(title, f"{results[key]:.3f}", as_range(results["intervals"][key]))
+    for task, scores in results["mme"].items():
+        shares = f"acc {100 * scores['acc']:.1f}, acc+ {100 * scores['acc_plus']:.1f}"
+        interval = as_range(results["intervals"][f"mme_{task}"], 1)
+        table.add_row(f"MME {task}, of 200 ({shares})", f"{scores['score']:.1f}", interval)
+    table.add_row(f"MME, of {200 * len(results['mme'])}", f"{results['mme_total']:.1f}")
     for kind, accuracy in results["question_accuracy_by_kind"].items():
         interval = as_range(results["intervals"]["question_accuracy_by_kind"][kind])
         table.add_row(f"accuracy: {kind.replace('_', ' ')}", f"{accuracy:.3f}", interval)

@@ -1,0 +1,292 @@
+"""Folders of pictures, whoever made them: FID, KID, PSNR, SSIM and LPIPS between two, CLIPScore of one and its prompts.
+
+    python eval/pictures.py compare REFERENCE GENERATED --inception-weights weights-inception-2015-12-05-6726825d.pth
+    python eval/pictures.py compare ORIGINALS RECONSTRUCTIONS --lpips-weights vgg16-397923af.pth --features SIGLIP
+    python eval/pictures.py clipscore GENERATED --clip openai/clip-vit-large-patch14
+
+PSNR, SSIM and LPIPS are of the pictures that have one name in both folders, endings aside; FID and KID are of all.
+"FID" stands only over the TF-2015 Inception; with --features it is FD(network). Pictures are taken as they are unless
+--size crops them as ADM does. CLIPScore is 100 * max(cos, 0); the paper's 2.5 * max(cos, 0) is in the JSON too. The
+prompts are in GENERATED's index.jsonl (unimllm.generate), in its folders (GenEval's layout), or in --prompts FILE of
+rows with "file" and "prompt". Intervals: 95 %, bootstrap over pictures.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+from tqdm import tqdm
+
+from semhitok.checkpoints import choose_device
+from semhitok.image_processing_semhitok import adm_center_crop
+from semhitok.picture_files import find_pictures
+from unimllm.command_line import CommandLine, number, out_of_memory_told, run, run_command, silence_libraries
+from unimllm.errors import UserError
+from unimllm.generate import INDEX_FILE
+from unimllm.images import check_writable, open_picture
+from unimllm.json_rows import read_rows
+from unimllm.metrics.clip_score import WEIGHT, ClipScorer
+from unimllm.metrics.comparison import (
+    add_comparison,
+    add_network_options,
+    compare_pairs,
+    compare_sets,
+    networks_told,
+    open_networks,
+    summarize_pairs,
+)
+from unimllm.metrics.frechet import FrechetComparison
+from unimllm.metrics.geneval_records import read_folder
+from unimllm.metrics.intervals import bootstrap_mean
+from unimllm.metrics.networks import FeatureNet
+from unimllm.metrics.reconstruction import WINDOW
+from unimllm.report import as_range, describe_run, print_table, write_json
+
+PROGRAM = "eval/pictures.py"
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_command({"compare": compare, "clipscore": clipscore}, __doc__, argv)
+
+
+# ---- compare -------------------------------------------------------------------------------------------------------
+
+
+def parse_compare(argv: list[str]) -> argparse.Namespace:
+    parser = CommandLine(f"{PROGRAM} compare", __doc__)
+    parser.add_argument("reference", nargs="?", type=Path, help="a folder of pictures: true ones, or originals")
+    parser.add_argument("generated", nargs="?", type=Path, help="a folder of pictures to be judged by them")
+    parser.add_argument("--size", type=number(int, WINDOW), help="crop all to so many pixels first, as ADM does")
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    add_network_options(parser, "no FD")
+    args = parser.parse_args(argv)
+    if args.generated is None:
+        raise UserError("name two folders of pictures: compare REFERENCE GENERATED; see --help")
+    return args
+
+
+def compare(argv: list[str]) -> None:
+    """Compare two folders: a table, and JSON where it is asked for."""
+    args = parse_compare(argv)
+    if args.json:
+        check_writable(args.json)
+    reference, generated = named_pictures(args.reference), named_pictures(args.generated)
+    common = [name for name in reference if name in generated]
+    if not common and not (args.inception_weights or args.features):
+        raise UserError(
+            f"no picture of {args.generated} has the name of one in {args.reference}, so there are no pairs; for sets "
+            "give --inception-weights or --features"
+        )
+    silence_libraries()
+    nets, lpips = open_networks(args, torch.device(choose_device(args.device)))
+    paired = len(common) == len(reference) == len(generated)
+    comparisons = [FrechetComparison(paired) for _ in nets]
+    scores = defaultdict(list)
+    with out_of_memory_told(args.batch_size):
+        for first, second in pairs(common, reference, generated, args):
+            for name, values in compare_pairs(first, second, lpips).items():
+                scores[name].append(values)
+            take(nets, comparisons, first, second)
+        if nets:
+            for pictures in alone(reference, common, args):
+                take(nets, comparisons, pictures, pictures[:0])
+            for pictures in alone(generated, common, args):
+                take(nets, comparisons, pictures[:0], pictures)
+    results = {
+        "reference": str(args.reference),
+        "generated": str(args.generated),
+        "num_reference": len(reference),
+        "num_generated": len(generated),
+        "num_pairs": len(common),
+        "size": args.size,
+    }
+    results |= summarize_pairs(scores) | compare_sets(nets, comparisons)
+    results["warnings"] += differing(reference, generated, args)
+    if lpips:
+        results |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
+    results |= describe_run(
+        __file__, ["compare", *argv], model=str(args.generated), fingerprint=None, fingerprint_of="pictures", seed=0,
+        num_samples={"pictures": len(generated), "pairs": len(common)}, limited=False,
+    )  # fmt: skip
+    if args.json:
+        write_json(args.json, results)
+    print_table(comparison_table(results), 110)
+
+
+def named_pictures(folder: Path) -> dict[str, Path]:
+    """Name below the folder, without its ending -> file, of all pictures in it and in its folders.
+
+    Raises:
+        UserError: no such folder, no picture in it, or two of one name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for file in find_pictures([folder])[0]:
+        name = str(PurePosixPath(file.key).with_suffix(""))
+        if name in files:
+            raise UserError(f"{folder} holds two pictures of one name, {files[name].name} and {file.path.name}")
+        files[name] = file.path
+    return files
+
+
+def read(path: Path, size: int | None) -> np.ndarray:
+    """(H, W, 3) uint8, cropped to `size` if there is one."""
+    picture = open_picture(path)
+    return np.asarray(picture if size is None else adm_center_crop(picture, size))
+
+
+def pairs(
+    names: list[str], reference: dict[str, Path], generated: dict[str, Path], args: argparse.Namespace
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of pairs, (n, H, W, 3) uint8 twice; those of another size than the one before begin a new one.
+
+    Raises:
+        UserError: the two of a pair differ in size, or are too small for SSIM.
+    """
+    for start in tqdm(range(0, len(names), args.batch_size), desc="comparing", unit="batch", disable=not names):
+        read_pairs = []
+        for name in names[start : start + args.batch_size]:
+            first, second = (read(files[name], args.size) for files in (reference, generated))
+            if first.shape != second.shape:
+                sizes = " and ".join(f"{width} x {height}" for height, width, _ in (first.shape, second.shape))
+                raise UserError(f"{name}: the two pictures are {sizes} pixels; crop both with --size")
+            if min(first.shape[:2]) < WINDOW:
+                raise UserError(f"{name}: SSIM needs {WINDOW} x {WINDOW} pixels or more; crop with --size")
+            read_pairs.append((first, second))
+        for _, group in groupby(read_pairs, key=lambda pair: pair[0].shape):
+            first, second = (np.stack(side) for side in zip(*group, strict=True))
+            yield first, second
+
+
+def alone(files: dict[str, Path], names: list[str], args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """Batches of the pictures that have other names, (n, H, W, 3) uint8."""
+    others = [path for name, path in files.items() if name not in set(names)]
+    for start in tqdm(range(0, len(others), args.batch_size), desc="looking", unit="batch", disable=not others):
+        pictures = [read(path, args.size) for path in others[start : start + args.batch_size]]
+        for _, group in groupby(pictures, key=np.shape):
+            yield np.stack(list(group))
+
+
+def take(nets: list[FeatureNet], comparisons: list[FrechetComparison], first: np.ndarray, second: np.ndarray) -> None:
+    """Enter pictures of both sets, or of one and none of the other, into the comparisons of all networks."""
+    for net, comparison in zip(nets, comparisons, strict=True):
+        features = [net.extract(pictures) if len(pictures) else None for pictures in (first, second)]
+        nothing = next(f for f in features if f is not None)[:0]
+        comparison.update(*(nothing if f is None else f for f in features))
+
+
+def differing(reference: dict[str, Path], generated: dict[str, Path], args: argparse.Namespace) -> list[str]:
+    """What to say of folders that do not hold the same names: nothing, or one line."""
+    only = [(args.reference, [n for n in reference if n not in generated])]
+    only += [(args.generated, [n for n in generated if n not in reference])]
+    told = [f"{folder} alone holds {len(names):,} pictures, {names[0]} first" for folder, names in only if names]
+    return [f"{'; '.join(told)}: pairs are of the common names, sets of all"] if told else []
+
+
+def comparison_table(results: dict) -> Table:
+    """The table for people."""
+    lines = [f"Size: {results['size'] or 'as it is'}. All on 8-bit RGB.", *networks_told(results)]
+    lines += [f"Warning: {warning}." for warning in results["warnings"]]
+    table = Table(
+        title=f"{results['generated']} ({results['num_generated']:,}) beside {results['reference']} "
+        f"({results['num_reference']:,}), {results['num_pairs']:,} pairs",
+        caption="\n".join(lines), caption_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for heading in ("", "mean", "95 %"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    add_comparison(table, results)
+    return table
+
+
+# ---- clipscore -----------------------------------------------------------------------------------------------------
+
+
+def parse_clipscore(argv: list[str]) -> argparse.Namespace:
+    parser = CommandLine(f"{PROGRAM} clipscore", __doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="the pictures")
+    parser.add_argument("--clip", help="a CLIP in Hugging Face's format, by folder or hub id")
+    parser.add_argument("--prompts", type=Path, help='rows with "file" and "prompt" (default: what the folder holds)')
+    parser.add_argument("--batch-size", type=number(int, 1), default=32)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    args = parser.parse_args(argv)
+    if args.folder is None:
+        raise UserError("the folder of pictures is missing; see --help")
+    if args.clip is None:
+        raise UserError("--clip is missing, the CLIP that compares pictures and prompts; see --help")
+    return args
+
+
+def clipscore(argv: list[str]) -> None:
+    """Score a folder: a table, and JSON where it is asked for."""
+    args = parse_clipscore(argv)
+    if args.json:
+        check_writable(args.json)
+    prompts = list(read_prompts(args.folder, args.prompts).items())
+    silence_libraries()
+    scorer = ClipScorer.load(args.clip, args.device)
+    values = []
+    with out_of_memory_told(args.batch_size):
+        for start in tqdm(range(0, len(prompts), args.batch_size), desc="scoring", unit="batch"):
+            files, texts = zip(*prompts[start : start + args.batch_size], strict=True)
+            values.append(scorer.score([open_picture(args.folder / file) for file in files], list(texts)))
+    scores = np.concatenate(values)
+    results = {
+        "benchmark": "CLIPScore",
+        "generated": str(args.folder),
+        "clip": scorer.name,
+        "num_pictures": len(scores),
+        "num_cut_prompts": sum(scorer.is_cut(text) for text in dict(prompts).values()),
+        "clip_score": float(scores.mean()),
+        "clip_score_paper": float(WEIGHT * scores.mean() / 100),
+        "intervals": {"clip_score": bootstrap_mean(scores)},
+    }
+    results |= describe_run(
+        __file__, ["clipscore", *argv], model=str(args.generated), fingerprint=None, fingerprint_of="pictures", seed=0,
+        num_samples={"pictures": results["num_pictures"]}, limited=False,
+    )  # fmt: skip
+    if args.json:
+        write_json(args.json, results)
+    print_table(score_table(results))
+
+
+def read_prompts(folder: Path, file: Path | None) -> dict[str, str]:
+    """Picture below the folder -> its prompt.
+
+    Raises:
+        UserError: no prompts, or a row without one.
+    """
+    if file is None and not (folder / INDEX_FILE).is_file():
+        return {picture: metadata["prompt"] for picture, metadata in read_folder(folder).items()}
+    rows = read_rows(file or folder / INDEX_FILE, ("file", "prompt"))
+    return {row["file"]: row["prompt"] for row in rows}
+
+
+def score_table(results: dict) -> Table:
+    """The table for people."""
+    lines = [results["clip"], f"With the paper's weight, {WEIGHT} * max(cos, 0): {results['clip_score_paper']:.4f}."]
+    if results["num_cut_prompts"]:
+        lines.append(
+            f"Warning: the ends of {results['num_cut_prompts']:,} prompts do not fit into it and are not read."
+        )
+    table = Table(
+        title=f"{results['generated']}, {results['num_pictures']:,} pictures", caption="\n".join(lines),
+        caption_justify="left", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for heading in ("", "mean", "95 %"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    interval = as_range(results["intervals"]["clip_score"], 2)
+    table.add_row("CLIPScore, 100 * max(cos, 0)", f"{results['clip_score']:.2f}", interval)
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

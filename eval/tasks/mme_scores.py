@@ -1,0 +1,61 @@
+"""MME's numbers for lmms-eval, of docs with `set` (the sub-task), `picture` and `answer`: unimllm/metrics/mme.py's."""
+
+import math
+from functools import partial
+
+from unimllm.errors import UserError
+from unimllm.metrics import mme
+from unimllm.scenes.examination import MME_KINDS
+
+NAMES = ("total", "acc", "acc_plus", *MME_KINDS)
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, dict]:
+    """One answer, entered under every metric of scenes_mme."""
+    return dict.fromkeys([f"mme_{name}" for name in NAMES], entry_of(doc, results))
+
+
+def process_results_by_group(doc: dict, results: list[str]) -> dict[str, dict]:
+    """One answer, entered under the group of its sub-task: perception or cognition."""
+    group = next(name for name, tasks in mme.GROUPS.items() if doc["set"] in tasks)
+    return {f"mme_{group}": entry_of(doc, results)}
+
+
+def entry_of(doc: dict, results: list[str]) -> dict[str, str]:
+    """What is kept of one answer."""
+    return {key: doc[key] for key in ("set", "picture", "question", "answer")} | {"said": results[0]}
+
+
+def pairs(entries: list[dict]) -> list[mme.Answered]:
+    """Entries of one sub-task or several, a picture's two after one another.
+
+    Raises:
+        UserError: a picture has other than two answers: an odd --limit.
+    """
+    rows = sorted(entries, key=lambda e: (e["set"], e["picture"]))
+    for first, second in zip(rows[::2], [*rows[1::2], None], strict=False):
+        if second is None or first["picture"] != second["picture"]:
+            raise UserError(
+                f"MME asks two questions about each picture, {first['set']} has one alone: make --limit even"
+            )
+    return [mme.Answered(e["picture"], e["question"], e["answer"], e["said"]) for e in rows]
+
+
+def score(entries: list[dict], task: str) -> float:
+    """100 acc + 100 acc+ of one sub-task; nan: --limit left it out."""
+    kept = [e for e in entries if e["set"] == task]
+    return mme.score(pairs(kept))["score"] if kept else math.nan
+
+
+def total(entries: list[dict]) -> float:
+    """The sum over the sub-tasks that were asked."""
+    return sum(score(entries, task) for task in dict.fromkeys(e["set"] for e in entries))
+
+
+def share(entries: list[dict], name: str) -> float:
+    """`acc` or `acc_plus` over all questions or pictures."""
+    return mme.score(pairs(entries))[name]
+
+
+acc, acc_plus = (partial(share, name=name) for name in ("acc", "acc_plus"))
+existence, count, position, color = (partial(score, task=task) for task in MME_KINDS)
