@@ -250,7 +250,7 @@ def clipscore(argv: list[str]) -> None:
         "intervals": {"clip_score": bootstrap_mean(scores)},
     }
     results |= describe_run(
-        __file__, ["clipscore", *argv], model=str(args.generated), fingerprint=None, fingerprint_of="pictures", seed=0,
+        __file__, ["clipscore", *argv], model=str(args.folder), fingerprint=None, fingerprint_of="pictures", seed=0,
         num_samples={"pictures": results["num_pictures"]}, limited=False,
     )  # fmt: skip
     if args.json:
