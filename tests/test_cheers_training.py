@@ -137,6 +137,18 @@ def test_pictures_that_are_targets_are_drawn_and_counted_apart():
     assert not any(p.requires_grad for p in task.model.image_tokenizer.parameters())
 
 
+def test_weights_in_bf16_go_with_an_autoencoder_and_buffers_in_float32():
+    """As DeepSpeed's bf16 engine leaves them."""
+    task = CheersTask(make_model().float(), {})
+    vae = {id(p) for p in task.model.image_tokenizer.parameters()}
+    for parameter in task.parameters():
+        if id(parameter) not in vae:
+            parameter.data = parameter.data.bfloat16()
+    outputs = task.train()(**branching_batch(), pixel_values=pictures(2).float())
+    outputs["loss"].backward()
+    assert torch.isfinite(outputs["loss"])
+
+
 def test_targets_of_a_step_are_counted_by_their_kinds(monkeypatch):
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
     task = CheersTask(make_model(), {})
@@ -258,16 +270,40 @@ def test_parts_that_are_none_are_one_line(changes, message, parts, tmp_path, mon
         ("scenes_64_cheers", {"codes": "x"}, "--codes: this family reads pictures"),
         ("scenes_64_cheers", {"lora_rank": 4}, "--lora_rank and --quantize_base are for models of codes"),
         ("scenes_64_cheers", {"attention": "flash_attention_2"}, "cannot let a picture see all of itself"),
+        ("scenes_64_cheers", {"zero_stage": 3}, "zero_stage 3 cannot share out this family's decoder"),
     ],
 )
 def test_options_of_the_other_family_are_one_line(preset, options, message):
     recipe = SFT_PRESETS[preset]()
     names = ("teacher", "init_from", "codes", "language_model", "image_tokenizer")
     args = Namespace(preset=preset, overrides={}, **dict.fromkeys(names) | options)
-    for name in ("lora_rank", "attention"):
-        setattr(recipe, name, options.get(name, getattr(recipe, name)))
+    for part, name in ((recipe, "lora_rank"), (recipe, "attention"), (recipe.train, "zero_stage")):
+        setattr(part, name, options.get(name, getattr(part, name)))
     with pytest.raises(UserError, match=message):
         check_options(args, recipe)
+
+
+def test_heads_follow_the_parts_unless_they_were_chosen():
+    config, other = tiny_config(num_detail_heads=4), tiny_config()
+    other.text_config.num_attention_heads = other.text_config.num_key_value_heads = 4
+    other.vision_config.num_attention_heads = 3
+    config.take_parts(other.text_config, other.vision_config, other.vae_config)
+    assert (config.num_semantic_heads, config.num_flow_key_value_heads, config.num_detail_heads) == (4, 4, 4)
+    other.vae_config.channel_multipliers = [1, 2, 4]
+    with pytest.raises(ValueError, match="patch_size of vision_config is 4, but a latent position covers 8 pixels"):
+        config.take_parts(other.text_config, other.vision_config, other.vae_config)
+
+
+def test_the_first_stage_trains_what_lies_between_pictures_and_words(tiny_cheers):
+    model = unimllm.load(tiny_cheers, "cpu")[0]
+    freeze_language_model(model)
+    task = CheersTask(model, {})
+    trained = {name.split(".")[1:3][-1] for name, p in task.named_parameters() if p.requires_grad}
+    flow_head = {name for name, _ in model.flow_head.named_children()}
+    assert trained == {"und_projector", "model", *flow_head}  # "model": the language model's
+    named = dict(task.named_parameters())
+    trained = [name for name, p in named.items() if p.requires_grad and "language_model" in name]
+    assert trained == ["model.language_model.model.embed_tokens.weight"]
 
 
 def test_a_checkpoint_of_the_other_family_is_not_started_from(tiny_checkpoint):

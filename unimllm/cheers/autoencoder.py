@@ -181,9 +181,9 @@ class LatentStatistics(nn.BatchNorm2d):
         return F.batch_norm(z, self.running_mean, self.running_var, eps=self.eps)
 
     def invert(self, z: torch.Tensor) -> torch.Tensor:
-        """The latents whose normalised ones are z, (B, C, h, h)."""
+        """The latents whose normalised ones are z, (B, C, h, h), in z's precision: DeepSpeed casts weights alone."""
         scale = (self.running_var + self.eps).sqrt()
-        return z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)
+        return (z * scale.view(1, -1, 1, 1) + self.running_mean.view(1, -1, 1, 1)).to(z.dtype)
 
     @torch.no_grad()
     def update(self, latents: torch.Tensor) -> None:

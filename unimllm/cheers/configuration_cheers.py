@@ -173,6 +173,27 @@ class CheersConfig(PreTrainedConfig):
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
+    def take_parts(
+        self, text_config: PreTrainedConfig, vision_config: SiglipVisionConfig, vae_config: CheersVaeConfig
+    ) -> None:
+        """Become the config over other parts; numbers of heads that were the old parts' become the new ones'.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        followed = {
+            "num_semantic_heads": ("text_config", "num_attention_heads"),
+            "num_detail_heads": ("vision_config", "num_attention_heads"),
+            "num_flow_key_value_heads": ("text_config", "num_key_value_heads"),
+        }
+        follows = [n for n, (part, of) in followed.items() if getattr(self, n) == getattr(getattr(self, part), of)]
+        self.text_config, self.vision_config, self.vae_config = text_config, vision_config, vae_config
+        for name in follows:
+            part, of = followed[name]
+            setattr(self, name, getattr(getattr(self, part), of))
+        self.tie_word_embeddings = text_config.tie_word_embeddings
+        self.check_sizes()
+
     def check_sizes(self) -> None:
         """ValueError where the parts do not fit together."""
         patch = self.vision_config.patch_size

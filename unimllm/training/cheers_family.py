@@ -47,6 +47,8 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError("--codes: this family reads pictures, not codes; leave it out")
     if recipe.lora_rank or recipe.quantize_base:
         raise UserError("--lora_rank and --quantize_base are for models of codes; this family is trained whole")
+    if recipe.train.zero_stage == 3:  # the autoencoder's Upsample reads its convolution's weights, not its result
+        raise UserError("--train.zero_stage 3 cannot share out this family's decoder; set 0, 1 or 2")
     if recipe.attention.startswith("flash_attention"):
         raise UserError(f"--attention {recipe.attention}: it cannot let a picture see all of itself; use sdpa")
 
@@ -90,11 +92,8 @@ def open_vae(args: Namespace) -> CheersVae:
 
 
 def build(config: CheersConfig, vision: Vision, language_model=None) -> CheersForConditionalGeneration:
-    config.vision_config, config.vae_config = vision.siglip.config, vision.vae.config
-    if language_model is not None:
-        config.text_config = language_model.config
-        config.tie_word_embeddings = language_model.config.tie_word_embeddings
-    config.check_sizes()
+    text_config = config.text_config if language_model is None else language_model.config
+    config.take_parts(text_config, vision.siglip.config, vision.vae.config)
     return CheersForConditionalGeneration.from_parts(config, language_model, vision.siglip, vision.vae)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
@@ -83,10 +83,10 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
     seed_everything(recipe.train.seed)
     if recipe.language_model:
         language_model, text_tokenizer = open_backbone(recipe, dtype)
-        recipe.model.text_config = language_model.config
+        name_special_ids(recipe, language_model.config, text_tokenizer)
     else:
         recipe.model.text_config.vocab_size = len(text_tokenizer)
-    name_special_ids(recipe, text_tokenizer)
+        name_special_ids(recipe, recipe.model.text_config, text_tokenizer)
     with sizes_told():
         model = family.build(recipe.model, vision, language_model)
     return model, make_processor(model, text_tokenizer, recipe)
@@ -130,13 +130,13 @@ def chat_template(args: Namespace, recipe: SftRecipe) -> str:
         raise UserError(f"--chat-template {named} is none of {known} and no text file: {first_line(error)}") from error
 
 
-def name_special_ids(recipe: SftRecipe, text_tokenizer) -> None:
-    """Put the ids that a text tokenizer gives the special tokens into the model's config."""
+def name_special_ids(recipe: SftRecipe, text_config: PreTrainedConfig, text_tokenizer) -> None:
+    """Put the ids that a text tokenizer gives the special tokens into the model's config and its language model's."""
     image_tokens = family_of(recipe.model).processor_class.image_tokens
     ids = special_ids(text_tokenizer, image_tokens)
     for role in image_tokens:
         setattr(recipe.model, f"{role}_token_id", ids[role])
-    for config in (recipe.model, recipe.model.text_config):
+    for config in (recipe.model, text_config):
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
 
 
