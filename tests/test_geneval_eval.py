@@ -151,6 +151,12 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
     assert call(program, *words, "--images-per-prompt", 1).code == 0
     assert "its seed is 0, now it is 1" in call(program, *words, "--seed", 1).refusal()
+    told = json.loads((out / "generation.json").read_text())
+    (out / "generation.json").write_text(json.dumps(told | {"fingerprint": "another"}))
+    assert "its fingerprint is another, now it is" in call(program, *words).refusal()
+    del told["fingerprint"]  # as earlier versions wrote it
+    (out / "generation.json").write_text(json.dumps(told))
+    assert call(program, *words, "--images-per-prompt", 1).code == 0
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 
