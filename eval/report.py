@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         notes += [f"{len(unread)} pictures are not shown: {unread[0]}"] if unread else []
         write(args.html, make_page(columns, refused, pictures))
     if args.markdown == STDOUT:
-        print(make_markdown(columns), end="")
+        print(as_bytes(make_markdown(columns)).decode(), end="")
     elif args.markdown:
         write(args.markdown, make_markdown(columns))
     if refused:
@@ -59,7 +59,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def write(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(as_bytes(text)))
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8; names in JSON and of files can hold what it cannot say, which becomes a question mark."""
+    return text.encode(errors="replace")
 
 
 # ---- Markdown ------------------------------------------------------------------------------------------------------

@@ -138,6 +138,9 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     (out / "generation.json").write_text(json.dumps(settings | {"fingerprint": "0" * 16}))  # the weights were others
     told = call(program, *words).refusal()
     assert f"its fingerprint is {'0' * 16}, now it is {settings['fingerprint']}; choose another --out" in told
+    del settings["fingerprint"]  # as earlier versions wrote it
+    (out / "generation.json").write_text(json.dumps(settings))
+    assert call(program, *words, "--images-per-prompt", 1).code == 0
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 

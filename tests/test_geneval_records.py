@@ -347,6 +347,8 @@ def test_intervals_resample_prompts_within_their_tags():
     assert spread["single_object"] == pytest.approx((0.402, 0.598), abs=0.02)
     assert spread["counting"] == (0.5, 0.5)
     assert spread["overall"] == pytest.approx((0.454, 0.546), abs=0.01)
+    assert spread["correct_pictures"] == pytest.approx(spread["overall"])  # tags of equally many pictures
+    assert spread["correct_prompts"] == pytest.approx((0.620, 0.713), abs=0.01)  # 50, 100 and 50 of 300
     assert intervals(*columns, seed=0) == spread
 
 

@@ -169,6 +169,22 @@ def test_what_is_no_result_is_named(program, call, two):
 
 
 @needs_program
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "{}", json.dumps(scenes("B", psnr=float("nan"))), json.dumps(scenes("B", gallery={"folder": 1})),
+     json.dumps(scenes("B", gallery={"drawings": [{"filename": "x"}]})), json.dumps(scenes("B", intervals=[])),
+     json.dumps(scenes("B", gallery={"questions": ["x"]})), json.dumps(facts("geneval", "B", benchmark=[])),
+     json.dumps({"program": ["x"]})],
+)  # fmt: skip
+def test_damage_is_one_line(program, call, tmp_path, text):
+    (tmp_path / "damaged.json").write_text(text)
+    assert "damaged.json" in call(program, tmp_path).refusal()
+    save(tmp_path / "whole.json", scenes("\ud800"))
+    ended = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-")
+    assert ended.code == 0 and "1 of 2 files are not shown" in ended.err and table_of(ended.out)["measure"][1] == "?"
+
+
+@needs_program
 def test_without_results_there_is_one_line(program, call, tmp_path):
     assert "no results in" in call(program, tmp_path).refusal()
     assert "no such file or folder" in call(program, tmp_path / "none").refusal()

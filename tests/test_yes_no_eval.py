@@ -358,6 +358,9 @@ def test_mme_of_constant_answers(call, tmp_path, pair, perception, cognition):
     assert (results["perception"], results["cognition"]) == (perception, cognition)
     assert results["num_questions"] == 2374 and results["missing"] == results["incomplete"] == []
     assert results["intervals"]["perception"] == [perception, perception]
+    assert results["limited"] is False and results["fingerprint_of"] == "answers"
+    for entry in results["subtasks"].values():
+        assert entry["intervals"] == {name: [entry[name]] * 2 for name in ("acc", "acc_plus")}
 
 
 @needs_programs

@@ -4,6 +4,7 @@ Every program writes other JSON; a function here under the program's name tells 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Measure:
 
     def __post_init__(self):
         numbers = (self.value, self.ceiling, self.num_samples, *(self.interval or ()))
-        wrong = [n for n in numbers if n is not None and type(n) not in (int, float)]
+        wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not math.isfinite(n))]
         if wrong or (self.interval and len(self.interval) != 2):
             raise ValueError(f"{self.name!r} is {wrong[0] if wrong else self.interval!r}, no number")
 
@@ -103,7 +104,8 @@ class Result:
     @property
     def weights(self) -> str | None:
         """The fingerprint of the model's weights, None if unknown."""
-        return self.content.get("fingerprint") if self.content.get("fingerprint_of") == "weights" else None
+        known = self.content.get("fingerprint") and self.content.get("fingerprint_of") == "weights"
+        return str(self.content["fingerprint"]) if known else None
 
     def shown(self, part: str) -> list[tuple[dict, Path]]:
         """Rows of a part of the gallery with their pictures."""
@@ -168,7 +170,7 @@ def read_result(path: Path) -> Result:
     text = read_text(path)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     program = program_of(content) if isinstance(content, dict) else None
     if program not in MEASURES:
@@ -185,6 +187,9 @@ def read_result(path: Path) -> Result:
 
 def check_gallery(gallery: dict) -> None:
     """KeyError or TypeError if a row lacks something or holds no text where there must be some."""
+    rows = [row for part in GALLERY for row in gallery.get(part, [])]
+    if not all(isinstance(text, str) for text in (gallery.get("folder", ""), *(row.get("found", "") for row in rows))):
+        raise TypeError("a folder or what was found in its gallery is no text")
     for part, names in GALLERY.items():
         for row in gallery.get(part, []):
             for name in names:
@@ -195,7 +200,7 @@ def check_gallery(gallery: dict) -> None:
 def program_of(content: dict) -> str | None:
     """Which program wrote a result; earlier versions did not say it."""
     if "program" in content:
-        return content["program"]
+        return str(content["program"])
     benchmark = str(content.get("benchmark", ""))
     if benchmark in ("POPE", "MME"):
         return f"eval/{benchmark.lower()}.py"
@@ -333,7 +338,7 @@ def of_mme(r: dict) -> Iterator[Measure]:
 
 def of_geneval(r: dict) -> Iterator[Measure]:
     """eval/geneval.py."""
-    group, intervals = r["benchmark"], r["intervals"]
+    group, intervals = str(r["benchmark"]), r["intervals"]
     for tag, share in r["scores"].items():
         n = r["num_pictures_by_tag"].get(tag, r["num_pictures"])
         yield Measure(group, plain(tag), share, intervals[tag], n, main=tag == "overall")

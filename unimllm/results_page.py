@@ -135,23 +135,24 @@ def charts(columns: list[Column]) -> Iterator[str]:
         numbers = "".join(f'<th scope="col" class="number {name}">{title}</th>' for name, title in
                           (("value", "value"), ("interval", "95 %"), ("samples", "samples")))  # fmt: skip
         yield f'<thead><tr><th scope="col" class="measure">measure</th>{model}<th></th>{numbers}</tr></thead>'
+        taking_part = [i for i, c in enumerate(columns) if any(c.measure((group, name)) for name in names)]
         for name in names:
-            yield from chart_rows(columns, (group, name))
+            yield from chart_rows(columns, taking_part, (group, name))
         yield "</table></div>"
 
 
-def chart_rows(columns: list[Column], key: tuple[str, str]) -> Iterator[str]:
-    """One measure: a row for each model."""
-    found = [column.measure(key) for column in columns]
+def chart_rows(columns: list[Column], taking_part: list[int], key: tuple[str, str]) -> Iterator[str]:
+    """One measure: a row for each of the columns with these indices."""
+    found = [columns[i].measure(key) for i in taking_part]
     known = [measure for measure, _ in filter(None, found)]
     ends = [n for m in known for n in (m.value, m.ceiling, *(m.interval or ())) if n is not None]
     top = known[0].top or 1.05 * max(ends, default=1) or 1
     comparable = known[0].top is not None or len(known) > 1  # a bar of no scale beside no other says nothing
     yield f"<tbody{' class=main' if known[0].main else ''}>"
-    for i, entry in enumerate(found):
+    for row, (i, entry) in enumerate(zip(taking_part, found, strict=True)):
         yield "<tr>"
-        if i == 0:
-            yield f'<th scope="rowgroup" rowspan="{len(columns)}">{escape(key[1])}</th>'
+        if row == 0:
+            yield f'<th scope="rowgroup" rowspan="{len(taking_part)}">{escape(key[1])}</th>'
         if len(columns) > 1:
             title = escape(columns[i].title)
             yield f'<td class="name" title="{title}">{swatch(i)}{title}</td>'
