@@ -15,7 +15,6 @@ questions about each picture, of four of its sub-tasks; the other answers must b
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections import defaultdict
@@ -44,6 +43,7 @@ from unimllm.inference import (
 )
 from unimllm.metrics import geneval, mme, pope
 from unimllm.metrics.codes import code_use
+from unimllm.metrics.geneval_records import write_folder
 from unimllm.metrics.intervals import bootstrap, bootstrap_mean, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
 from unimllm.questions import answer_questions
@@ -347,7 +347,7 @@ def examine_drawing(results: dict, bench: Bench, model, processor, prompts: list
         pictures += draw(model, processor, [p["prompt"] for p in repeated[batch]], seeds[batch], **sampling)
     results["seconds_per_picture_batched"] = (time.perf_counter() - started) / len(pictures)
     if args.save_pictures:
-        save_pictures(args.save_pictures, prompts, pictures, args.images_per_prompt)
+        write_folder(args.save_pictures, prompts, pictures, args.images_per_prompt)
 
     correct = bench.score(np.stack([np.asarray(p) for p in pictures]), repeated)
     tags = [p["tag"] for p in repeated]
@@ -374,16 +374,6 @@ def median_seconds(once: Callable[[], object], times: int) -> float:
         once()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:] or seconds)
-
-
-def save_pictures(folder: Path, prompts: list[dict], pictures: list[Image.Image], images_per_prompt: int) -> None:
-    """GenEval's layout: 00000/metadata.jsonl with the one prompt, 00000/samples/0000.png, ..."""
-    for index, prompt in enumerate(prompts):
-        samples = folder / f"{index:05d}" / "samples"
-        samples.mkdir(parents=True)
-        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
-        for k in range(images_per_prompt):
-            pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
 
 
 # ---- the results ---------------------------------------------------------------------------------------------------

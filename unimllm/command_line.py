@@ -5,6 +5,7 @@ Nothing here imports torch or transformers at the top, so a misspelt option is t
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from semhitok import command_line
 from semhitok.command_line import nearest, number, one_line, out_of_memory_told, run, silence_libraries
@@ -23,6 +24,12 @@ class CommandLine(command_line.CommandLine):
         """--model and --device."""
         self.add_argument("--model", help="folder or hub id of a checkpoint (default: the small model that ships)")
         self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
+    def add_report_options(self) -> None:
+        """--name, --json and --seed of a program that scores."""
+        self.add_argument("--name", help="of the model, for the report (default: what it is read from)")
+        self.add_argument("--json", type=Path, help="also write the results here")
+        self.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
 
 
 def open_model(model: str | None, device: str | None):
