@@ -164,10 +164,8 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--detections", type=Path, help="the record of what the detector saw; --detector adds to it")
     parser.add_argument("--official-results", type=Path, help="what the official evaluate_images.py wrote")
     parser.add_argument("--results", type=Path, help="also write a row for each picture here, as the official script")
-    parser.add_argument("--json", type=Path, help="also write the scores here")
-    parser.add_argument("--name", help="of the model, for the report (default: the folder's or file's)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if args.official_results:
         if args.folder or args.detector or args.detections or args.results:

@@ -32,18 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     run_command({"answer": answer, "score": score}, __doc__, argv)
 
 
-def command_line(command: str) -> CommandLine:
-    """The options that both commands have."""
-    parser = CommandLine(f"eval/mme.py {command}", __doc__)
-    parser.add_argument("--name", help="of the model, for the report (default: the checkpoint's or the folder's)")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
-    return parser
-
-
 def parse_score(argv: list[str]) -> argparse.Namespace:
-    parser = command_line("score")
+    parser = CommandLine("eval/mme.py score", __doc__)
     parser.add_argument("results_dir", nargs="?", type=Path, help="the folder of <sub-task>.txt")
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if args.results_dir is None:
         raise UserError("the folder of <sub-task>.txt is missing; see --help")
@@ -77,11 +69,12 @@ def tell(args: argparse.Namespace, results: dict, words: list[str], **about: str
 
 
 def parse_answer(argv: list[str]) -> argparse.Namespace:
-    parser = command_line("answer")
+    parser = CommandLine("eval/mme.py answer", __doc__)
     parser.add_argument("release", nargs="?", type=Path, help="the folder of MME's release")
     parser.add_argument("--out", type=Path, help="the folder for <sub-task>.txt")
     parser.add_argument("--batch-size", type=number(int, 1), default=64, help="questions at once (%(default)s)")
     parser.add_model_options()
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if args.release is None:
         raise UserError("the folder of MME's release is missing; see --help")

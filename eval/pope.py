@@ -61,15 +61,6 @@ def main(argv: list[str] | None = None) -> None:
     run_command({"answer": answer, "score": score}, __doc__, argv)
 
 
-def command_line(command: str) -> CommandLine:
-    """The options that both commands have."""
-    parser = CommandLine(f"eval/pope.py {command}", __doc__)
-    parser.add_argument("--name", help="of the model, for the report (default: the checkpoint's or the first file's)")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
-    return parser
-
-
 def tell(args: argparse.Namespace, splits: list[Split], results: dict, words: list[str], **about: str | None) -> None:
     """A table, and JSON where it is asked for; `about` is for `describe_run`."""
     results = {"benchmark": "POPE"} | score_splits(splits, args.seed) | results
@@ -83,13 +74,14 @@ def tell(args: argparse.Namespace, splits: list[Split], results: dict, words: li
 
 
 def parse_score(argv: list[str]) -> argparse.Namespace:
-    parser = command_line("score")
+    parser = CommandLine("eval/pope.py score", __doc__)
     parser.add_argument("answers", nargs="*", type=Path, help="files of answers")
     parser.add_argument(
         "--label-file", nargs="+", type=Path, help="POPE's question files, one for each file of answers"
     )
     parser.add_argument("--annotation-dir", type=Path, help="the folder of POPE's question files (LLaVA's way)")
     parser.add_argument("--question-file", type=Path, help="llava_pope_test.jsonl, which tells the splits apart")
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if not args.answers:
         raise UserError("the files of answers are missing; see --help")
@@ -122,7 +114,7 @@ def score(argv: list[str]) -> None:
 
 
 def parse_answer(argv: list[str]) -> argparse.Namespace:
-    parser = command_line("answer")
+    parser = CommandLine("eval/pope.py answer", __doc__)
     parser.add_argument("questions", nargs="*", type=Path, help="POPE's question files")
     parser.add_argument("--pictures", type=Path, help="the folder of the pictures they ask about, COCO's val2014")
     parser.add_argument("--out", type=Path, help="the folder for the files of answers")
@@ -130,6 +122,7 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=number(int, 1), help="the first so many questions of each file")
     parser.add_argument("--batch-size", type=number(int, 1), default=64, help="questions at once (%(default)s)")
     parser.add_model_options()
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if not args.questions:
         raise UserError("the question files are missing; see --help")

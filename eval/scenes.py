@@ -34,11 +34,12 @@ from unimllm.command_line import CommandLine, given_drawing, number, out_of_memo
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
-from unimllm.gallery import first_drawings, folder_from, kept_questions, save_drawings, save_questions
+from unimllm.gallery import first_drawings, folder_from, kept_questions, save_questions
 from unimllm.images import check_writable
 from unimllm.inference import answer, draw, find_checkpoint, load
 from unimllm.metrics import geneval, mme, pope
 from unimllm.metrics.codes import tokenizer_code_use
+from unimllm.metrics.geneval_records import write_folder
 from unimllm.metrics.intervals import bootstrap, bootstrap_mean, wilson
 from unimllm.metrics.reconstruction import psnr, ssim
 from unimllm.questions import answer_questions
@@ -373,7 +374,7 @@ def examine_drawing(results: dict, bench: Bench, model, processor, prompts: list
     results["seconds_per_picture_batched"] = (time.perf_counter() - started) / len(pictures)
     lacks, found = bench.judge(np.stack([np.asarray(p) for p in pictures]), repeated)
     if args.save_pictures:
-        files = save_drawings(args.save_pictures, prompts, pictures, args.images_per_prompt)
+        files = write_folder(args.save_pictures, prompts, pictures, args.images_per_prompt)
         results["gallery"]["drawings"] = first_drawings(files, repeated, lacks, found.__getitem__)
     tags, correct = [p["tag"] for p in repeated], [not reasons for reasons in lacks]
     results |= {"geneval": geneval.summarize(tags, correct), "sampling": sampling}

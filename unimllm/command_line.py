@@ -6,6 +6,7 @@ Nothing here imports torch or transformers at the top, so a misspelt option is t
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from semhitok import command_line
 from semhitok.command_line import nearest, number, one_line, out_of_memory_told, run, silence_libraries
@@ -41,6 +42,12 @@ class CommandLine(command_line.CommandLine):
         }
         for name, (kind, meaning) in kinds.items():
             self.add_argument(FLAGS[name], dest=name, type=kind, help=f"{meaning} (default: the model's own)")
+
+    def add_report_options(self) -> None:
+        """--name, --json and --seed of a program that scores."""
+        self.add_argument("--name", help="of the model, for the report (default: what it is read from)")
+        self.add_argument("--json", type=Path, help="also write the results here")
+        self.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
 
 
 def given_drawing(args: argparse.Namespace) -> dict[str, float | None]:

@@ -4,7 +4,6 @@ Programs put it into their JSON under "gallery": {"folder": ..., "drawings": [..
 "wrong_answers": [...]}; file names are below the folder, the folder is seen from the JSON file.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,19 +32,6 @@ def folder_from(json_file: Path, folder: Path) -> str:
 
 
 # ---- drawings ------------------------------------------------------------------------------------------------------
-
-
-def save_drawings(folder: Path, prompts: list[dict], pictures: list[Image.Image], images_per_prompt: int) -> list[str]:
-    """GenEval's layout: 00000/metadata.jsonl with the one prompt, 00000/samples/0000.png, ...; returns the latter."""
-    files = []
-    for index, prompt in enumerate(prompts):
-        samples = folder / f"{index:05d}" / "samples"
-        samples.mkdir(parents=True)
-        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
-        for k in range(images_per_prompt):
-            pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
-            files.append(f"{index:05d}/samples/{k:04d}.png")
-    return files
 
 
 def drawing_row(file: str, metadata: dict, reasons: list[str]) -> dict:

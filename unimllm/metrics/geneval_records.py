@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
@@ -147,6 +148,19 @@ def read_folder(folder: Path) -> dict[str, dict]:
     if not pictures:
         raise UserError(f"{folder} holds no pictures in GenEval's layout: 00000/metadata.jsonl, 00000/samples/0000.png")
     return pictures
+
+
+def write_folder(folder: Path, prompts: list[dict], pictures: list[Image.Image], images_per_prompt: int) -> list[str]:
+    """A new folder in GenEval's layout: the pictures of the first prompt, then those of the next, ...; their files."""
+    files = []
+    for index, prompt in enumerate(prompts):
+        samples = folder / f"{index:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
+        for k in range(images_per_prompt):
+            pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
+            files.append(f"{index:05d}/samples/{k:04d}.png")
+    return files
 
 
 def read_records(path: Path) -> dict[str, Record]:
