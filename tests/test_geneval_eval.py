@@ -155,14 +155,9 @@ def test_a_fingerprint_is_of_all_weights_and_nothing_else(tmp_path):
     assert weights_fingerprint(tmp_path) != first
 
 
-@needs_program
-def test_an_adapter_s_fingerprint_is_its_model_s_and_its_own(program, tiny_checkpoint, tmp_path, monkeypatch):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_checkpoint)}))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"adapter")
-    of_model = program.fingerprint_of(str(tiny_checkpoint))
-    assert program.fingerprint_of(str(tmp_path)) == f"{of_model}+{model_fingerprint(tmp_path)}"
-    monkeypatch.setattr(program, "snapshot_download", lambda name, local_files_only: tiny_checkpoint)
-    assert program.fingerprint_of("someone/model") == of_model  # a hub id: where its files were downloaded to
+def test_the_fingerprint_of_a_hub_id_is_that_of_its_files(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, local_files_only: tiny_checkpoint)
+    assert weights_fingerprint("someone/model") == weights_fingerprint(tiny_checkpoint)
 
 
 @needs_program
