@@ -4,6 +4,7 @@
     python eval/speed.py --only quantize,encode --json speed.json
     python eval/speed.py --only memory         # slow: peak memory of encoding 64 pictures, in a fresh process
     python eval/speed.py --only training       # slow: packed rows against a padded loop
+    python eval/speed.py --only cheers         # slow: one step of drawing with CHEERS
 
 Baselines are measured in the same run; the peers' figures were measured elsewhere by the same method (their own code,
 one thread of another x86 machine) and hold only as far as two machines are alike. A further measurement is a function
@@ -29,20 +30,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Config, SiglipVisionConfig
 
 from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
 from semhitok.shard_writer import ShardWriter
 from semhitok.shards import CodeLayout, CodeShards
-from unimllm import UniMLLMForConditionalGeneration
+from unimllm import CheersConfig, CheersForConditionalGeneration, UniMLLMForConditionalGeneration
+from unimllm.cheers.configuration_cheers import CheersVaeConfig
+from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
+from unimllm.cheers.sampling import Prompt, without_text
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.conversation import ConversationTokenizer, text_message
 from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.data.row_plan import best_fit
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
 from unimllm.errors import UserError
+from unimllm.flow_matching import guide
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.report import describe_machine, write_json
@@ -70,8 +75,9 @@ PEERS = {
         "Show-o MAGVITv2": 4.1,
         "Emu3 VQ": 30.1,
     },
+    "cheers": {"CHEERS's released code, the same sizes": 13.3},
 }
-"""CPU seconds, measured elsewhere: 1,024 vectors, and one picture of 256 pixels."""
+"""CPU seconds, measured elsewhere: 1,024 vectors, one picture of 256 pixels, one step of drawing one."""
 
 
 @dataclass
@@ -279,12 +285,7 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
 
     slow, fast = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
     return [
-        Row(
-            "padded, pictures encoded in the step",
-            len(samples) / slow,
-            "train_padded_samples_per_s",
-            "samples/CPU-s",
-        ),
+        Row("padded, pictures encoded in the step", len(samples) / slow, "train_padded_samples_per_s", "samples/CPU-s"),
         Row("packed, codes stored", len(samples) / fast, "train_packed_samples_per_s", "samples/CPU-s"),
         Row("speed-up", slow / fast, "train_speedup_over_padded", "times"),
     ]
@@ -298,12 +299,39 @@ def conversations(count: int) -> list[list[dict]]:
     for kind in rng.choice(3, count, p=[0.6, 0.3, 0.1]).tolist():
         turns = [question, answer] * int(rng.integers(1, 9))
         asked = [text_message("user", "What color is the apple?", images=1), *turns[1:]]
-        drawn = [
-            text_message("user", "a photo of two red apples"),
-            text_message("assistant", "", images=1),
-        ]
+        drawn = [text_message("user", "a photo of two red apples"), text_message("assistant", "", images=1)]
         found.append((asked, drawn, turns)[kind])
     return found
+
+
+@measurement("cheers", is_slow=True)
+def measure_cheers(config: SemHiTokConfig) -> list[Row]:
+    """One guided Euler step of a small CHEERS with the real autoencoder; beside it all of it once for each branch."""
+    model = CheersForConditionalGeneration(tiny_cheers() if config.image_size < 64 else small_cheers()).eval()
+    ids, size = torch.tensor([[9] * 15 + [model.config.image_start_token_id]]), model.config.latent_size
+    x, t = torch.randn(1, model.config.vae_config.patched_channels, size, size), torch.tensor(0.5)
+    guided = Prompt(model, ids, torch.ones_like(ids), None, 9.5)
+    branches = [Prompt(model, i, torch.ones_like(i), None, 1.0) for i in (ids, without_text(model, ids))]
+
+    def one_by_one() -> None:
+        guide(*(branch.velocity(x, t) for branch in branches), 9.5)
+
+    decoder = model.vision_tokenizer.vae_decoder_projector
+    return [
+        Row("one step, both branches at once", cpu_seconds(lambda: guided.velocity(x, t), 2), "cheers_step_cpu_s"),
+        Row("of which decoding the latent", cpu_seconds(lambda: decoder(x), 2), "cheers_decode_cpu_s"),
+        Row("branch by branch, everything for each", cpu_seconds(one_by_one, 2), "cheers_step_by_branch_cpu_s"),
+    ]
+
+
+def small_cheers() -> CheersConfig:
+    """At 256 pixels, language model and SigLIP 8 layers of 512; autoencoder and depth of the flow head as released."""
+    width = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+    return tiny_cheers(
+        text_config=Qwen2Config(**width, vocab_size=1000, intermediate_size=1536, num_key_value_heads=8),
+        vision_config=SiglipVisionConfig(**width, intermediate_size=2048, image_size=256, vision_use_head=False),
+        vae_config=CheersVaeConfig(), num_semantic_layers=7, num_detail_layers=3, time_channels=256,
+    )  # fmt: skip
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------

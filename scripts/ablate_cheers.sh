@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# The paper's ablations of CHEERS (arXiv 2603.12793, tables 5 and 6, figure 5) on the emoji scenes: models that differ in
+# one part, over one autoencoder and one teacher, trained alike and examined alike.
+#
+#   bash scripts/ablate_cheers.sh                                       seed 0 of everything, seed 1 of the deciding pair
+#                                                                       (cheers, no_injection)
+#   bash scripts/ablate_cheers.sh --only cheers,no_decoder --seeds 0,1  these variants with these seeds alone
+#
+#   --only NAMES        of: cheers               reads and draws
+#                           no_injection         draws without gated high frequencies
+#                           no_decoder           SigLIP reads latents instead of decoded ones
+#                           understanding_only   learns to read alone
+#   --seeds NUMBERS     of weights, data order and every draw; the autoencoder, the teacher and the questions stay
+#   --teacher FOLDER    instead of runs/scenes_64/teacher (trained first where it is missing)
+#   --vae FOLDER        instead of runs/scenes_64_cheers/vae (trained first where it is missing)
+#   --out FOLDER        instead of runs/ablation_cheers
+#   --split NAME        measure on these scenes instead of validation
+#   --smoke             20 steps of everything, to see that it runs (out: runs/ablation_cheers_smoke)
+#
+# Results: OUT/results/VARIANT/seed-N/understanding.json (eval/scenes.py), and of cheers gate.json and gate.svg
+# (eval/cheers_gate.py). Run it again after a kill: what is finished or measured is passed over, the broken step goes on
+# from its last checkpoint. PROCESSES and MASTER_PORT as in install.sh.
+set -euo pipefail
+
+# shellcheck source=scripts/install.sh
+. "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+VARIANTS="cheers no_injection no_decoder understanding_only"
+PAIR="cheers no_injection"
+PRESET=scenes_64_cheers
+
+only="" seeds="" teacher="" vae="" out="" split=validation
+smoke_train=() smoke_sft=() smoke_eval=() smoke_gate=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --only | --seeds | --teacher | --vae | --out | --split)
+            [ $# -gt 1 ] || die "$1 needs a value"
+            printf -v "${1#--}" %s "$2"
+            shift
+            ;;
+        --smoke)
+            smoke_train=(--max-steps 20)
+            smoke_sft=(--num_scenes 512 --train.compile false)
+            smoke_eval=(--limit 8)
+            smoke_gate=(--steps 4)
+            out="${out:-runs/ablation_cheers_smoke}"
+            ;;
+        *) die "unknown option $1; the top of ${BASH_SOURCE[0]} lists them" ;;
+    esac
+    shift
+done
+out="${out:-runs/ablation_cheers}"
+for name in ${only//,/ }; do
+    [[ " $VARIANTS " == *" $name "* ]] || die "unknown variant $name; choose of: $VARIANTS"
+done
+for seed in ${seeds//,/ }; do
+    [[ "$seed" =~ ^[0-9]+$ ]] || die "seed $seed is no whole number"
+done
+
+once() { # FOLDER PROGRAM OPTIONS...: train into FOLDER, unless it was finished before
+    [ ! -e "$1/finished" ] || return 0
+    begin "$1"
+    launch "$2" --output-dir "$1" --train.seed "$seed" "${@:3}" "${smoke_train[@]}"
+    touch "$1/finished"
+    took
+}
+
+measure() { # FILE PROGRAM OPTIONS...: unless the file is there
+    [ ! -s "$1" ] || return 0
+    begin "$1"
+    "$VENV_PYTHON" "$2" --json "$1" "${@:3}"
+    took
+}
+
+run_variant() { # VARIANT with $seed
+    local results="$out/results/$1/seed-$seed" model="$out/seed-$seed/$1" part=() reading=()
+    case "$1" in
+        no_injection) part=(--model.inject_details false) ;;
+        no_decoder) part=(--model.decode_before_siglip false) ;;
+        understanding_only) part=(--drawing_share 0) reading=(--no-drawing) ;;
+    esac
+    mkdir -p "$results"
+    if [ ! -s "$results/understanding.json" ]; then
+        once "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" "${part[@]}" \
+            "${smoke_sft[@]}"
+        measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
+            "${smoke_eval[@]}"
+    fi
+    [ "$1" = cheers ] || return 0
+    measure "$results/gate.json" eval/cheers_gate.py --model "$model" --plot "$results/gate.svg" "${smoke_gate[@]}"
+}
+
+install_package ""
+cd "$ROOT"
+export HF_HUB_OFFLINE=1
+seed=0
+if [ -z "$teacher" ]; then
+    teacher=runs/scenes_64/teacher
+    once "$teacher" train/teacher.py --preset scenes_64
+fi
+if [ -z "$vae" ]; then
+    vae="runs/$PRESET/vae"
+    once "$vae" train/tokenizer.py --preset "$PRESET" --stage vae --teacher "$teacher"
+fi
+if [ -n "$only$seeds" ]; then
+    only="${only:-${VARIANTS// /,}}"
+    seeds="${seeds:-0}"
+    for seed in ${seeds//,/ }; do
+        for name in ${only//,/ }; do run_variant "$name"; done
+    done
+else
+    for name in $VARIANTS; do run_variant "$name"; done
+    seed=1
+    for name in $PAIR; do run_variant "$name"; done
+fi
+printf '\nResults: %s\n' "$out/results"
