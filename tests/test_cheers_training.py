@@ -37,6 +37,9 @@ from unimllm.vocabulary import CHEERS_TOKENS, IGNORE
 PAD, END, USER, ASSISTANT, START, STOP, IMAGE, DRAWN, NO_TEXT = range(9)
 READ = [START, *[IMAGE] * 4, STOP]
 TESTS = Path(__file__).parent
+beside_train = pytest.mark.skipif(
+    not (TESTS.parent / "train").is_dir(), reason="train/ is not beside the tests (they run on an installed package)"
+)
 
 
 # ---- rows of scenes -------------------------------------------------------------------------------------------------
@@ -339,6 +342,7 @@ def weights(output: Path) -> bytes:
     return (checkpoint.latest(output) / "model.safetensors").read_bytes()
 
 
+@beside_train
 @pytest.mark.timeout(3000)
 def test_scenes_are_trained_on_from_nothing_and_resumed_bit_for_bit(tmp_path):
     program = TESTS / "cheers_scenes.py"
@@ -361,6 +365,7 @@ def test_scenes_are_trained_on_from_nothing_and_resumed_bit_for_bit(tmp_path):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in vae.state_dict().items())
 
 
+@beside_train
 @pytest.mark.timeout(3000)
 def test_a_llava_file_is_trained_on_under_zero_2_by_two_processes(tiny_cheers, tmp_path):
     data = write_llava(tmp_path / "mine")
