@@ -71,7 +71,7 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
     curves = EventAccumulator(str(stopped / "tensorboard")).Reload()
     assert [event.step for event in curves.Images("pictures")] == [3]
     parts = {f"validation/held_out.json/{part}" for part in ("text", "image")}
-    assert {"loss", "grad_norm", "tokens_per_second", "memory_gib"} | parts <= set(curves.Tags()["scalars"])
+    assert {"loss", "grad_norm", "tokens_per_second", "waiting", "memory_gib"} | parts <= set(curves.Tags()["scalars"])
     assert (
         "rows with 20 of its samples" in resumed.stdout and "step 4/4 validation: held_out.json text" in resumed.stdout
     )

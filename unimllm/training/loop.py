@@ -184,10 +184,12 @@ def _step(
 ) -> dict[str, float]:
     """One optimiser step; returns its mean values."""
     accumulation = engine.gradient_accumulation_steps()
-    micro_batches = []
-    for batch in itertools.islice(batches, accumulation):
+    started = time.perf_counter()
+    micro_batches = list(itertools.islice(batches, accumulation))
+    waited = time.perf_counter() - started
+    for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
-        micro_batches.append({k: v.to(engine.device) for k, v in batch.items()})
+    micro_batches = [{k: v.to(engine.device) for k, v in batch.items()} for batch in micro_batches]
     if before_step:
         before_step(step, micro_batches[0])
     extra = {}
@@ -214,6 +216,7 @@ def _step(
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
     told = engine.get_global_grad_norm()
     sums["grad_norm"] = norm if told is None else float(told)
+    sums["waited"] = waited
     if hasattr(task, "count_tokens"):
         sums["tokens"] = float(sum(task.count_tokens(b) for b in micro_batches))
     return mean_over_ranks(sums, engine.device)

@@ -15,17 +15,20 @@ from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.throughput import memory_gib, peak_flops
 
+RATES = ("tokens", "waited")
+"""What a step brings of `Speed.values`, of one process: ids, and seconds spent on waiting for its batches."""
+
 
 class Speed:
-    """What a task's steps amount to: tokens and MFU where the task counts them, memory."""
+    """What a task's steps amount to: tokens and MFU where the task counts them, the wait for data, memory."""
 
     def __init__(self, task: nn.Module, device: torch.device, world_size: int):
         self.device, self.world_size, self.peak = device, world_size, peak_flops(device)
         self.flops_per_token = task.flops_per_token() if hasattr(task, "flops_per_token") else None
 
-    def values(self, tokens: float | None, seconds: float) -> dict[str, float]:
-        """Of so many tokens of one process in so many seconds."""
-        values = {}
+    def values(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
+        """Of what RATES names, summed over so many seconds."""
+        values, tokens = {"waiting": sums["waited"] / seconds}, sums.get("tokens")
         if tokens is not None:
             values["tokens_per_second"] = tokens * self.world_size / seconds
             if self.peak and self.flops_per_token:
@@ -111,9 +114,9 @@ class StepLog:
         now = time.monotonic()
         steps = step - self.last_step
         seconds = max(1e-9, now - self.last)
-        means = {name: value / steps for name, value in self.sums.items() if name != "tokens"}
+        means = {name: value / steps for name, value in self.sums.items() if name not in RATES}
         samples = steps * self.config.batch_size / seconds
-        speed = self.speed.values(self.sums.get("tokens"), seconds)
+        speed = self.speed.values(self.sums, seconds)
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
         rate = self.config.learning_rate_at(step - 1)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
@@ -131,7 +134,7 @@ class StepLog:
 
 
 def in_words(speed: dict[str, float]) -> str:
-    """`5,210 tokens/s MFU 41.2 % 12.3 GiB`, as far as it is known."""
+    """`5,210 tokens/s MFU 41.2% data 0.3% 12.3 GiB`, as far as known; data: share of the time spent on waiting."""
     words = [f"{speed['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in speed else []
     words += [f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []
-    return " ".join([*words, f"{speed['memory_gib']:.1f} GiB"])
+    return " ".join([*words, f"data {speed['waiting']:.1%}", f"{speed['memory_gib']:.1f} GiB"])
