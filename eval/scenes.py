@@ -30,13 +30,13 @@ from unimllm.images import check_writable
 from unimllm.inference import find_checkpoint, load
 from unimllm.report import describe_run, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
-from unimllm.scenes.bench import Bench, examine_ceilings, examine_drawing, examine_tokenizer, examine_understanding
 from unimllm.scenes.examination import spread_prompts
 from unimllm.scenes.program import SPLITS
 from unimllm.scenes.prompts import sample_prompts
 from unimllm.scenes.reader import DEFAULT_READER, SceneReader
 from unimllm.scenes.report import make_table
 from unimllm.scenes.sources import trained_classes
+from unimllm.scenes_bench import Bench, examine_ceilings, examine_drawing, examine_tokenizer, examine_understanding
 
 SAMPLES = {"pictures": "num_pictures", "prompts": "num_prompts", "questions": "num_questions",
            "questions of a POPE split": "num_pope_questions",
