@@ -136,6 +136,14 @@ def test_what_a_tokenizer_of_latents_does_not_have_is_left_out(program, call, tm
     assert ended.err == "" and table["measure"] == ["samples", "VAE", "CHEERS"] and "flat codes used" not in table
 
 
+def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
+    save(tmp_path / "a.json", scenes("A", reader="unimllm/default/reader"))
+    save(tmp_path / "b.json", scenes("B", reader="runs/reader_256"))
+    out = call(program, tmp_path).out
+    assert "**Scenes, test split, seed 0: reconstruction**" in out
+    assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
+
+
 def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     distance = {"distance": 12.345, "kid_name": "KID", "kid_mean": 0.002}
     compared = facts("pictures", "A", reference="TRUE", size=None, num_pairs=2, num_generated=3) | {

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
+
 Interval = tuple[float, float]
 
 
@@ -72,6 +74,8 @@ def of_codes(r: dict, group: str) -> Iterator[Measure]:
 def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
     on, intervals = f"Scenes, {r.get('split', 'test')} split, seed {r['seed']}", r["intervals"]
+    if r.get("reader", DEFAULT_READER) != DEFAULT_READER:  # it has other objects or pictures of another size
+        on += f", reader {r['reader']}"
     group, n = f"{on}: reconstruction", r["num_pictures"]
     yield Measure(group, "PSNR, dB", r["psnr"], intervals["psnr"], n, digits=2, top=None)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
@@ -180,9 +184,10 @@ def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
 def of_sets(r: dict, group: str, n: int) -> Iterator[Measure]:
     """What `comparison.compare_sets` measured."""
     for name, values in r["frechet"].items():
-        yield Measure(group, f"{name}, less is better", values["distance"], num_samples=n, digits=2, top=None)
+        told = "less is better" + (", for tokenizers over one SigLIP only" if "own SigLIP" in name else "")
+        yield Measure(group, f"{name}, {told}", values["distance"], num_samples=n, digits=2, top=None)
         if "kid_mean" in values:
-            title = f"{values['kid_name']} x 1000, less is better"
+            title = f"{values['kid_name']} x 1000, {told}"
             yield Measure(group, title, 1000 * values["kid_mean"], num_samples=n, digits=2, top=None)
 
 
