@@ -270,12 +270,19 @@ def read_prompts(folder: Path, file: Path | None) -> dict[str, str]:
     """Picture below the folder -> its prompt.
 
     Raises:
-        UserError: no prompts, or a row without one.
+        UserError: no prompts, a row without one, or two of one picture.
     """
     if file is None and not (folder / INDEX_FILE).is_file():
         return {picture: metadata["prompt"] for picture, metadata in read_folder(folder).items()}
-    rows = read_rows(file or folder / INDEX_FILE, ("file", "prompt"))
-    return {row["file"]: row["prompt"] for row in rows}
+    file = file or folder / INDEX_FILE
+    prompts: dict[str, str] = {}
+    for n, row in enumerate(read_rows(file, ("file", "prompt")), 1):
+        if not isinstance(row["file"], str) or not isinstance(row["prompt"], str):
+            raise UserError(f"{file}, row {n}: 'file' and 'prompt' must be text")
+        if row["file"] in prompts:
+            raise UserError(f"{file}, row {n}: {row['file']} was named before")
+        prompts[row["file"]] = row["prompt"]
+    return prompts
 
 
 def score_table(results: dict) -> Table:

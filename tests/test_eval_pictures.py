@@ -205,5 +205,10 @@ def test_mistakes_of_clipscore_are_one_line(call, program, clip, tmp_path):
     assert "holds no pictures in GenEval's layout" in call(program, "clipscore", folder, "--clip", clip).refusal()
     told = call(program, "clipscore", folder, "--clip", tmp_path, "--prompts", tmp_path / "rows.jsonl").refusal()
     assert "--clip" in told and "cannot be loaded" in told
+    for rows, message in (('{"file": 1, "prompt": "a"}', "must be text"),
+                          ('{"file": "a.png", "prompt": "a"}\n' * 2, "row 2: a.png was named before")):  # fmt: skip
+        (tmp_path / "wrong.jsonl").write_text(rows)
+        told = call(program, "clipscore", folder, "--clip", clip, "--prompts", tmp_path / "wrong.jsonl").refusal()
+        assert message in told
     ended = call(program, "clipscore", folder, "--clip", clip, "--prompts", tmp_path / "rows.jsonl", "--device", "cpu")
     assert ended.code == 2 and "no such picture" in ended.err.splitlines()[-1]
