@@ -2,8 +2,9 @@
 
     python eval/cheers_gate.py --model runs/scenes_64_cheers/sft --plot gate.svg --json gate.json
 
-Draws some prompts and takes, at the time t of every step, the mean of |g| over pictures and latent positions, of the
-conditional branch. The paper: low at first, contours; slightly lower in the middle; sharply higher in the last steps.
+Draws some prompts with seed 0 and takes, at the time t of every step, the mean of |g| over pictures and latent
+positions, of the conditional branch. The paper: low at first, contours; slightly lower in the middle; sharply higher in
+the last steps.
 """
 
 import argparse
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from unimllm.command_line import CommandLine, number, open_model, run
 from unimllm.errors import UserError
-from unimllm.images import check_writable
-from unimllm.report import describe_machine, write_json
+from unimllm.images import check_writable, write_atomically
+from unimllm.report import about_model, describe_run, write_json
 
 WIDTH, HEIGHT, MARGIN = 480, 300, 48  # of the plot, in pixels
 
@@ -42,11 +43,13 @@ def main(argv: list[str] | None = None) -> None:
     for t, intensity in curve:
         print(f"t {t:.3f}  |g| {intensity:.4f}")
     if args.plot:
-        args.plot.write_text(plot(curve))
+        write_atomically(args.plot, lambda file: file.write(plot(curve).encode()))
     if args.json:
-        facts = {"model": str(args.model), "prompts": prompts, "cfg_scale": args.cfg_scale}
-        write_json(args.json, {"t": [t for t, _ in curve], "intensity": [i for _, i in curve]} | facts
-                   | describe_machine(__file__))  # fmt: skip
+        results = {"t": [t for t, _ in curve], "intensity": [i for _, i in curve]}
+        results |= {"prompts": prompts, "cfg_scale": args.cfg_scale} | describe_run(
+            __file__, argv, **about_model(args.model), seed=0, num_samples={"pictures": len(prompts)}, limited=False
+        )
+        write_json(args.json, results)
 
 
 def measure(model, processor, prompts: list[str], num_steps: int, guidance_scale: float) -> list[tuple[float, float]]:
@@ -65,8 +68,8 @@ def measure(model, processor, prompts: list[str], num_steps: int, guidance_scale
     hook = model.flow_head.hi_gate.gate.register_forward_hook(note)
     try:
         model.generate(
-            **processor.for_drawing(prompts).to(model.device), generation_mode="image", num_steps=num_steps,
-            guidance_scale=guidance_scale,
+            **processor.for_drawing(prompts).to(model.device), generation_mode="image", seeds=[0] * len(prompts),
+            num_steps=num_steps, guidance_scale=guidance_scale,
         )  # fmt: skip
     finally:
         hook.remove()

@@ -15,24 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import box
 from rich.table import Table
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from semhitok import SemHiTokModel
-from semhitok.checkpoints import load_tokenizer
+from semhitok.checkpoints import load_tokenizer, resolve
 from semhitok.image_processing_semhitok import to_pixel_values
-from unimllm.command_line import CommandLine, number, run, silence_libraries
-from unimllm.errors import UserError
+from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import check_writable
 from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, describe_run, print_table, write_json
+from unimllm.report import as_range, describe_run, open_table, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
+from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS, Scene
-from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng
-from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
+from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng, trained_classes
 
 NUM_TRAINING, NUM_EXAMINED = 4000, 1000  # pictures
 TRAINING_SEED = 7100  # of the probe's pictures; apart from those of every other program
@@ -50,11 +48,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=number(int, 1), default=NUM_EXAMINED, help="pictures examined (%(default)s)")
     parser.add_argument("--batch-size", type=number(int, 1), default=100)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the pictures examined")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_device_option()
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args(argv)
-    if args.model is None:
-        raise UserError("--model is missing: the tokenizer's folder; see --help")
+    check_given(args, model="the tokenizer's folder")
     return args
 
 
@@ -65,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     folder = resolve(args.model)
     tokenizer, _ = load_tokenizer(str(folder), args.device)
-    trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
-    classes = {"classes": tuple(trained["classes"])} if trained else {}
-    world, renderer = WorldConfig(tokenizer.config.image_size, **classes).open()
+    world, renderer = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24).open()
     probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]
     examined = examined_scenes(world, args.seed, args.limit, args.split)
     patch_size, ground = tokenizer.config.patch_size, len(world.classes)
@@ -75,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.from_numpy(np.stack([patch_owners(s, world, renderer, patch_size) for s in scenes]))
         for scenes in (probed, examined)
     )
-    inputs = read_features(tokenizer, renderer, probed, args.batch_size)
-    unseen = read_features(tokenizer, renderer, examined, args.batch_size)
+    with out_of_memory_told(args.batch_size):
+        inputs, unseen = (read_features(tokenizer, renderer, s, args.batch_size) for s in (probed, examined))
     is_object = true < ground
     fitted = {name: fit_probe(inputs[name], labels) for name in PROBED}
     fitted[CODES] = fit_table(inputs[CODES], labels, tokenizer.config.num_codes)
@@ -85,7 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
     results |= describe_run(
         __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
-        seed=args.seed, num_samples={"pictures": len(examined)}, limited=len(examined) < NUM_EXAMINED,
+        seed=args.seed, num_samples={"pictures": len(examined), "training pictures": len(probed)},
+        limited=len(examined) < NUM_EXAMINED or len(probed) < NUM_TRAINING,
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
@@ -177,12 +173,11 @@ def summarize(right: dict[str, np.ndarray], num_objects: np.ndarray) -> dict:
 
 def make_table(results: dict) -> Table:
     """The table for people."""
-    table = Table(
-        title=f"Objects named right: {results['num_object_patches']:,} patches of "
-        f"{results['num_pictures']:,} pictures ({results['split']})", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
-    for heading in (results["model"], "share right", "95 %"):
-        table.add_column(heading, justify="left" if heading == results["model"] else "right", no_wrap=True)
+    title = (
+        f"Objects named right: {results['num_object_patches']:,} patches of {results['num_pictures']:,} pictures "
+        f"({results['split']}), a probe trained on {results['num_training_pictures']:,}"
+    )
+    table = open_table(title, (results["model"], "share right", "95 %"))
     for name, title in (INPUTS | {"cost": "what quantising costs the probe"}).items():
         table.add_row(title, f"{results[name]:.4f}", as_range(results["intervals"][name], 4))
     return table

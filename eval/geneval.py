@@ -22,12 +22,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 from tqdm import tqdm
 
 from unimllm.command_line import (
     CommandLine,
+    check_given,
     given_drawing,
     number,
     out_of_memory_told,
@@ -42,6 +42,7 @@ from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
 from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
 from unimllm.inference import check_prompts, checkpoint_of, draw, load
+from unimllm.json_rows import write_rows
 from unimllm.metrics.geneval import in_words
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
@@ -57,7 +58,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, describe_run, print_table, write_json
+from unimllm.report import as_range, describe_run, open_table, print_table, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -83,9 +84,7 @@ def parse_generate(argv: list[str]) -> argparse.Namespace:
     parser.add_drawing_options()
     parser.add_argument("--limit", type=number(int, 1), help="the first so many prompts")
     args = parser.parse_args(argv)
-    for name, what in (("prompts", "GenEval's evaluation_metadata.jsonl"), ("out", "the folder for the pictures")):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name} is missing: {what}; see --help")
+    check_given(args, prompts="GenEval's evaluation_metadata.jsonl", out="the folder for the pictures")
     return args
 
 
@@ -135,7 +134,9 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     # Looked at before the settings, which are written first: another process may be laying out the same run.
     occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
     if told.is_file():
-        before = {"fingerprint": settings["fingerprint"]} | json.loads(told.read_text())  # earlier versions tell none
+        before = json.loads(told.read_text())
+        if "fingerprint" not in before:  # an earlier version drew these pictures: of which weights nobody knows
+            del settings["fingerprint"]
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             name = changed[0]
@@ -149,8 +150,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
         )
     write_json(told, settings)
     for index, prompt in enumerate(prompts):
-        line = (json.dumps(prompt) + "\n").encode()
-        write_atomically(args.out / f"{index:05d}" / "metadata.jsonl", lambda file, line=line: file.write(line))
+        write_rows(args.out / f"{index:05d}" / "metadata.jsonl", [prompt])
 
 
 # ---- score ---------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--detections", type=Path, help="the record of what the detector saw; --detector adds to it")
     parser.add_argument("--official-results", type=Path, help="what the official evaluate_images.py wrote")
     parser.add_argument("--results", type=Path, help="also write a row for each picture here, as the official script")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_device_option()
     parser.add_report_options()
     args = parser.parse_args(argv)
     if args.official_results:
@@ -274,22 +274,18 @@ def drawings_shown(records: dict[str, Record], pictures: dict[str, dict], lacks:
 
 def write_results(path: Path, folder: Path, pictures: dict[str, dict], lacks: list[list[str]]) -> None:
     """A row for each picture under the official script's names, for its summary and for galleries of failures."""
-    rows = [
+    write_rows(path, (
         drawing_row(str(folder / file), metadata, reasons) | {"metadata": json.dumps(metadata)}
         for (file, metadata), reasons in zip(pictures.items(), lacks, strict=True)
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    ))  # fmt: skip
 
 
 def make_table(results: dict) -> Table:
     """Tags, their mean, and the two shares that the official summary prints besides."""
     size = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts"
     part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of {NUM_PROMPTS}"
-    caption = f"{size}{part}; {results['detector']}"
-    table = Table(title=f"{results['benchmark']}, {results['model']}", caption=caption, box=box.SIMPLE_HEAD)
-    for heading in ("", "score", "95 %", "pictures"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    title = f"{results['benchmark']}, {results['model']}"
+    table = open_table(title, ("", "score", "95 %", "pictures"), [f"{size}{part}; {results['detector']}"])
     for tag, value in results["scores"].items():
         if tag == "overall":
             table.add_section()

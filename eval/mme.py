@@ -15,17 +15,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run, run_command
+from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.images import check_writable, open_picture
 from unimllm.metrics import mme
-from unimllm.metrics.intervals import percentiles, resampled_sums
+from unimllm.metrics.intervals import percentiles
 from unimllm.questions import answer_questions
-from unimllm.report import about_model, as_range, describe_run, print_table, speed_told, write_json
+from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,8 +77,7 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.release is None:
         raise UserError("the folder of MME's release is missing; see --help")
-    if args.out is None:
-        raise UserError("--out is missing: the folder for <sub-task>.txt; see --help")
+    check_given(args, out="the folder for <sub-task>.txt")
     return args
 
 
@@ -126,9 +124,7 @@ def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
     for group, tasks in mme.GROUPS.items():
         resampled = {}
         for task in (task for task in tasks if task in found):
-            counted = mme.outcomes(found[task])
-            sums = resampled_sums(counted, range(len(counted)), rng)
-            rates = mme.rates(sums, len(counted))
+            rates = mme.resampled_rates(found[task], rng)
             resampled[task] = rates.pop("score")
             results["subtasks"][task] = mme.score(found[task]) | {"num_questions": len(found[task])}
             results["subtasks"][task]["intervals"] = {name: percentiles(values) for name, values in rates.items()}
@@ -147,12 +143,10 @@ def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
 
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
-    captions = [f"no total without {', '.join(results['missing'])}"] if results["missing"] else []
-    captions += [speed_told(results["speed"])] if "speed" in results else []
+    notes = [f"no total without {', '.join(results['missing'])}"] if results["missing"] else []
+    notes += [speed_told(results["speed"])] if "speed" in results else []
     title = f"MME, {results['model']}: {results['num_questions']:,} questions"
-    table = Table(title=title, caption="\n".join(captions), box=box.SIMPLE_HEAD)
-    for heading in ("", "score", "95 %", "acc", "acc+", "neither", "questions"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table = open_table(title, ("", "score", "95 %", "acc", "acc+", "neither", "questions"), notes)
     for group, tasks in mme.GROUPS.items():
         for task in (task for task in tasks if task in results["subtasks"]):
             row = results["subtasks"][task]

@@ -19,15 +19,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from rich import box
 from rich.table import Table
 from tqdm import tqdm
 
 from semhitok.checkpoints import choose_device
 from semhitok.image_processing_semhitok import adm_center_crop
 from semhitok.picture_files import find_pictures
-from unimllm.command_line import CommandLine, number, out_of_memory_told, run, run_command, silence_libraries
+from unimllm.command_line import (
+    CommandLine,
+    check_given,
+    number,
+    out_of_memory_told,
+    run,
+    run_command,
+    silence_libraries,
+)
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.generate import INDEX_FILE
 from unimllm.images import check_writable, open_picture
 from unimllm.json_rows import read_rows
@@ -46,7 +54,7 @@ from unimllm.metrics.geneval_records import read_folder
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.metrics.networks import FeatureNet
 from unimllm.metrics.reconstruction import WINDOW
-from unimllm.report import as_range, describe_run, print_table, write_json
+from unimllm.report import as_range, describe_run, open_table, print_table, write_json
 
 PROGRAM = "eval/pictures.py"
 
@@ -64,7 +72,7 @@ def parse_compare(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("generated", nargs="?", type=Path, help="a folder of pictures to be judged by them")
     parser.add_argument("--size", type=number(int, WINDOW), help="crop all to so many pixels first, as ADM does")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_report_options()
     add_network_options(parser, "no FD")
     args = parser.parse_args(argv)
     if args.generated is None:
@@ -86,7 +94,9 @@ def compare(argv: list[str]) -> None:
         )
     silence_libraries()
     nets, lpips = open_networks(args, torch.device(choose_device(args.device)))
-    paired = len(common) == len(reference) == len(generated)
+    only = [{name: path for name, path in a.items() if name not in b}
+            for a, b in ((reference, generated), (generated, reference))]  # fmt: skip
+    paired = not any(only)
     comparisons = [FrechetComparison(paired) for _ in nets]
     scores = defaultdict(list)
     with out_of_memory_told(args.batch_size):
@@ -95,9 +105,9 @@ def compare(argv: list[str]) -> None:
                 scores[name].append(values)
             take(nets, comparisons, first, second)
         if nets:
-            for pictures in alone(reference, common, args):
+            for pictures in alone(only[0], args):
                 take(nets, comparisons, pictures, pictures[:0])
-            for pictures in alone(generated, common, args):
+            for pictures in alone(only[1], args):
                 take(nets, comparisons, pictures[:0], pictures)
     results = {
         "reference": str(args.reference),
@@ -107,12 +117,13 @@ def compare(argv: list[str]) -> None:
         "num_pairs": len(common),
         "size": args.size,
     }
-    results |= summarize_pairs(scores) | compare_sets(nets, comparisons)
-    results["warnings"] += differing(reference, generated, args)
+    results |= summarize_pairs(scores, args.seed) | compare_sets(nets, comparisons)
+    results["warnings"] += differing(only, args)
     if lpips:
         results |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
     results |= describe_run(
-        __file__, ["compare", *argv], model=str(args.generated), fingerprint=None, fingerprint_of="pictures", seed=0,
+        __file__, ["compare", *argv], model=args.name or str(args.generated),
+        fingerprint=fingerprint(*generated.values()), fingerprint_of="pictures", seed=args.seed,
         num_samples={"pictures": len(generated), "pairs": len(common)}, limited=False,
     )  # fmt: skip
     if args.json:
@@ -166,11 +177,11 @@ def pairs(
             yield first, second
 
 
-def alone(files: dict[str, Path], names: list[str], args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Batches of the pictures that have other names, (n, H, W, 3) uint8."""
-    others = [path for name, path in files.items() if name not in set(names)]
-    for start in tqdm(range(0, len(others), args.batch_size), desc="looking", unit="batch", disable=not others):
-        pictures = [read(path, args.size) for path in others[start : start + args.batch_size]]
+def alone(files: dict[str, Path], args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """Batches of the pictures of one folder that have no counterpart, (n, H, W, 3) uint8."""
+    paths = list(files.values())
+    for start in tqdm(range(0, len(paths), args.batch_size), desc="looking", unit="batch", disable=not paths):
+        pictures = [read(path, args.size) for path in paths[start : start + args.batch_size]]
         for _, group in groupby(pictures, key=np.shape):
             yield np.stack(list(group))
 
@@ -183,11 +194,10 @@ def take(nets: list[FeatureNet], comparisons: list[FrechetComparison], first: np
         comparison.update(*(nothing if f is None else f for f in features))
 
 
-def differing(reference: dict[str, Path], generated: dict[str, Path], args: argparse.Namespace) -> list[str]:
-    """What to say of folders that do not hold the same names: nothing, or one line."""
-    only = [(args.reference, [n for n in reference if n not in generated])]
-    only += [(args.generated, [n for n in generated if n not in reference])]
-    told = [f"{folder} alone holds {len(names):,} pictures, {names[0]} first" for folder, names in only if names]
+def differing(only: list[dict[str, Path]], args: argparse.Namespace) -> list[str]:
+    """What to say of the pictures that one folder alone holds: nothing, or one line."""
+    told = [f"{folder} alone holds {len(names):,} pictures, {next(iter(names))} first"
+            for folder, names in zip((args.reference, args.generated), only, strict=True) if names]  # fmt: skip
     return [f"{'; '.join(told)}: pairs are of the common names, sets of all"] if told else []
 
 
@@ -195,13 +205,11 @@ def comparison_table(results: dict) -> Table:
     """The table for people."""
     lines = [f"Size: {results['size'] or 'as it is'}. All on 8-bit RGB.", *networks_told(results)]
     lines += [f"Warning: {warning}." for warning in results["warnings"]]
-    table = Table(
-        title=f"{results['generated']} ({results['num_generated']:,}) beside {results['reference']} "
-        f"({results['num_reference']:,}), {results['num_pairs']:,} pairs",
-        caption="\n".join(lines), caption_justify="left", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
-    for heading in ("", "mean", "95 %"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    title = (
+        f"{results['generated']} ({results['num_generated']:,}) beside {results['reference']} "
+        f"({results['num_reference']:,}), {results['num_pairs']:,} pairs"
+    )
+    table = open_table(title, ("", "mean", "95 %"), lines)
     add_comparison(table, results)
     return table
 
@@ -215,13 +223,12 @@ def parse_clipscore(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--clip", help="a CLIP in Hugging Face's format, by folder or hub id")
     parser.add_argument("--prompts", type=Path, help='rows with "file" and "prompt" (default: what the folder holds)')
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_device_option()
+    parser.add_report_options()
     args = parser.parse_args(argv)
     if args.folder is None:
         raise UserError("the folder of pictures is missing; see --help")
-    if args.clip is None:
-        raise UserError("--clip is missing, the CLIP that compares pictures and prompts; see --help")
+    check_given(args, clip="the CLIP that compares pictures and prompts")
     return args
 
 
@@ -247,11 +254,12 @@ def clipscore(argv: list[str]) -> None:
         "num_cut_prompts": sum(scorer.is_cut(text) for text in dict(prompts).values()),
         "clip_score": float(scores.mean()),
         "clip_score_paper": float(WEIGHT * scores.mean() / 100),
-        "intervals": {"clip_score": bootstrap_mean(scores)},
+        "intervals": {"clip_score": bootstrap_mean(scores, args.seed)},
     }
     results |= describe_run(
-        __file__, ["clipscore", *argv], model=str(args.folder), fingerprint=None, fingerprint_of="pictures", seed=0,
-        num_samples={"pictures": results["num_pictures"]}, limited=False,
+        __file__, ["clipscore", *argv], model=args.name or str(args.folder),
+        fingerprint=fingerprint(*(args.folder / file for file, _ in prompts)), fingerprint_of="pictures",
+        seed=args.seed, num_samples={"pictures": results["num_pictures"]}, limited=False,
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
@@ -262,12 +270,19 @@ def read_prompts(folder: Path, file: Path | None) -> dict[str, str]:
     """Picture below the folder -> its prompt.
 
     Raises:
-        UserError: no prompts, or a row without one.
+        UserError: no prompts, a row without one, or two of one picture.
     """
     if file is None and not (folder / INDEX_FILE).is_file():
         return {picture: metadata["prompt"] for picture, metadata in read_folder(folder).items()}
-    rows = read_rows(file or folder / INDEX_FILE, ("file", "prompt"))
-    return {row["file"]: row["prompt"] for row in rows}
+    file = file or folder / INDEX_FILE
+    prompts: dict[str, str] = {}
+    for n, row in enumerate(read_rows(file, ("file", "prompt")), 1):
+        if not isinstance(row["file"], str) or not isinstance(row["prompt"], str):
+            raise UserError(f"{file}, row {n}: 'file' and 'prompt' must be text")
+        if row["file"] in prompts:
+            raise UserError(f"{file}, row {n}: {row['file']} was named before")
+        prompts[row["file"]] = row["prompt"]
+    return prompts
 
 
 def score_table(results: dict) -> Table:
@@ -277,12 +292,7 @@ def score_table(results: dict) -> Table:
         lines.append(
             f"Warning: the ends of {results['num_cut_prompts']:,} prompts do not fit into it and are not read."
         )
-    table = Table(
-        title=f"{results['generated']}, {results['num_pictures']:,} pictures", caption="\n".join(lines),
-        caption_justify="left", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
-    for heading in ("", "mean", "95 %"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table = open_table(f"{results['generated']}, {results['num_pictures']:,} pictures", ("", "mean", "95 %"), lines)
     interval = as_range(results["intervals"]["clip_score"], 2)
     table.add_row("CLIPScore, 100 * max(cos, 0)", f"{results['clip_score']:.2f}", interval)
     return table

@@ -18,25 +18,23 @@ nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures (over que
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
-from unimllm.command_line import CommandLine, number, open_model, out_of_memory_told, run, run_command
+from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_writable, open_picture, write_atomically
-from unimllm.json_rows import read_rows
+from unimllm.images import check_writable, open_picture
+from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
 from unimllm.questions import answer_questions
-from unimllm.report import about_model, as_range, describe_run, print_table, speed_told, write_json
+from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
@@ -66,7 +64,7 @@ def tell(args: argparse.Namespace, splits: list[Split], results: dict, words: li
     results = {"benchmark": "POPE"} | score_splits(splits, args.seed) | results
     results |= describe_run(
         __file__, words, seed=args.seed, num_samples={"questions": results["num_questions"]},
-        limited=not all(pope.is_full(split.name, len(split.questions)) for split in splits), **about,
+        limited=not is_whole(splits), **about,
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
@@ -126,9 +124,7 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.questions:
         raise UserError("the question files are missing; see --help")
-    for name, what in (("pictures", "the folder of the pictures"), ("out", "the folder for the files of answers")):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name} is missing: {what}; see --help")
+    check_given(args, pictures="the folder of the pictures", out="the folder for the files of answers")
     return args
 
 
@@ -160,6 +156,9 @@ def read_questions(path: Path, pictures: Path) -> list[dict]:
     """
     rows = read_rows(path, ("image", "text", "label"))
     check_labels(rows, path)
+    for n, row in enumerate(rows, 1):
+        if not isinstance(row["image"], str) or not isinstance(row["text"], str):
+            raise UserError(f"{path}, row {n}: 'image' and 'text' must be text")
     names = dict.fromkeys(row["image"] for row in rows)
     missing = [name for name in names if not (pictures / name).is_file()]
     if missing:
@@ -175,8 +174,7 @@ def write_answers(path: Path, split: Split) -> None:
         {"question": question["text"], "answer": text, "label": question["label"], "image": question["image"]}
         for question, text in zip(split.questions, split.answers, strict=True)
     ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_rows(path, rows)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -286,6 +284,12 @@ def score_splits(splits: list[Split], seed: int) -> dict:
     return results
 
 
+def is_whole(splits: list[Split]) -> bool:
+    """Whether these are POPE's three splits with all their questions."""
+    full = {split.name for split in splits if pope.is_full(split.name, len(split.questions))}
+    return full == set(pope.SPLITS)
+
+
 def resampled_rates(splits: list[Split], parsing: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Each of SCORES (resamples, splits), by pictures, or by questions where rows name none."""
     pictures = [question.get("image") for split in splits for question in split.questions]
@@ -296,10 +300,9 @@ def resampled_rates(splits: list[Split], parsing: str, rng: np.random.Generator)
 def make_table(results: dict) -> Table:
     """A row for every split and parsing."""
     editions = [f"{name}: {entry['file']}, {entry['edition']}" for name, entry in results["splits"].items()]
-    captions = editions + ([speed_told(results["speed"])] if "speed" in results else [])
-    table = Table(title=f"POPE, {results['model']}", caption="\n".join(captions), box=box.SIMPLE_HEAD)
-    for heading in ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither"):
-        table.add_column(heading, justify="left" if heading in ("", "parsing") else "right", no_wrap=True)
+    speed = [speed_told(results["speed"])] if "speed" in results else []
+    headings = ("", "parsing", *SCORES[:4], "95 % of f1", "yes", "neither")
+    table = open_table(f"POPE, {results['model']}", headings, editions + speed, num_names=2)
     for name, entry in (*results["splits"].items(), ("mean", results["mean"])):
         if name == "mean" and len(results["splits"]) == 1:
             continue

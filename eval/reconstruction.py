@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich import box
 from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from semhitok.checkpoints import resolve
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
-from unimllm.command_line import CommandLine, number, out_of_memory_told, run, silence_libraries
+from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
@@ -48,11 +48,11 @@ from unimllm.metrics.comparison import (
 )
 from unimllm.metrics.frechet import FrechetComparison
 from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
-from unimllm.report import add_code_use, describe_run, print_table, write_json
+from unimllm.report import add_code_use, describe_run, open_table, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
+from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
-from unimllm.scenes.sources import WorldConfig
-from unimllm.training.checkpoint import RUN_FILE, read_run, resolve
+from unimllm.scenes.sources import WorldConfig, trained_classes
 
 SCENES = "scenes"  # what --data says for the world's own held-out pictures
 NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
@@ -104,9 +104,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--grid", type=Path, help=f"draw the first {GRID_PICTURES} pictures over their reconstructions")
     args = parser.parse_args(argv)
-    for name, what in (("model", "the tokenizer's folder"), ("data", f"a folder of pictures, or {SCENES!r}")):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name} is missing: {what}; see --help")
+    check_given(args, model="the tokenizer's folder", data=f"a folder of pictures, or {SCENES!r}")
     return args
 
 
@@ -148,9 +146,8 @@ def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path
     """What --data names."""
     if args.data != SCENES:
         return FolderPictures(Path(args.data))
-    trained = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
-    classes = {"classes": tuple(trained["classes"])} if trained else {}
-    return HeldOutPictures(WorldConfig(tokenizer.config.image_size, **classes), args.limit or NUM_SCENES, args.split)
+    world = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24)
+    return HeldOutPictures(world, args.limit or NUM_SCENES, args.split)
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -256,12 +253,8 @@ def describe_data(
 def make_table(results: dict) -> Table:
     """The table for people."""
     size = results["resolution"]
-    table = Table(
-        title=f"{results['model']} on {results['num_pictures']} pictures of {results['data']}, {size} x {size}",
-        caption="\n".join(notes(results)), caption_justify="left", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
-    for heading in ("", "mean", "95 %"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    title = f"{results['model']} on {results['num_pictures']} pictures of {results['data']}, {size} x {size}"
+    table = open_table(title, ("", "mean", "95 %"), notes(results))
     add_comparison(table, results)
     if "flat_code_use" in results:
         add_code_use(table, results)

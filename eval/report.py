@@ -3,8 +3,9 @@
     python eval/report.py results/                                  # the table
     python eval/report.py results/ more/scores.json --html report.html --markdown table.md
 
-Takes the JSON files that eval/scenes.py, pope.py, mme.py, geneval.py and reconstruction.py write with --json. Results
-of one name share a column unless they are of other weights; pope.py, mme.py and geneval.py take the name from --name.
+Takes the JSON files that eval/scenes.py, pope.py, mme.py, geneval.py, reconstruction.py, pictures.py and features.py
+write with --json. Results of one name share a column unless they are of other weights; pope.py, mme.py, geneval.py and
+pictures.py take the name from --name.
 The page is one file; it shows drawings and answers where `eval/scenes.py --json FILE --save-pictures FOLDER` or
 `eval/geneval.py score FOLDER --json FILE` left them.
 """

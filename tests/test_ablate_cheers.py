@@ -1,13 +1,12 @@
 """scripts/ablate_cheers.sh with nothing behind it that trains, and eval/cheers_gate.py on a tiny random model."""
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, load_program
 from transformers import BatchFeature
 
 from unimllm import CheersForConditionalGeneration
@@ -97,10 +96,7 @@ def test_mistakes_of_the_script_are_one_line(options, message):
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("eval_cheers_gate", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/cheers_gate.py")
 
 
 class FakeProcessor:

@@ -1,12 +1,12 @@
 """eval/pictures.py on small folders: pairs by name, sets of all, and CLIPScore by hand."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 from PIL import Image
 
 from unimllm.metrics import comparison
@@ -15,17 +15,10 @@ from unimllm.metrics.frechet import frechet_distance, kid
 from unimllm.metrics.networks import FeatureNet, PairDistance
 from unimllm.metrics.reconstruction import psnr, ssim
 
-PROGRAM = Path(__file__).parents[1] / "eval" / "pictures.py"
-
 
 @pytest.fixture(scope="module")
 def program():
-    if not PROGRAM.is_file():
-        pytest.skip("eval/pictures.py is not beside the tests (they run on an installed package)")
-    spec = importlib.util.spec_from_file_location("eval_pictures", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/pictures.py")
 
 
 def noise(seed: int, size: int = 16) -> np.ndarray:
@@ -77,6 +70,9 @@ def test_pairs_have_one_name_whatever_their_endings(call, program, networks, tmp
     for words in ("FID", "KID x 1000, paired", "LPIPS (alex)", "3 pairs", "3 pictures is biased"):
         assert words in table
     assert "alone holds" not in table and results["command"].startswith("python eval/pictures.py compare")
+    assert results["model"] == str(generated) and results["fingerprint_of"] == "pictures"
+    named, _ = compared(call, program, tmp_path, reference, reference, "--name", "M")
+    assert named["model"] == "M" and named["fingerprint"] != results["fingerprint"]
 
 
 def test_other_names_are_told_and_belong_to_the_sets(call, program, networks, tmp_path):
@@ -209,5 +205,10 @@ def test_mistakes_of_clipscore_are_one_line(call, program, clip, tmp_path):
     assert "holds no pictures in GenEval's layout" in call(program, "clipscore", folder, "--clip", clip).refusal()
     told = call(program, "clipscore", folder, "--clip", tmp_path, "--prompts", tmp_path / "rows.jsonl").refusal()
     assert "--clip" in told and "cannot be loaded" in told
+    for rows, message in (('{"file": 1, "prompt": "a"}', "must be text"),
+                          ('{"file": "a.png", "prompt": "a"}\n' * 2, "row 2: a.png was named before")):  # fmt: skip
+        (tmp_path / "wrong.jsonl").write_text(rows)
+        told = call(program, "clipscore", folder, "--clip", clip, "--prompts", tmp_path / "wrong.jsonl").refusal()
+        assert message in told
     ended = call(program, "clipscore", folder, "--clip", clip, "--prompts", tmp_path / "rows.jsonl", "--device", "cpu")
     assert ended.code == 2 and "no such picture" in ended.err.splitlines()[-1]

@@ -1,6 +1,5 @@
 """eval/scenes.py on a tiny random model: every number is there, the same seed gives the same, and mistakes are told."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
@@ -21,22 +21,12 @@ from unimllm.scenes.glyphs import FONT_ENV
 from unimllm.scenes.language import KINDS
 from unimllm.scenes.reader import SceneReader, SceneReaderConfig
 
-PROGRAM = Path(__file__).parents[1] / "eval" / "scenes.py"
 TIMINGS = ("seconds_per_picture", "seconds_per_picture_batched", "seconds_per_answer", "load_average")
-
-pytestmark = pytest.mark.skipif(
-    not PROGRAM.is_file(), reason="eval/scenes.py is not beside the tests (they run on an installed package)"
-)
 
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("eval_scenes", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_scenes"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["eval_scenes"]
+    return load_program("eval/scenes.py")
 
 
 def save_reader(folder: Path, image_size: int) -> Path:
@@ -84,7 +74,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert results["program"] == "eval/scenes.py" and results["limited"] is True and results["versions"]["torch"]
     assert results["fingerprint"] == fingerprint(tiny_checkpoint / "model.safetensors")
     assert results["command"].startswith("python eval/scenes.py --model ") and results["num_samples"]["questions"] == 4
-    for key in ("pope_f1", "pope_f1_strict", "objects_read_in_true_renders"):
+    for key in ("pope_f1", "pope_f1_random", "pope_f1_strict", "mme_total", "objects_read_in_true_renders"):
         low, high = results["intervals"][key]
         assert low <= results[key] <= high
     for ceiling in ("reader_ceiling", "tokenizer_ceiling"):
@@ -106,7 +96,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert Image.open(pictures / "00002" / "samples" / "0001.png").size == (16, 16)
 
     table, progress = capsys.readouterr()
-    for words in ("PSNR", "POPE F1, adversarial", "MME count", "GenEval: overall", "seconds per answer"):
+    for words in ("PSNR", "POPE F1, adversarial", "MME count", "GenEval: overall", "seconds per answer", "test split"):
         assert words in table
     assert "drawing" in progress and "batch/s" not in table
 
@@ -176,9 +166,9 @@ def test_a_model_of_another_world_is_refused(program, no_font, tiny_checkpoint, 
         program.main(["--model", str(folder), "--reader", str(reader)])
 
 
-def test_a_missing_font_is_one_line_and_exit_code_2(tiny_checkpoint, reader, tmp_path):
+def test_a_missing_font_is_one_line_and_exit_code_2(program, tiny_checkpoint, reader, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--model", str(tiny_checkpoint), "--reader", str(reader), "--json", "x/y.json"],
+        [sys.executable, program.__file__, "--model", tiny_checkpoint, "--reader", reader, "--json", "x/y.json"],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {FONT_ENV: str(tmp_path / "none.ttf")},
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""

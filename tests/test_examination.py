@@ -1,11 +1,10 @@
 """Prompts in GenEval's format, and the sets of questions, prompts and pictures on which models are examined."""
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_grammar import answer_from_boxes
@@ -67,12 +66,7 @@ def test_scenes_for_prompts_hold_what_is_asked_and_nothing_else(fake_world, seed
 
 
 def test_gallery_prompts_were_drawn_and_not_chosen(fake_world):
-    path = Path(__file__).parents[1] / "eval" / "gallery.py"
-    if not path.is_file():
-        pytest.skip("eval/gallery.py is not beside the tests (they run on an installed package)")
-    spec = importlib.util.spec_from_file_location("eval_gallery", path)
-    gallery = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gallery)
+    gallery = load_program("eval/gallery.py")
     drawn = []
     for i, tag in enumerate(TAGS):
         for j, split in enumerate(("train", "test")):

@@ -1,14 +1,12 @@
 """Both families behind the same commands: what draws, answers and examines asks the model, never which family it is."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 from PIL import Image
 from transformers import AutoProcessor
 
@@ -23,10 +21,6 @@ from unimllm.scenes import CLASSES_24, GlyphAtlas
 from unimllm.scenes.reader import SceneReader, SceneReaderConfig
 
 APPLE, DOGS = "a photo of a red apple", "a photo of two dogs and a blue car"
-EVAL = Path(__file__).parents[1] / "eval"
-beside_eval = pytest.mark.skipif(
-    not EVAL.is_dir(), reason="eval/ is not beside the tests (they run on an installed package)"
-)
 
 
 @pytest.fixture(scope="module")
@@ -157,21 +151,12 @@ def test_chat_talks_and_draws_with_cheers(call, tiny_cheers, tmp_path, monkeypat
     assert Image.open("drawing-1.png").size == (16, 16)
 
 
-def program(name: str):
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", EVAL / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@beside_eval
 def test_scenes_are_examined_with_cheers(tiny_cheers, fake_atlas, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
     torch.manual_seed(0)
     config = SceneReaderConfig(image_size=16, class_names=CLASSES_24, widths=(4, 6, 8), num_blocks=(1, 1))
     SceneReader(config).save_pretrained(tmp_path / "reader")
-    scenes = program("scenes")
+    scenes = load_program("eval/scenes.py")
     options = ["--model", str(tiny_cheers), "--reader", str(tmp_path / "reader"), "--limit", "2", "--device", "cpu"]
     with pytest.raises(UserError, match="cannot draw with top_k"):
         scenes.main([*options, "--top-k", "2"])
@@ -182,13 +167,12 @@ def test_scenes_are_examined_with_cheers(tiny_cheers, fake_atlas, tmp_path, monk
     assert not {"num_positions", "flat_code_use"} & set(results) and "Code use" not in capsys.readouterr().out
 
 
-@beside_eval
 def test_geneval_pictures_are_drawn_with_cheers(tiny_cheers, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     record = {"tag": "single_object", "include": [{"class": "apple", "count": 1}], "prompt": APPLE}
     prompts.write_text(json.dumps(record) + "\n")
     words = ["generate", "--model", str(tiny_cheers), "--prompts", str(prompts), "--out", str(tmp_path / "out")]
-    program("geneval").main([*words, "--images-per-prompt", "2", "--num-steps", "2"])
+    load_program("eval/geneval.py").main([*words, "--images-per-prompt", "2", "--num-steps", "2"])
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2
     settings = json.loads((tmp_path / "out" / "generation.json").read_text())
     assert settings["sampling"]["num_steps"] == 2

@@ -54,6 +54,7 @@ def test_the_program_runs(program, call, tokenizer_folder, fake_atlas, monkeypat
     assert ended.code == 0 and "features from codes" in ended.out
     results = json.loads((tmp_path / "features.json").read_text())
     assert 0 <= results["quantised"] <= 1 and results["num_object_patches"] > 0 and results["split"] == "test"
+    assert results["limited"] and results["num_samples"] == {"pictures": 10, "training pictures": 20}
 
 
 def test_it_asks_for_a_model(program, call):

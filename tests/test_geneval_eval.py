@@ -1,7 +1,6 @@
 """eval/geneval.py on tiny random models: drawing and scoring from end to end."""
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 from PIL import Image
 
 from unimllm.errors import UserError
@@ -17,23 +17,15 @@ from unimllm.metrics.geneval_detector import GenEvalDetector
 from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record, read_records
 
 PICTURE = "00000/samples/0000.png"
-PROGRAM = Path(__file__).parents[1] / "eval" / "geneval.py"
 PROMPTS = [
     {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
     {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a red apple"},
 ]
 
-needs_program = pytest.mark.skipif(
-    not PROGRAM.is_file(), reason="eval/geneval.py is not beside the tests (they run on an installed package)"
-)
-
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("eval_geneval", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/geneval.py")
 
 
 def tiny_mask2former(num_labels: int = 80):
@@ -95,7 +87,6 @@ def names_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-@needs_program
 def test_pictures_are_drawn_in_geneval_s_layout_and_drawn_once(program, call, tiny_checkpoint, prompts, tmp_path):
     out = tmp_path / "out"
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--batch-size", 3)
@@ -114,7 +105,6 @@ def test_pictures_are_drawn_in_geneval_s_layout_and_drawn_once(program, call, ti
     assert (out / samples[0]).read_bytes() == b"mine"
 
 
-@needs_program
 def test_ranks_divide_the_prompts(program, call, tiny_checkpoint, prompts, tmp_path, monkeypatch):
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--images-per-prompt", 1)
     call(program, *words, "--out", tmp_path / "one")
@@ -126,7 +116,6 @@ def test_ranks_divide_the_prompts(program, call, tiny_checkpoint, prompts, tmp_p
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
-@needs_program
 def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     out = tmp_path / "out"
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
@@ -141,6 +130,7 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     del settings["fingerprint"]  # as earlier versions wrote it
     (out / "generation.json").write_text(json.dumps(settings))
     assert call(program, *words, "--images-per-prompt", 1).code == 0
+    assert "fingerprint" not in json.loads((out / "generation.json").read_text())  # nobody knows of which weights
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 
@@ -160,7 +150,6 @@ def test_the_fingerprint_of_a_hub_id_is_that_of_its_files(tiny_checkpoint, monke
     assert weights_fingerprint("someone/model") == weights_fingerprint(tiny_checkpoint)
 
 
-@needs_program
 def test_a_folder_is_looked_at_once_and_scored_again(
     program, call, tiny_checkpoint, mask2former, clip, prompts, tmp_path
 ):
@@ -196,7 +185,6 @@ def test_a_folder_is_looked_at_once_and_scored_again(
     assert json.loads(scores.read_text())["scores"] == first["scores"]
 
 
-@needs_program
 def test_known_detections_get_known_scores(program, call, mask2former, clip, tmp_path):
     detector = GenEvalDetector.load(str(mask2former), str(clip), "cpu")
     seen = detector.look(noise(48, 32), "a", PROMPTS[0])
@@ -209,7 +197,6 @@ def test_known_detections_get_known_scores(program, call, mask2former, clip, tmp
         assert (color in COLORS) == (OBJECT_NAMES[name] == surest and score > 0.3)
 
 
-@needs_program
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -236,7 +223,6 @@ def one_picture(folder: Path, prompt: dict, picture: Image.Image) -> Path:
     return folder
 
 
-@needs_program
 def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former, clip, tmp_path):
     folder = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16))
     row = {"file": "x", "detector": "another", "boxes": [], "scores": [], "classes": [], "colors": []}
@@ -245,7 +231,6 @@ def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former
     assert "is the record of another" in call(program, "score", folder, *words).refusal()
 
 
-@needs_program
 def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call, tmp_path):
     folder = one_picture(tmp_path / "qwen2.5-pictures", PROMPTS[0], noise(16, 16))
     record, results, scores = (tmp_path / name for name in ("seen.jsonl", "qwen2.5.jsonl", "scores.json"))
@@ -258,7 +243,6 @@ def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call
     assert json.loads(scores.read_text())["model"] == "qwen2.5"
 
 
-@needs_program
 def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mask2former, clip, tmp_path):
     one = one_picture(tmp_path / "one", PROMPTS[0], noise(48, 32))
     two = one_picture(tmp_path / "two", PROMPTS[0], noise(16, 16))
@@ -280,7 +264,6 @@ def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mas
     assert "lacks the sha256 of its picture" in call(program, "score", two, *saved).refusal()
 
 
-@needs_program
 def test_colours_that_a_prompt_came_to_ask_for_are_looked_at(program, call, mask2former, clip, tmp_path):
     folder, record = one_picture(tmp_path / "out", PROMPTS[0], noise(48, 32)), tmp_path / "seen.jsonl"
     saved = ("--detections", record)

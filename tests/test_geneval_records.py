@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from unimllm.errors import UserError
+from unimllm.metrics import geneval
 from unimllm.metrics.geneval import TAGS, Detection, failures, is_correct
 from unimllm.metrics.geneval_records import (
     COLORS,
@@ -22,6 +23,7 @@ from unimllm.metrics.geneval_records import (
     summary,
     verdicts,
 )
+from unimllm.metrics.intervals import wilson
 
 SINGLE = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
 TWO = {
@@ -350,6 +352,12 @@ def test_intervals_resample_prompts_within_their_tags():
     assert spread["correct_pictures"] == pytest.approx(spread["overall"])  # tags of equally many pictures
     assert spread["correct_prompts"] == pytest.approx((0.620, 0.713), abs=0.01)  # 50, 100 and 50 of 300
     assert intervals(*columns, seed=0) == spread
+
+
+def test_pictures_of_one_prompt_are_one_trial():
+    correct = [True, True, True, False, False, False]
+    assert geneval.intervals(["colors"] * 6, correct, [0, 0, 1, 1, 2, 2])["colors"] == wilson(1.5, 3)
+    assert geneval.intervals(["colors"] * 6, correct, range(6))["colors"] == wilson(3, 6)
 
 
 def test_official_results_must_hold_verdicts(tmp_path):

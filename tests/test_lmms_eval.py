@@ -1,6 +1,5 @@
 """The lmms-eval plugin: requests by hand on a tiny random model, and the package itself where it is installed."""
 
-import importlib.util
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 from PIL import Image
 
 from unimllm.errors import UserError
@@ -29,6 +29,7 @@ from unimllm.lmms_eval_requests import (
     read_simple,
     user_turn,
 )
+from unimllm.metrics import mme
 from unimllm.metrics.geneval import Detection
 from unimllm.scenes import GlyphAtlas
 
@@ -216,12 +217,7 @@ def test_greedy_is_told(loaded, monkeypatch):
 
 def load_tasks(name: str):
     pytest.importorskip("datasets")
-    if not TASKS.is_dir():
-        pytest.skip("eval/ is not beside the tests (they run on an installed package)")
-    spec = importlib.util.spec_from_file_location(name, TASKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(f"eval/tasks/{name}.py")
 
 
 @pytest.fixture
@@ -246,7 +242,6 @@ def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
 
 
 def test_scenes_mme_asks_what_eval_scenes_asks_and_scores_alike(scenes_tasks):
-    from unimllm.metrics import mme
     from unimllm.scenes.examination import MME_KINDS, mme_set
 
     scores = load_tasks("mme_scores")
@@ -363,6 +358,9 @@ def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
     perception = [entry["mme_perception"] for entry in entries[:4]]
     assert scores.total(perception) == 100 * 3 / 4 + 100 * 1 / 2  # 3 of 4 answers, 1 of 2 pictures
     assert scores.total([entry["mme_cognition"] for entry in entries[4:]]) == 50
+    assert math.isnan(scores.group_total(perception))  # nine sub-tasks are missing
+    whole = [entry | {"set": task} for task in mme.PERCEPTION for entry in perception]
+    assert scores.group_total(whole) == scores.total(whole) == 10 * scores.total(perception)
     with pytest.raises(UserError, match="make --limit even"):
         scores.total(perception[:3])
     (tmp_path / "existence" / "b.txt").write_text("Is it red?\tYes\n")

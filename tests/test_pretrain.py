@@ -1,6 +1,5 @@
 """`train/pretrain.py` and then `train/sft.py` over a language model as released, on a LLaVA data set."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import write_backbone
+from conftest import load_program
 from llava_files import write_llava
 from safetensors.torch import load_file
 
@@ -124,9 +124,7 @@ def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_one_line(program, options, message, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location(f"{program}_program", TRAIN / f"{program}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program(f"train/{program}.py")
     monkeypatch.setattr(sys, "argv", [f"{program}.py", *options, "--output-dir", str(tmp_path / "out")])
     with pytest.raises(UserError) as caught:
         module.main()

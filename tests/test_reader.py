@@ -1,12 +1,11 @@
 """The reader of the emoji scenes: peaks, targets, losses and accuracy by hand; the shipped weights on true renders."""
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_program
 
 from unimllm.metrics.geneval import RELATIONS, Detection, is_correct, relations
 from unimllm.scenes import CLASSES_24, GlyphAtlas, Renderer, Scene, SceneObject, World
@@ -248,13 +247,7 @@ def test_scenes_for_prompts_fulfil_them(world):
 
 @pytest.fixture
 def program():
-    path = Path(__file__).parents[1] / "train" / "reader.py"
-    if not path.is_file():
-        pytest.skip("train/reader.py is not beside the tests (they run on an installed package)")
-    spec = importlib.util.spec_from_file_location("train_reader", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("train/reader.py")
 
 
 def test_damage_moves_every_tile_and_drops_the_object(program):

@@ -1,31 +1,23 @@
 """eval/report.py on hand-made results of two models: the table, the page, and what it says of files that are none."""
 
-import importlib.util
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import load_program
 from PIL import Image
 
 from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
 
-PROGRAM = Path(__file__).parents[1] / "eval" / "report.py"
 EVIL = '<script>alert("1")</script>|`x`'
 VOID = {"meta", "img", "br"}
-
-needs_program = pytest.mark.skipif(
-    not PROGRAM.is_file(), reason="eval/report.py is not beside the tests (they run on an installed package)"
-)
 
 
 @pytest.fixture(scope="module")
 def program():
-    spec = importlib.util.spec_from_file_location("eval_report", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("eval/report.py")
 
 
 # ---- hand-made results ---------------------------------------------------------------------------------------------
@@ -47,11 +39,12 @@ def scenes(model: str, **others) -> dict:
         "num_pope_questions": 600, "num_prompts": 500, "images_per_prompt": 1, "num_pictures_by_tag": {"colors": 48},
         "pope": {"random": {}}, "pope_f1": 0.9, "pope_f1_random": 0.9, "question_accuracy": 0.8,
         "question_accuracy_by_kind": {"color_yes_no": 0.7}, "geneval": {"colors": 0.4378, "overall": 0.4378},
+        "mme": {"count": {"score": 150.0}}, "mme_total": 150.0, "num_mme_pictures": 100,
         "reader_ceiling": {"colors": 1, "overall": 1}, "tokenizer_ceiling": {"colors": 0.854, "overall": 0.9},
         "seconds_per_picture": None, "seconds_per_answer": 0.03,
         "intervals": {
             "psnr": [28.1, 28.5], "ssim": [0.89, 0.91], "objects_read": [0.7, 0.8], "pope_f1_random": [0.8, 0.95],
-            "pope_f1": [0.8, 0.95], "question_accuracy": [0.75, 0.85],
+            "pope_f1": [0.8, 0.95], "mme_count": [140, 160], "mme_total": [140, 160], "question_accuracy": [0.75, 0.85],
             "question_accuracy_by_kind": {"color_yes_no": [0.6, 0.8]},
             "geneval": {"colors": [0.3, 0.58], "overall": [0.38, 0.47]},
         },
@@ -110,7 +103,6 @@ def table_of(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-@needs_program
 def test_two_models_stand_side_by_side(program, call, two):
     ended = call(program, two)
     assert ended.code == 0 and ended.err == ""
@@ -123,6 +115,7 @@ def test_two_models_stand_side_by_side(program, call, two):
     assert table["**GenEval-style: overall**"][0] == "500 / 6"
     assert table["**GenEval-style: overall**"][2] == r"**0.500\*** (0.380 to 0.470), ceiling 0.900"
     assert table["semantic codes used"] == ["1,000", "0.96", r"0.96\*"]
+    assert table["MME count, of 200"][0] == "200" and table["**MME, of 200**"][1] == "**150.0** (140.0 to 160.0)"
     assert table["seconds for one picture"] == ["", "-", "-"]
     assert table["OCR, of 200"] == ["40", r"130.0\* (100.0 to 160.0)", "-"]
     assert table["**perception, of 2,000**"] == ["", "**-**", "-"]
@@ -130,7 +123,52 @@ def test_two_models_stand_side_by_side(program, call, two):
     assert "- A: `python eval/scenes.py --model 'A'`, commit abcdef0 with changes, seed 0, weights 0123" in ended.out
 
 
-@needs_program
+def test_what_a_tokenizer_of_latents_does_not_have_is_left_out(program, call, tmp_path):
+    content = scenes("CHEERS")
+    del content["semantic_code_use"], content["flat_code_use"]
+    save(tmp_path / "scenes.json", content)
+    autoencoder = facts("reconstruction", "VAE", data="FOLDER", resolution=16, num_pictures=4, frechet={}) | {
+        "psnr": 30.0, "ssim": 0.9, "intervals": {"psnr": [29, 31], "ssim": [0.8, 0.95]}
+    }  # fmt: skip
+    save(tmp_path / "reconstruction.json", autoencoder)
+    ended = call(program, tmp_path)
+    table = table_of(ended.out)
+    assert ended.err == "" and table["measure"] == ["samples", "VAE", "CHEERS"] and "flat codes used" not in table
+
+
+def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
+    save(tmp_path / "a.json", scenes("A", reader="unimllm/default/reader"))
+    save(tmp_path / "b.json", scenes("B", reader="runs/reader_256"))
+    out = call(program, tmp_path).out
+    assert "**Scenes, test split, seed 0: reconstruction**" in out
+    assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
+
+
+def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
+    distance = {"distance": 12.345, "kid_name": "KID", "kid_mean": 0.002}
+    compared = facts("pictures", "A", reference="TRUE", size=None, num_pairs=2, num_generated=3) | {
+        "psnr": None, "ssim": 1.0, "intervals": {"psnr": [None, None], "ssim": [1.0, 1.0]}, "frechet": {"FID": distance}
+    }  # fmt: skip
+    save(tmp_path / "compare.json", compared)
+    prompted = facts("pictures", "A", clip="CLIP", num_pictures=3, clip_score=31.5, intervals={"clip_score": [30, 33]})
+    save(tmp_path / "clip.json", prompted)
+    shares = {"continuous": 0.9, "quantised": 0.8, "cost": 0.1, "code": 0.5}
+    probe = {
+        "split": "test",
+        "num_training_pictures": 4000,
+        "num_pictures": 1000,
+        "intervals": dict.fromkeys(shares, [0, 1]),
+    }
+    save(tmp_path / "features.json", facts("features", "A") | shares | probe)
+    ended = call(program, tmp_path)
+    table = table_of(ended.out)
+    assert ended.err == "" and table["measure"] == ["samples", "A"]
+    assert table["PSNR, dB"] == ["2", "-"] and table["FID, less is better"] == ["3", "12.35"]
+    assert table["KID x 1000, less is better"][1] == "2.00"
+    assert "**CLIPScore by CLIP**" in table and table["100 * max(cos, 0)"] == ["3", "31.50 (30.00 to 33.00)"]
+    assert table["**what quantising costs**"] == ["1,000", "**0.100** (0.000 to 1.000)"]
+
+
 def test_one_name_is_one_column_unless_it_measured_the_same_twice_or_is_another_model(program, call, tmp_path):
     save(tmp_path / "1.json", scenes("A"))
     save(tmp_path / "2.json", scenes("A", seed=1))
@@ -144,7 +182,6 @@ def test_one_name_is_one_column_unless_it_measured_the_same_twice_or_is_another_
     assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A (0123456789abcdef)", "A (ffff)"]
 
 
-@needs_program
 def test_what_is_no_result_is_named(program, call, two):
     (two / "broken.json").write_text('{"program": ')
     save(two / "speed.json", {"program": "eval/speed.py"})
@@ -168,7 +205,6 @@ def test_what_is_no_result_is_named(program, call, two):
         assert words in second
 
 
-@needs_program
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, "{}", json.dumps(scenes("B", psnr=float("nan"))), json.dumps(scenes("B", gallery={"folder": 1})),
@@ -184,7 +220,6 @@ def test_damage_is_one_line(program, call, tmp_path, text):
     assert ended.code == 0 and "1 of 2 files are not shown" in ended.err and table_of(ended.out)["measure"][1] == "?"
 
 
-@needs_program
 def test_without_results_there_is_one_line(program, call, tmp_path):
     assert "no results in" in call(program, tmp_path).refusal()
     assert "no such file or folder" in call(program, tmp_path / "none").refusal()
@@ -222,7 +257,6 @@ class Page(HTMLParser):
         return [attrs for _, attrs in self.found if name in (attrs.get("class") or "").split()]
 
 
-@needs_program
 def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call, two, tmp_path):
     out = tmp_path / "report.html"
     ended = call(program, two, "--html", out, "--markdown", tmp_path / "table.md")
@@ -232,7 +266,7 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     page = Page(text)
     assert EVIL in page.text and "A" in page.text and "<script" not in text
     assert not [attrs for tag, attrs in page.found if tag == "link" or attrs.get("src", "data:")[:5] != "data:"]
-    assert len(page.of_class("bar")) == 12 * 2 + 2 and len(page.of_class("whisker")) == 9 * 2 + 2
+    assert len(page.of_class("bar")) == 14 * 2 + 2 and len(page.of_class("whisker")) == 11 * 2 + 2
     assert {"left:30.00%;width:28.00%", "left:38.00%;width:9.00%"} <= {a["style"] for a in page.of_class("whisker")}
     assert {a["style"] for a in page.of_class("ceiling")} == {"left:85.40%", "left:90.00%"}
     assert len(page.of_class("right")) == 2 and len(page.of_class("wrong")) == 3  # drawing, question; wrong answer
@@ -242,7 +276,6 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     assert sum(tag == "img" for tag, _ in page.found) == 5
 
 
-@needs_program
 def test_pictures_that_are_gone_are_told(program, call, two, tmp_path):
     (two / "b" / "00000" / "samples" / "0000.png").write_bytes(b"x")
     ended = call(program, two, "--html", tmp_path / "report.html")
@@ -250,7 +283,6 @@ def test_pictures_that_are_gone_are_told(program, call, two, tmp_path):
     assert "no picture 0000.png" in Page((tmp_path / "report.html").read_text()).text
 
 
-@needs_program
 def test_a_prompt_that_one_model_did_not_draw_leaves_a_gap(program, call, two, tmp_path):
     content = json.loads((two / "b.json").read_text())
     content["gallery"]["drawings"][0]["prompt"] = "a photo of a cat"

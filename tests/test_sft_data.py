@@ -1,6 +1,5 @@
 """`train/sft.py --data` from the command line: a LLaVA data set trained on, stopped, resumed bit for bit, loaded."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_program
 from llava_files import write_llava
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,9 +107,7 @@ def test_two_processes_go_on_where_one_stopped(command, tmp_path):
     ],
 )
 def test_options_that_do_not_fit_end_with_one_line(options, message, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("sft_program", SFT)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = load_program("train/sft.py")
     monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, options), "--output-dir", str(tmp_path / "out")])
     with pytest.raises(UserError) as caught:
         program.main()

@@ -1,7 +1,6 @@
 """What the training programs start from: checkpoints that do not fit or are damaged are told in one line."""
 
 import errno
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -10,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from conftest import load_program
 from transformers import SiglipConfig, SiglipVisionModel
 
 from semhitok import SemHiTokModel
@@ -32,10 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 def program(name: str) -> ModuleType:
     """A program of train/, imported under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"train_{name}", PROGRAMS / f"{name}.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(f"train/{name}.py")
 
 
 def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:

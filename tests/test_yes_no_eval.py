@@ -1,12 +1,12 @@
 """eval/pope.py and eval/mme.py: every branch of the parsing by hand, and what constant and random answers give."""
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
@@ -15,19 +15,6 @@ from unimllm.errors import UserError
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
 from unimllm.metrics.intervals import bootstrap, percentiles, resampled_sums
-
-PROGRAMS = Path(__file__).parents[1] / "eval"
-
-needs_programs = pytest.mark.skipif(
-    not PROGRAMS.is_dir(), reason="eval/ is not beside the tests (they run on an installed package)"
-)
-
-
-def load_program(name: str):
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", PROGRAMS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
@@ -77,7 +64,7 @@ def test_strata_are_resampled_independently():
 
 @pytest.fixture
 def program():
-    return load_program("pope")
+    return load_program("eval/pope.py")
 
 
 # Every branch of both parsings: (label, answer, official, strict).
@@ -114,7 +101,6 @@ def scored(call, program, tmp_path, *words) -> dict:
     return json.loads((tmp_path / "out.json").read_text())
 
 
-@needs_programs
 def test_pope_of_every_branch_by_hand(call, program, tmp_path):
     for _, answer, official, strict in POPE_BRANCHES:
         assert (pope.parse_official(answer), pope.parse_strict(answer)) == (official, strict), answer
@@ -136,7 +122,6 @@ def test_pope_of_every_branch_by_hand(call, program, tmp_path):
     assert (results["program"], results["limited"], results["fingerprint_of"]) == ("eval/pope.py", True, "answers")
 
 
-@needs_programs
 def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
     folder = tmp_path / "coco"
     folder.mkdir()
@@ -162,7 +147,6 @@ def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
     assert scored(call, program, tmp_path, *words)["intervals"] == results["intervals"]  # one seed, one interval
 
 
-@needs_programs
 @pytest.mark.parametrize(("said", "expected"), [("yes", (0.5, 0.5, 1, 2 / 3, 1)), ("no", (0.5, 0, 0, 0, 0))])
 def test_pope_of_constant_answers_to_a_full_split(program, said, expected):
     questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(3000)]
@@ -175,7 +159,6 @@ def test_pope_of_constant_answers_to_a_full_split(program, said, expected):
     assert results["intervals"]["popular"]["strict"]["accuracy"] == pytest.approx((0.5, 0.5))
 
 
-@needs_programs
 def test_pope_of_random_answers_is_a_half(program):
     rng = random.Random(0)
     questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(3000)]
@@ -188,7 +171,6 @@ def test_pope_of_random_answers_is_a_half(program):
         assert low < entry[name] < high and 0.02 < high - low < 0.07  # 2 * 1.96 * 0.5 / sqrt(3000) = 0.036
 
 
-@needs_programs
 def test_pope_s_splits_share_their_pictures(program):
     """Three equal splits are no more than one: the interval of their mean is that of each."""
     questions = [{"image": f"{i // 6}", "label": ("yes", "no")[i % 2]} for i in range(300)]
@@ -199,13 +181,19 @@ def test_pope_s_splits_share_their_pictures(program):
         assert intervals["mean"]["official"][name] == pytest.approx(interval)
 
 
+def test_pope_is_whole_with_three_full_splits(program):
+    splits = [program.Split(name, "x.json", [{}] * 3000, []) for name in pope.SPLITS]
+    assert program.is_whole(splits) and not program.is_whole(splits[:2])
+    older, short = (program.Split("random", "x.json", [{}] * count, []) for count in (2910, 2909))
+    assert program.is_whole([older, *splits[1:]]) and not program.is_whole([short, *splits[1:]])
+
+
 def test_the_older_random_file_is_named():
     assert "older random file" in pope.edition("random", 2910) and "e3e3926" in pope.edition("random", 2910)
     assert "not a full split" in pope.edition("popular", 2910)
     assert "not a full split" in pope.edition("mine", 3000)
 
 
-@needs_programs
 def test_pope_reads_the_misspelt_question_and_labels_of_its_own(call, program, tmp_path):
     question = {"image": "1.jpg", "text": "Is there a dog in the imange?", "label": "no"}
     labels = write_rows(tmp_path / "coco_pope_random.json", [question])
@@ -224,7 +212,6 @@ def test_pope_reads_the_misspelt_question_and_labels_of_its_own(call, program, t
         assert message in call(program, "score", *words).refusal()
 
 
-@needs_programs
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -239,7 +226,6 @@ def test_pope_tells_what_does_not_fit(call, program, tmp_path, rows, message):
     assert message in call(program, "score", answers, "--label-file", labels).refusal()
 
 
-@needs_programs
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -277,7 +263,6 @@ def count_pictures(monkeypatch) -> list[int]:
     return calls
 
 
-@needs_programs
 def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
     files = []
     for split in ("random", "popular"):
@@ -306,6 +291,8 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
 
     assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
     assert len(read_rows(written[1])) == 2 and json.loads(scores.read_text())["suffix"] == " yes no"
+    numbered = write_rows(tmp_path / "numbered.json", [{"image": 1, "text": "Is it?", "label": "yes"}])
+    assert "row 1: 'image' and 'text' must be text" in call(program, "answer", numbered, *words).refusal()
     (coco / "1.png").unlink()
     assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
     assert "--pictures is missing" in call(program, "answer", *files).refusal()
@@ -345,7 +332,6 @@ def test_mme_of_one_sub_task_by_hand(tmp_path):
     assert mme.score(rows) == {"acc": 0.5, "acc_plus": 0.25, "score": 75.0, "other_ratio": 1 / 8}
 
 
-@needs_programs
 @pytest.mark.parametrize(
     ("pair", "perception", "cognition"),
     [(("yes", "no"), 2000, 800), (("no", "yes"), 0, 0), (("yes", "yes"), 500, 200), (("no", "no"), 500, 200),
@@ -354,7 +340,7 @@ def test_mme_of_one_sub_task_by_hand(tmp_path):
 def test_mme_of_constant_answers(call, tmp_path, pair, perception, cognition):
     for task, size in (mme.PERCEPTION | mme.COGNITION).items():
         mme_file(tmp_path / f"{task}.txt", [pair] * (size // 2))
-    results = scored(call, load_program("mme"), tmp_path, tmp_path)
+    results = scored(call, load_program("eval/mme.py"), tmp_path, tmp_path)
     assert (results["perception"], results["cognition"]) == (perception, cognition)
     assert results["num_questions"] == 2374 and results["missing"] == results["incomplete"] == []
     assert results["intervals"]["perception"] == [perception, perception]
@@ -363,19 +349,17 @@ def test_mme_of_constant_answers(call, tmp_path, pair, perception, cognition):
         assert entry["intervals"] == {name: [entry[name]] * 2 for name in ("acc", "acc_plus")}
 
 
-@needs_programs
 def test_mme_of_random_answers_is_what_arithmetic_says(call, tmp_path):
     rng = random.Random(0)
     for task, size in (mme.PERCEPTION | mme.COGNITION).items():
         mme_file(tmp_path / f"{task}.txt", [tuple(rng.choice(("yes", "no")) for _ in "ab") for _ in range(size // 2)])
-    results = scored(call, load_program("mme"), tmp_path, tmp_path)
+    results = scored(call, load_program("eval/mme.py"), tmp_path, tmp_path)
     # 100 / 2 + 100 / 4 a sub-task.
     assert results["perception"] == pytest.approx(750, abs=90) and results["cognition"] == pytest.approx(300, abs=70)
     low, high = results["intervals"]["perception"]
     assert low < 750 < high and low < results["perception"] < high
 
 
-@needs_programs
 def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_checkpoint, coco, tmp_path, monkeypatch):
     release, out, scores = tmp_path / "release", tmp_path / "out", tmp_path / "scores.json"
     for task in ("existence", "OCR"):
@@ -386,7 +370,7 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
             (release / task / f"{number}.txt").write_text(lines)
     calls = count_pictures(monkeypatch)
     words = ("--model", tiny_checkpoint, "--device", "cpu", "--out", out, "--json", scores)
-    program = load_program("mme")
+    program = load_program("eval/mme.py")
     ended = call(program, "answer", release, *words, "--batch-size", 5)
     assert ended.code == 0 and "12 answers about 6 pictures" in ended.out and sum(calls) == 6, ended.err
     results = json.loads(scores.read_text())
@@ -399,10 +383,9 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     assert "holds no sub-task" in call(program, "answer", tmp_path, *words).refusal()
 
 
-@needs_programs
 def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):
     mme_file(tmp_path / "count.txt", [("yes", "no")])
-    program = load_program("mme")
+    program = load_program("eval/mme.py")
     results = scored(call, program, tmp_path, tmp_path, "--name", "mine")
     assert results["subtasks"]["count"]["score"] == 200 and results["perception"] is results["cognition"] is None
     assert results["incomplete"] == ["count"] and len(results["missing"]) == 13 and results["model"] == "mine"
@@ -425,10 +408,9 @@ def test_mme_refuses_files_that_the_official_script_would_miscount(tmp_path, tex
         mme.read_results(tmp_path / "OCR.txt")
 
 
-@needs_programs
 @pytest.mark.parametrize(
     ("words", "message"), [((), "no command"), (("score",), "is missing"), (("score", "."), "no r")]
 )
 def test_mme_tells_what_to_mend(call, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert message in call(load_program("mme"), *words).refusal()
+    assert message in call(load_program("eval/mme.py"), *words).refusal()

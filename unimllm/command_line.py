@@ -14,9 +14,8 @@ from unimllm.drawing import FLAGS
 from unimllm.errors import UserError
 
 __all__ = [
-    "CommandLine", "given_drawing", "nearest", "number", "one_line", "open_model", "out_of_memory_told", "run",
-    "run_command",
-    "silence_libraries",
+    "CommandLine", "check_given", "given_drawing", "nearest", "number", "one_line", "open_model", "out_of_memory_told",
+    "run", "run_command", "silence_libraries",
 ]  # fmt: skip
 
 
@@ -26,7 +25,7 @@ class CommandLine(command_line.CommandLine):
     def add_model_options(self) -> None:
         """--model and --device."""
         self.add_argument("--model", help="folder or hub id of a checkpoint (default: the small model that ships)")
-        self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+        self.add_device_option()
 
     def add_drawing_options(self) -> None:
         """Those of all families; what is left out is as the model's generation_config.json has it."""
@@ -48,6 +47,13 @@ class CommandLine(command_line.CommandLine):
         self.add_argument("--name", help="of the model, for the report (default: what it is read from)")
         self.add_argument("--json", type=Path, help="also write the results here")
         self.add_argument("--seed", type=number(int, 0), default=0, help="of the intervals")
+
+
+def check_given(args: argparse.Namespace, **needed: str) -> None:
+    """UserError for the first of the options that was left out; `needed`: its name -> what it is."""
+    for name, what in needed.items():
+        if getattr(args, name) is None:
+            raise UserError(f"--{name.replace('_', '-')} is missing: {what}; see --help")
 
 
 def given_drawing(args: argparse.Namespace) -> dict[str, float | None]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from unimllm.command_line import CommandLine, given_drawing, number, open_model, out_of_memory_told, run
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
-from unimllm.images import check_writable, picture_format, save_picture, write_atomically
+from unimllm.images import check_writable, picture_format, save_picture
 from unimllm.inference import check_prompts, draw
+from unimllm.json_rows import write_rows
 
 BATCH_SIZE = 32
 INDEX_FILE = "index.jsonl"
@@ -159,8 +160,7 @@ def draw_batch(model, processor, jobs: list[Job], options: dict[str, float], on_
 
 def write_index(folder: Path, jobs: list[Job]) -> None:
     """`index.jsonl`: a line for each picture, the record of its prompt with "file" and "seed"."""
-    lines = [json.dumps(job.record | {"file": job.path.name, "seed": job.seed}) + "\n" for job in jobs]
-    write_atomically(folder / INDEX_FILE, lambda file: file.write("".join(lines).encode()))
+    write_rows(folder / INDEX_FILE, (job.record | {"file": job.path.name, "seed": job.seed} for job in jobs))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Files of rows as the benchmarks hand them around: JSON lines, or one JSON array of objects."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from unimllm.errors import UserError
+from unimllm.images import write_atomically
 
 
 def read_rows(path: Path, needed: tuple[str, ...] = ()) -> list[dict]:
@@ -29,6 +31,12 @@ def read_rows(path: Path, needed: tuple[str, ...] = ()) -> list[dict]:
         if missing:
             raise UserError(f"{path}, row {number} lacks {missing[0]!r}; it has {', '.join(map(repr, row))}")
     return [row for _, row in rows]
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """A file of JSON lines, whole or not at all; UserError if the place cannot be written."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_text(path: Path) -> str:

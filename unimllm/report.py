@@ -7,10 +7,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +30,20 @@ def as_range(interval: tuple[float, float], digits: int = 3) -> str:
 def print_table(table: Table, width: int = 100) -> None:
     """Print to stdout; a pipe or a file has no width, so there it is `width` characters."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def open_table(title: str, headings: Sequence[str], notes: Sequence[str] = (), num_names: int = 1) -> Table:
+    """A table without rows yet.
+
+    Args:
+        headings: of its columns.
+        notes: lines under it.
+        num_names: columns of words, the first ones; those after them hold numbers, which stand to the right.
+    """
+    table = Table(title=title, caption="\n".join(notes), caption_justify="left", box=box.SIMPLE_HEAD)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i < num_names else "right", no_wrap=True)
+    return table
 
 
 def speed_told(speed: dict) -> str:

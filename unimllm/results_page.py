@@ -15,7 +15,8 @@ from PIL import Image
 
 from unimllm.errors import UserError
 from unimllm.images import open_picture
-from unimllm.results import GALLERY, Column, Measure, Result, make_groups, plain
+from unimllm.result_measures import Measure, plain
+from unimllm.results import GALLERY, Column, Result, make_groups
 
 LARGEST = 256  # pixels of an embedded picture's longer side
 NUM_COLORS = 6  # of bars; more models begin anew, their names stand beside

@@ -52,6 +52,12 @@ def total(entries: list[dict]) -> float:
     return sum(score(entries, task) for task in dict.fromkeys(e["set"] for e in entries))
 
 
+def group_total(entries: list[dict]) -> float:
+    """The sum over all sub-tasks of a group; nan: the folder lacks one, or --limit left it out."""
+    asked = {e["set"] for e in entries}
+    return total(entries) if asked in map(set, mme.GROUPS.values()) else math.nan
+
+
 def share(entries: list[dict], name: str) -> float:
     """`acc` or `acc_plus` over all questions or pictures."""
     return mme.score(pairs(entries))[name]

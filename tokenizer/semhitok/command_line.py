@@ -52,10 +52,14 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
+    def add_device_option(self) -> None:
+        """--device."""
+        self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+
     def add_tokenizer_options(self) -> None:
         """--model, --device, --batch-size and --bf16."""
         self.add_argument("--model", help="folder or hub id of a tokenizer (default: the small model that ships)")
-        self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+        self.add_device_option()
         self.add_argument(
             "--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)"
         )

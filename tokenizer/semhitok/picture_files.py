@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def files_below(folder: Path) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def find_pictures(inputs: Iterable[Path]) -> tuple[list[PictureFile], int]:
+def find_pictures(inputs: Sequence[Path]) -> tuple[list[PictureFile], int]:
     """The pictures of some files and folders, whatever lies below them included.
 
     A file that is named is a picture; below a folder it needs an ending of READ_FORMATS, and hidden files are none.
@@ -150,7 +150,8 @@ def find_pictures(inputs: Iterable[Path]) -> tuple[list[PictureFile], int]:
             else:
                 found[key] = PictureFile(key, path)
     if not found:
-        raise UserError(f"no picture there: {num_others} files, none with an ending such as .png, .jpg or .webp")
+        where = ", ".join(map(str, inputs))
+        raise UserError(f"no picture in {where}: {num_others} files, none with an ending such as .png, .jpg or .webp")
     return list(found.values()), num_others
 
 

@@ -37,7 +37,7 @@ def add_network_options(parser: CommandLine, without_features: str) -> None:
     parser.add_argument("--inception-weights", type=Path, help="weights-inception-2015-12-05-6726825d.pth, for FID")
     parser.add_argument("--features", help=f"a SigLIP by folder or hub id, for FD (default: {without_features})")
     parser.add_argument("--lpips-weights", type=Path, help="vgg16-397923af.pth or alexnet-owt-7be5be79.pth, for LPIPS")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_device_option()
 
 
 def open_networks(args: argparse.Namespace, device: torch.device) -> tuple[list[FeatureNet], PairDistance | None]:
@@ -66,11 +66,11 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, lpips: PairDistance | N
     return scores | ({"lpips": lpips.distance(first, second)} if lpips else {})
 
 
-def summarize_pairs(scores: dict[str, list[np.ndarray]]) -> dict:
-    """Batches of `compare_pairs` -> means by their keys, and "intervals"."""
+def summarize_pairs(scores: dict[str, list[np.ndarray]], seed: int = 0) -> dict:
+    """Batches of `compare_pairs` -> means by their keys, and "intervals", which are bootstrapped with `seed`."""
     values = {name: np.concatenate(batches) for name, batches in scores.items()}
     return {name: float(v.mean()) for name, v in values.items()} | {
-        "intervals": {name: bootstrap_mean(v) for name, v in values.items()}
+        "intervals": {name: bootstrap_mean(v, seed) for name, v in values.items()}
     }
 
 

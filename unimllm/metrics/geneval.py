@@ -140,15 +140,17 @@ def summarize(tags: list[str], correct: list[bool]) -> dict[str, float]:
 def intervals(tags: list[str], correct: list[bool], prompts: Sequence[int]) -> dict[str, tuple[float, float]]:
     """95 % intervals of `summarize`: Wilson's for a tag, the bootstrap over prompts for `overall`.
 
+    All pictures of a prompt are one trial of Wilson's: rather too wide than too narrow, for they are not independent.
+
     Args:
         prompts: number of each picture's prompt.
     """
-    by_tag = defaultdict(list)
-    for tag, fulfilled in zip(tags, correct, strict=True):
-        by_tag[tag].append(fulfilled)
+    scores, shares = summarize(tags, correct), {}
+    for tag in dict.fromkeys(tags):
+        num_prompts = len({prompt for prompt, t in zip(prompts, tags, strict=True) if t == tag})
+        shares[tag] = wilson(scores[tag] * num_prompts, num_prompts)
 
     def overall(picked: np.ndarray) -> float:
         return summarize([tags[i] for i in picked], [correct[i] for i in picked])["overall"]
 
-    shares = {tag: wilson(sum(right), len(right)) for tag, right in by_tag.items()}
     return shares | {"overall": bootstrap(overall, prompts)}

@@ -8,7 +8,7 @@ Z = 1.959964  # 97.5 % quantile of the normal distribution
 RESAMPLES = 1000
 
 
-def wilson(num_right: int, num_all: int) -> tuple[float, float]:
+def wilson(num_right: float, num_all: int) -> tuple[float, float]:
     """Wilson's score interval of a share of independent trials; honest at 0 and 1, where the bootstrap has no width."""
     if num_all == 0:
         return 0.0, 1.0

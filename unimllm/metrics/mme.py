@@ -12,6 +12,7 @@ import numpy as np
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
 from unimllm.json_rows import read_text
+from unimllm.metrics.intervals import resampled_sums
 
 PERCEPTION = {  # sub-task -> questions in the release
     "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
@@ -128,6 +129,12 @@ def rates(sums: np.ndarray, num_pictures: int) -> dict[str, np.ndarray]:
     """Summed outcomes (..., 2) of so many pictures -> `acc` and `acc_plus` in 0..1, `score` in 0..200, each (...)."""
     acc, acc_plus = sums[..., 0] / (2 * num_pictures), sums[..., 1] / num_pictures
     return {"acc": acc, "acc_plus": acc_plus, "score": 100 * acc + 100 * acc_plus}
+
+
+def resampled_rates(rows: list[Answered], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`rates` of one sub-task, each (RESAMPLES,), under resampling of its pictures."""
+    counted = outcomes(rows)
+    return rates(resampled_sums(counted, range(len(counted)), rng), len(counted))
 
 
 def score(rows: list[Answered]) -> dict[str, float]:

@@ -62,7 +62,7 @@ def pope_set(world: World, seed: int, negatives: str, count: int, split: str = "
 
 
 def pope_intervals(answered: list[tuple[list[str], list[str]]], scenes: list[int]) -> dict:
-    """95 % intervals of every split's accuracy and of the mean F1, under both parsings.
+    """95 % intervals of every split's accuracy and F1 and of the mean F1, under both parsings.
 
     Args:
         answered: (labels, answers) of POPE_SPLITS.
@@ -73,8 +73,8 @@ def pope_intervals(answered: list[tuple[list[str], list[str]]], scenes: list[int
         resampled = resampled_rates(answered, scenes, parsing, np.random.default_rng(0))
         intervals[mean] = percentiles(resampled["f1"].mean(1))
         for s, split in enumerate(POPE_SPLITS):
-            intervals["pope"][split][parsing] = {"accuracy": percentiles(resampled["accuracy"][:, s])}
-    return intervals
+            intervals["pope"][split][parsing] = {n: percentiles(resampled[n][:, s]) for n in ("accuracy", "f1")}
+    return intervals | {f"pope_f1_{split}": intervals["pope"][split]["official"]["f1"] for split in POPE_SPLITS}
 
 
 def kind_set(world: World, seed: int, count: int, split: str = "test") -> QuestionSet:

@@ -1,30 +1,26 @@
 """The results of eval/scenes.py as a table."""
 
-from rich import box
 from rich.table import Table
 
 from unimllm.metrics.geneval import TAGS
-from unimllm.report import add_code_use, as_range
+from unimllm.report import add_code_use, as_range, open_table
 
 
 def make_table(results: dict) -> Table:
     """One table of what `results` holds; parts that were not examined are left out."""
-    table = Table(
-        title=f"{results['model']} on held-out scenes, seed {results['seed']}",
-        caption="Ceilings: true renders as the reader sees them, and after encoding and decoding them.",
-        box=box.SIMPLE_HEAD,
-    )
-    for heading in ("", "score", "95 %", "reader", "tokenizer"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    note = "Ceilings: true renders as the reader sees them, and after encoding and decoding them."
+    title = f"{results['model']} on scenes, {results['split']} split, seed {results['seed']}"
+    table = open_table(title, ("", "score", "95 %", "reader", "tokenizer"), [note])
     _add_tokenizer(table, results)
     if "pope" in results:
         _add_understanding(table, results)
     _add_drawing(table, results)
-    if "seconds_per_picture" in results:
-        table.add_section()
-        table.add_row("seconds per picture, alone", f"{results['seconds_per_picture']:.2f}")
-        table.add_row("seconds per picture, batched", f"{results['seconds_per_picture_batched']:.3f}")
-        table.add_row("seconds per answer, alone", f"{results['seconds_per_answer']:.3f}")
+    table.add_section()
+    for key, title in (
+        ("picture", "picture, alone"), ("picture_batched", "picture, batched"), ("answer", "answer, alone")
+    ):  # fmt: skip
+        if f"seconds_per_{key}" in results:
+            table.add_row(f"seconds per {title}", f"{results[f'seconds_per_{key}']:.3f}")
     return table
 
 
@@ -54,7 +50,8 @@ def _add_understanding(table: Table, results: dict) -> None:
         shares = f"acc {100 * scores['acc']:.1f}, acc+ {100 * scores['acc_plus']:.1f}"
         interval = as_range(results["intervals"][f"mme_{task}"], 1)
         table.add_row(f"MME {task}, of 200 ({shares})", f"{scores['score']:.1f}", interval)
-    table.add_row(f"MME, of {200 * len(results['mme'])}", f"{results['mme_total']:.1f}")
+    interval = as_range(results["intervals"]["mme_total"], 1)
+    table.add_row(f"MME, of {200 * len(results['mme'])}", f"{results['mme_total']:.1f}", interval)
     for kind, accuracy in results["question_accuracy_by_kind"].items():
         interval = as_range(results["intervals"]["question_accuracy_by_kind"][kind])
         table.add_row(f"accuracy: {kind.replace('_', ' ')}", f"{accuracy:.3f}", interval)

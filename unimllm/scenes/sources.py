@@ -1,6 +1,7 @@
 """Training data from scenes, made on the fly: sample `i` of a seed is always the same scene (see training.loop)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from unimllm.scenes.objects import CLASSES_24, NAMELESS_TINTS, OBJECTS
 from unimllm.scenes.program import Scene, World
 from unimllm.scenes.render import Renderer
 from unimllm.scenes.text import encode_padded
+from unimllm.training.checkpoint import RUN_FILE, read_run
 
 OWNED_SHARE = 0.3  # of a patch's pixels: so much of an object makes the patch its own
 
@@ -40,6 +42,12 @@ class WorldConfig:
     def _open(self, names: tuple[str, ...], tints: tuple[str, ...] = ()) -> tuple[World, Renderer]:
         atlas = GlyphAtlas.from_font(names)
         return World(atlas, self.image_size, names, tints), Renderer(atlas, self.image_size)
+
+
+def trained_classes(folder: Path) -> tuple[str, ...] | None:
+    """The objects of the world that a checkpoint was trained on; None where it does not tell them."""
+    world = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None
+    return tuple(world["classes"]) if world else None
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
