@@ -65,6 +65,8 @@ class CheersPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True  # but no flash attention: it knows no mask that is neither causal nor full
+    # Latents are those that training began with, whatever the precision; by tensors, for a counter is none to be cast.
+    _keep_in_fp32_modules_strict = ["vae_model.encoder", "vae_model.decoder", "running_mean", "running_var"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
