@@ -70,7 +70,7 @@ class CheersTask(nn.Module):
     def forward(
         self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
-        """See the model's. In evaluation mode the same times and the same noise are drawn for a batch each time."""
+        """See the model's. In evaluation mode a batch has the same times and the same noise each time."""
         if not self.training and pixel_values is not None:
             batch |= self.fixed_noise(batch, len(pixel_values), pixel_values.device)
         outputs = self.model(
@@ -80,8 +80,11 @@ class CheersTask(nn.Module):
         return {"loss": outputs.loss, **outputs.losses}
 
     def fixed_noise(self, batch: dict[str, torch.Tensor], count: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h), always the same."""
-        config, generator = self.model.config, torch.Generator().manual_seed(0)
+        """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h), a function of the batch's ids.
+
+        Not the same for all batches: the loss depends on t, and many small ones would see the same few times.
+        """
+        config, generator = self.model.config, torch.Generator().manual_seed(int(batch["input_ids"].sum()))
         drawn = self.model.to_draw(self.mark_drawn(batch)["input_ids"], count)
         shape = (count, config.vae_config.patched_channels, config.latent_size, config.latent_size)
         t, noise = (torch.rand(count, generator=generator), torch.randn(shape, generator=generator))
