@@ -77,6 +77,15 @@ def test_some_variants_alone(tmp_path):
     assert after(commands[0], "--max-steps") == "20" and after(commands[1], "--limit") == "8" and len(commands) == 4
 
 
+def test_a_smoke_test_leaves_nothing_that_the_real_thing_would_go_on_over(tmp_path):
+    commands = plan(tmp_path, "--smoke", "--only", "cheers")
+    folders = [after(c, "--output-dir") for c in commands if c[0] == "launch"]
+    out = "runs/ablation_cheers_smoke"
+    assert folders == [f"{out}/scenes_64/teacher", f"{out}/scenes_64_cheers/vae", f"{out}/seed-0/cheers"]
+    assert after(commands[2], "--teacher") == folders[0] and after(commands[2], "--image-tokenizer") == folders[1]
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["ablation_cheers_smoke"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
