@@ -40,8 +40,10 @@ def stage_before(recipe: TokenizerRecipe, stage: str) -> str:
 
 
 def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
-    """UserError for a --teacher that nothing would read."""
+    """UserError for a --teacher that nothing would read, and for sharing out what cannot be."""
     if stage == "vae":
+        if recipe.train.zero_stage == 3:  # its Upsample reads its convolution's weights, not its result
+            raise UserError("--train.zero_stage 3 cannot share out an autoencoder; set 0, 1 or 2")
         if args.teacher and not reads_features(recipe):
             raise UserError(
                 "--teacher is for the perceptual loss, which here is LPIPS or weighs nothing (--perceptual_weight): "
