@@ -43,7 +43,7 @@ while [ $# -gt 0 ]; do
             smoke_train=(--max-steps 20)
             smoke_sft=(--num_scenes 512)
             smoke_eval=(--limit 8)
-            smoke_gate=(--steps 4)
+            smoke_gate=(--num-steps 4)
             out="${out:-runs/ablation_cheers_smoke}"
             ;;
         *) die "unknown option $1; the top of ${BASH_SOURCE[0]} lists them" ;;
