@@ -164,13 +164,15 @@ def test_latents_and_their_mixture_are_exact_under_autocast():
     assert torch.equal(*seen) and seen[0].dtype == torch.float32
 
 
-def test_validation_sees_other_times_in_every_batch():
+def test_validation_sees_other_times_in_every_row_whatever_rows_share_a_batch():
     task, batch = CheersTask(make_model().eval(), {}), branching_batch()
     other = {name: value.clone() for name, value in batch.items()}
     other["input_ids"][0, 17] += 1
-    first, again, second = (task.fixed_noise(b, 2, torch.device("cpu")) for b in (batch, batch, other))
-    assert first["t"][0] == 1 and torch.equal(first["t"], again["t"]) and torch.equal(first["noise"], again["noise"])
-    assert second["t"][0] == 1 and first["t"][1] != second["t"][1]
+    both = {name: torch.cat([batch[name], other[name]]) for name in batch}
+    first, second, together = map(task.fixed_noise, (batch, other, both))
+    assert first["t"][0] == second["t"][0] == 1 and first["t"][1] != second["t"][1]
+    for name, value in together.items():
+        assert torch.equal(value, torch.cat([first[name], second[name]]))
 
 
 def test_an_autoencoder_stays_precise_in_a_model_of_bf16(tiny_cheers):
