@@ -10,7 +10,8 @@ the last steps.
 import argparse
 from pathlib import Path
 
-from unimllm.command_line import CommandLine, number, open_model, run
+from unimllm.command_line import CommandLine, given_drawing, open_model, run
+from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, write_atomically
 from unimllm.report import about_model, describe_run, write_json
@@ -21,8 +22,7 @@ WIDTH, HEIGHT, MARGIN = 480, 300, 48  # of the plot, in pixels
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/cheers_gate.py", __doc__)
     parser.add_model_options()
-    parser.add_argument("--steps", type=number(int, 1), default=50, help="of Euler's method (default: 50)")
-    parser.add_argument("--cfg-scale", type=number(float, 0), default=3.0, help="1: no guidance (default: 3)")
+    parser.add_drawing_options()
     parser.add_argument("--plot", type=Path, help="draw the curve here, as .svg")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args(argv)
@@ -39,21 +39,26 @@ def main(argv: list[str] | None = None) -> None:
     from unimllm.training.presets import SftRecipe
 
     prompts = list(SftRecipe.shown_prompts)
-    curve = measure(model, processor, prompts, args.steps, args.cfg_scale)
+    options = choose_drawing(model, given_drawing(args))
+    curve = measure(model, processor, prompts, options)
     for t, intensity in curve:
         print(f"t {t:.3f}  |g| {intensity:.4f}")
     if args.plot:
         write_atomically(args.plot, lambda file: file.write(plot(curve).encode()))
     if args.json:
         results = {"t": [t for t, _ in curve], "intensity": [i for _, i in curve]}
-        results |= {"prompts": prompts, "cfg_scale": args.cfg_scale} | describe_run(
+        results |= {"prompts": prompts, "drawing": options} | describe_run(
             __file__, argv, **about_model(args.model), seed=0, num_samples={"pictures": len(prompts)}, limited=False
         )
         write_json(args.json, results)
 
 
-def measure(model, processor, prompts: list[str], num_steps: int, guidance_scale: float) -> list[tuple[float, float]]:
-    """(t, mean |g|) of each step; UserError where there is no gate."""
+def measure(model, processor, prompts: list[str], options: dict[str, float]) -> list[tuple[float, float]]:
+    """(t, mean |g|) of each step; UserError where there is no gate.
+
+    Args:
+        options: of the model's `drawing_options`, all of them.
+    """
     if not getattr(model.config, "inject_details", False):
         raise UserError(
             f"the model has no gate: it is a {model.config.model_type}, or was trained without inject_details"
@@ -69,11 +74,13 @@ def measure(model, processor, prompts: list[str], num_steps: int, guidance_scale
     try:
         model.generate(
             **processor.for_drawing(prompts).to(model.device), generation_mode="image", seeds=[0] * len(prompts),
-            num_steps=num_steps, guidance_scale=guidance_scale,
+            **options,
         )  # fmt: skip
     finally:
         hook.remove()
-    times, _ = euler_schedule(num_steps, extra_step=model.config.extra_euler_step)
+    times, _ = euler_schedule(
+        options["num_steps"], options["time_shift"], extra_step=model.config.extra_euler_step
+    )  # fmt: skip
     return list(zip(times.tolist(), intensities, strict=True))
 
 

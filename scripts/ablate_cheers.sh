@@ -15,7 +15,8 @@
 #   --vae FOLDER        instead of runs/scenes_64_cheers/vae (trained first where it is missing)
 #   --out FOLDER        instead of runs/ablation_cheers
 #   --split NAME        measure on these scenes instead of validation
-#   --smoke             20 steps of everything, to see that it runs (out: runs/ablation_cheers_smoke)
+#   --smoke             20 steps of everything, autoencoder and teacher too where none are named, all of it below OUT
+#                       (then runs/ablation_cheers_smoke): to see that it runs
 #
 # Results: OUT/results/VARIANT/seed-N/understanding.json (eval/scenes.py), and of cheers gate.json and gate.svg
 # (eval/cheers_gate.py). Run it again after a kill: what is finished or measured is passed over, the broken step goes on
@@ -29,7 +30,7 @@ VARIANTS="cheers no_injection no_decoder understanding_only"
 PAIR="cheers no_injection"
 PRESET=scenes_64_cheers
 
-only="" seeds="" teacher="" vae="" out="" split=validation
+only="" seeds="" teacher="" vae="" out="" runs=runs split=validation
 smoke_train=() smoke_sft=() smoke_eval=() smoke_gate=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -40,15 +41,16 @@ while [ $# -gt 0 ]; do
             ;;
         --smoke)
             smoke_train=(--max-steps 20)
-            smoke_sft=(--num_scenes 512 --train.compile false)
+            smoke_sft=(--num_scenes 512)
             smoke_eval=(--limit 8)
-            smoke_gate=(--steps 4)
+            smoke_gate=(--num-steps 4)
             out="${out:-runs/ablation_cheers_smoke}"
             ;;
         *) die "unknown option $1; the top of ${BASH_SOURCE[0]} lists them" ;;
     esac
     shift
 done
+[ ${#smoke_train[@]} -eq 0 ] || runs="$out" # else the real thing would find a teacher of 20 steps, and go on over it
 out="${out:-runs/ablation_cheers}"
 for name in ${only//,/ }; do
     [[ " $VARIANTS " == *" $name "* ]] || die "unknown variant $name; choose of: $VARIANTS"
@@ -95,11 +97,11 @@ cd "$ROOT"
 export HF_HUB_OFFLINE=1
 seed=0
 if [ -z "$teacher" ]; then
-    teacher=runs/scenes_64/teacher
+    teacher="$runs/scenes_64/teacher"
     once "$teacher" train/teacher.py --preset scenes_64
 fi
 if [ -z "$vae" ]; then
-    vae="runs/$PRESET/vae"
+    vae="$runs/$PRESET/vae"
     once "$vae" train/tokenizer.py --preset "$PRESET" --stage vae --teacher "$teacher"
 fi
 if [ -n "$only$seeds" ]; then

@@ -76,6 +76,15 @@ def test_some_variants_alone(tmp_path):
     assert after(commands[0], "--max-steps") == "20" and after(commands[1], "--limit") == "8" and len(commands) == 4
 
 
+def test_a_smoke_test_leaves_nothing_that_the_real_thing_would_go_on_over(tmp_path):
+    commands = plan(tmp_path, "--smoke", "--only", "cheers")
+    folders = [after(c, "--output-dir") for c in commands if c[0] == "launch"]
+    out = "runs/ablation_cheers_smoke"
+    assert folders == [f"{out}/scenes_64/teacher", f"{out}/scenes_64_cheers/vae", f"{out}/seed-0/cheers"]
+    assert after(commands[2], "--teacher") == folders[0] and after(commands[2], "--image-tokenizer") == folders[1]
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["ablation_cheers_smoke"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -112,22 +121,27 @@ def tiny_model(**changes) -> CheersForConditionalGeneration:
     return CheersForConditionalGeneration(tiny_config(**changes)).eval()
 
 
+def options(num_steps: int, guidance_scale: float, time_shift: float = 1.0) -> dict[str, float]:
+    return {"num_steps": num_steps, "guidance_scale": guidance_scale, "time_shift": time_shift}
+
+
 def test_a_closed_gate_is_zero_and_an_open_one_is_its_mean(program):
     model = tiny_model()
-    curve = program.measure(model, FakeProcessor(), SENTENCES[:2], 4, 2.0)
+    curve = program.measure(model, FakeProcessor(), SENTENCES[:2], options(4, 2.0))
     assert curve == [(0.0, 0.0), (0.25, 0.0), (0.5, 0.0), (0.75, 0.0)]
     torch.nn.init.constant_(model.flow_head.hi_gate.gate[-1].bias, -0.5)
-    assert [i for _, i in program.measure(model, FakeProcessor(), SENTENCES[:2], 2, 1.0)] == [0.5, 0.5]
+    curve = program.measure(model, FakeProcessor(), SENTENCES[:2], options(2, 1.0, time_shift=0.5))
+    assert curve == [(0.0, 0.5), (pytest.approx(1 / 3), 0.5)]
     assert not model.flow_head.hi_gate.gate._forward_hooks
     with pytest.raises(UserError, match="has no gate: it is a cheers, or"):
-        program.measure(tiny_model(inject_details=False), FakeProcessor(), SENTENCES[:1], 2, 1.0)
+        program.measure(tiny_model(inject_details=False), FakeProcessor(), SENTENCES[:1], options(2, 1.0))
 
 
 def test_the_curve_is_plotted_and_written(program, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, "open_model", lambda *_: (tiny_model(), FakeProcessor()))
-    program.main(["--steps", "3", "--plot", str(tmp_path / "gate.svg"), "--json", str(tmp_path / "gate.json")])
+    program.main(["--num-steps", "3", "--plot", str(tmp_path / "gate.svg"), "--json", str(tmp_path / "gate.json")])
     results = json.loads((tmp_path / "gate.json").read_text())
-    assert len(results["t"]) == len(results["intensity"]) == 3 and results["cfg_scale"] == 3.0
+    assert len(results["t"]) == len(results["intensity"]) == 3 and results["drawing"] == options(3, 3.0)
     assert capsys.readouterr().out.count("|g| 0.0000") == 3
     svg = program.plot([(0.0, 0.0), (1.0, 0.5)])
     assert 'points="48.0,252.0 432.0,48.0"' in svg and svg.startswith("<svg") and ">0.5</text>" in svg

@@ -152,6 +152,43 @@ def test_weights_in_bf16_go_with_an_autoencoder_and_buffers_in_float32():
     assert torch.isfinite(outputs["loss"])
 
 
+def test_latents_and_their_mixture_are_exact_under_autocast():
+    """In bf16 a time near 1 would be off by more noise than is left."""
+    model, pixels = make_model().float(), pictures(2).float()
+    drawn, t, noise = torch.tensor([True, True]), torch.tensor([0.997, 0.3]), torch.randn(2, 16, 4, 4)
+    seen = []
+    model.vision_tokenizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    exact = model.look(pixels, drawn, t, noise).targets
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.look(pixels, drawn, t, noise).targets, exact)
+    assert torch.equal(*seen) and seen[0].dtype == torch.float32
+
+
+def test_validation_sees_other_times_in_every_row_whatever_rows_share_a_batch():
+    task, batch = CheersTask(make_model().eval(), {}), branching_batch()
+    other = {name: value.clone() for name, value in batch.items()}
+    other["input_ids"][0, 17] += 1
+    both = {name: torch.cat([batch[name], other[name]]) for name in batch}
+    first, second, together = map(task.fixed_noise, (batch, other, both))
+    assert first["t"][0] == second["t"][0] == 1 and first["t"][1] != second["t"][1]
+    for name, value in together.items():
+        assert torch.equal(value, torch.cat([first[name], second[name]]))
+
+
+def test_an_autoencoder_stays_precise_in_a_model_of_bf16(tiny_cheers):
+    model, processor = unimllm.load(tiny_cheers, "cpu", dtype=torch.bfloat16)
+    exact = unimllm.load(tiny_cheers, "cpu")[0]
+    assert model.dtype == torch.bfloat16 and model.image_tokenizer.dtype == torch.float32
+    pixels = pictures(1).float()
+    assert torch.equal(model.image_tokenizer.encode(pixels), exact.image_tokenizer.encode(pixels))
+    picture = processor.post_process_images(pixels)[0]
+    question = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a dog"}]}
+    inputs = processor([[question]])
+    ids = torch.cat([inputs["input_ids"], torch.tensor([[model.config.image_start_token_id]])], 1)
+    drawn = model.generate(ids, pixel_values=inputs["pixel_values"], generation_mode="image", num_steps=1)
+    assert torch.isfinite(drawn).all() and drawn.dtype == torch.float32
+
+
 def test_targets_of_a_step_are_counted_by_their_kinds(monkeypatch):
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
     task = CheersTask(make_model(), {})

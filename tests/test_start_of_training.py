@@ -70,6 +70,13 @@ def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
         tokenizer.check_start(args, recipe, stage)
 
 
+@pytest.mark.parametrize(("preset", "owner"), [("scenes_64_cheers", "scenes_64"), ("semhitok_256", "semhitok_256")])
+def test_a_preset_s_teacher_may_be_another_one_s(preset, owner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"runs/{owner}/teacher: .*; run train/teacher.py first"):
+        tokenizer.find_teacher(Namespace(preset=preset, teacher=None))
+
+
 def test_where_there_is_no_meaning_to_learn_a_teacher_is_enough():
     flat = TokenizerRecipe(TrainConfig(), tiny_config(num_semantic_codes=1), world=None)
     args = Namespace(teacher="a", init_from=None)

@@ -10,8 +10,7 @@ deepspeed train/sft.py --preset llava15_vicuna7b_sft --init-from runs/llava15_vi
 
 CHEERS, which draws in continuous latents, is trained by its own presets (unimllm/training/presets/cheers.py):
 
-deepspeed train/sft.py --preset scenes_64_cheers --image-tokenizer runs/scenes_64_cheers/vae \
-    --teacher runs/scenes_64/teacher
+deepspeed train/sft.py --preset scenes_64_cheers
 
 A run starts from a new model, from a trained language model (--language-model), or from a checkpoint (--init-from), and
 that with its own image tokenizer or with one that was trained further (--init-from MODEL --image-tokenizer TOKENIZER).

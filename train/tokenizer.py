@@ -12,7 +12,7 @@ deepspeed train/tokenizer.py --preset ablation --stage joint --teacher runs/scen
 
 CHEERS's autoencoder; the teacher's features are its perceptual loss (--perceptual_weight 0 goes without):
 
-deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae --teacher runs/scenes_64/teacher
+deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae
 
 With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
@@ -68,7 +68,7 @@ def main() -> None:
     args, recipe = parse_arguments(
         "Train one stage of an image tokenizer.", stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
-        teacher={"help": "semantic, joint and vae stage: folder or hub id of a SigLIP (default: runs/PRESET/teacher)"},
+        teacher={"help": "semantic, joint and vae stage: folder or hub id of a SigLIP (default: the preset's in runs)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),

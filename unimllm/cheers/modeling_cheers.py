@@ -33,7 +33,7 @@ class CheersOutput(ModelOutput):
 
     Attributes:
         loss: scalar, where labels were given.
-        losses: its parts "text" and "flow", each a mean over its own targets.
+        losses: its parts "text" and "flow", each a mean over its own targets, or over `num_items`.
         logits: (B, T or fewer, V).
         past_key_values: the cache.
         last_hidden_state: (B, T, H).
@@ -65,6 +65,8 @@ class CheersPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True  # but no flash attention: it knows no mask that is neither causal nor full
+    # Latents are those that training began with, whatever the precision; by tensors, for a counter is none to be cast.
+    _keep_in_fp32_modules_strict = ["vae_model.encoder", "vae_model.decoder", "running_mean", "running_var"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -296,13 +298,16 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         return (errors.mean((1, 2, 3)).sum(), chosen.sum()), velocities
 
     def add_losses(self, text, flow, weights: dict, num_items: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The weighted sum of (summed loss, count) pairs, and each part's own mean."""
-        parts = {"text": text, "flow": flow}
-        loss = sum(
-            weights.get(name, 1.0) * value / num_items.get(name, count.clamp(min=1))
-            for name, (value, count) in parts.items()
-        )
-        return loss, {name: value.detach() / count.clamp(min=1) for name, (value, count) in parts.items()}
+        """The weighted sum of (summed loss, count) pairs as means, and these.
+
+        So micro-batches of a step, some of them without a picture perhaps, add up in its log as in its loss.
+        """
+        sums = {"text": text, "flow": flow}
+        means = {
+            name: value / num_items.get(name, count.clamp(min=1)) for name, (value, count) in sums.items()
+        }  # fmt: skip
+        loss = sum(weights.get(name, 1.0) * mean for name, mean in means.items())
+        return loss, {name: mean.detach() for name, mean in means.items()}
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)

@@ -53,7 +53,8 @@ class Prompt:
         seen = None
         if pixel_values is not None:
             model.to_draw(input_ids, len(pixel_values))
-            seen = model.vision_tokenizer(model.vision_tokenizer.encode(pixel_values))[0].repeat(self.branches, 1, 1)
+            latents = model.vision_tokenizer.encode(pixel_values).to(model.dtype)
+            seen = model.vision_tokenizer(latents)[0].repeat(self.branches, 1, 1)
         if self.branches == 2:
             input_ids = torch.cat([input_ids, without_text(model, input_ids)])
             attention_mask = attention_mask.repeat(2, 1)

@@ -76,7 +76,7 @@ class VisionTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 3, S, S) in -1..1 -> z_1 (B, C, h, h).
+        """Pictures (B, 3, S, S) in -1..1 -> z_1 (B, C, h, h), in the autoencoder's precision whatever a step runs in.
 
         Raises:
             ValueError: pictures of another size than `image_size`.
@@ -86,7 +86,8 @@ class VisionTokenizer(nn.Module):
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}; resize to {self.image_size} x {self.image_size}, "
                 "which this model reads"
             )
-        return self.vae_model.encode(pixel_values)
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            return self.vae_model.encode(pixel_values)
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -197,7 +197,10 @@ def write_released(model: CheersForConditionalGeneration, folder: Path) -> None:
     """
     settings = config_to_released(model.config)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {released_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        released_name(name): (tensor.to(model.dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     state[HEAD] = state[HEAD].clone()  # tied, but stored twice
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

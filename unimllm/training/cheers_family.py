@@ -56,7 +56,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 def open_vision(args: Namespace) -> Vision:
     """The autoencoder of --image-tokenizer (or of the preset's stage vae) and the SigLIP of --teacher."""
     try:
-        teacher = load_teacher(find_teacher(args.teacher, default_folder(args.preset, "teacher")))
+        teacher = load_teacher(find_teacher(args))
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
     if not isinstance(teacher.vision_model, SiglipVisionModel):

@@ -70,19 +70,25 @@ class CheersTask(nn.Module):
     def forward(
         self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
-        """See the model's. In evaluation mode the same times and the same noise are drawn for a batch each time."""
+        """See the model's. In evaluation mode a row has the same times and the same noise each time."""
         if not self.training and pixel_values is not None:
-            batch |= self.fixed_noise(batch, len(pixel_values), pixel_values.device)
+            batch |= self.fixed_noise(batch)
         outputs = self.model(
             **batch | self.mark_drawn(batch), pixel_values=pixel_values, loss_weights=self.loss_weights,
             num_items=num_items, use_cache=False,
         )  # fmt: skip
         return {"loss": outputs.loss, **outputs.losses}
 
-    def fixed_noise(self, batch: dict[str, torch.Tensor], count: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h), always the same."""
-        config, generator = self.model.config, torch.Generator().manual_seed(0)
-        drawn = self.model.to_draw(self.mark_drawn(batch)["input_ids"], count)
-        shape = (count, config.vae_config.patched_channels, config.latent_size, config.latent_size)
-        t, noise = (torch.rand(count, generator=generator), torch.randn(shape, generator=generator))
-        return {"t": torch.where(drawn, t.to(device), 1.0), "noise": noise.to(device)}
+    def fixed_noise(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h): for each row a function of its ids alone.
+
+        So a validation loss, which depends on t, is a mean over many times, whatever rows share a batch.
+        """
+        ids, config = self.mark_drawn(batch)["input_ids"], self.model.config
+        counts = (self.model.is_picture(ids).sum(1) // config.num_positions).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["input_ids"].sum(1).tolist()]
+        shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
+        drawn = self.model.to_draw(ids, sum(counts))
+        t = torch.cat([torch.rand(n, generator=g) for n, g in zip(counts, generators, strict=True)])
+        noise = torch.cat([torch.randn(n, *shape, generator=g) for n, g in zip(counts, generators, strict=True)])
+        return {"t": torch.where(drawn, t.to(ids.device), 1.0), "noise": noise.to(ids.device)}

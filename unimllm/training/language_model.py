@@ -52,7 +52,7 @@ VALIDATION_SCENES = 512
 
 OPTIONS = {
     "image_tokenizer": {"help": "a checkpoint of train/tokenizer.py (default: the last stage in runs/PRESET)"},
-    "teacher": {"help": "folder or hub id of a SigLIP for a new CHEERS (default: runs/PRESET/teacher)"},
+    "teacher": {"help": "folder or hub id of a SigLIP for a new CHEERS (default: the preset's in runs)"},
     "language_model": {"help": "folder or hub id of a causal language model to start from (default: the preset's)"},
     "chat_template": {"help": f"of --language-model, instead of its own: {', '.join(CHAT_TEMPLATES)}, or a file"},
     "data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE[:WEIGHT]",

@@ -23,7 +23,7 @@ from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
-from unimllm.training.presets import TokenizerRecipe
+from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
 
 TEACHER = "teacher"
 BEFORE = {"semantic": TEACHER, "pixel": "semantic", "decoder": "pixel", "joint": TEACHER, "vae": TEACHER}
@@ -40,8 +40,10 @@ def stage_before(recipe: TokenizerRecipe, stage: str) -> str:
 
 
 def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
-    """UserError for a --teacher that nothing would read."""
+    """UserError for a --teacher that nothing would read, and for sharing out what cannot be."""
     if stage == "vae":
+        if recipe.train.zero_stage == 3:  # its Upsample reads its convolution's weights, not its result
+            raise UserError("--train.zero_stage 3 cannot share out an autoencoder; set 0, 1 or 2")
         if args.teacher and not reads_features(recipe):
             raise UserError(
                 "--teacher is for the perceptual loss, which here is LPIPS or weighs nothing (--perceptual_weight): "
@@ -76,10 +78,9 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
     if stage == "vae":
         return start_vae(args, recipe)
     before = stage_before(recipe, stage)
-    folder = default_folder(args.preset, before)
     if not args.init_from and before == TEACHER:
-        return start_over_teacher(args.teacher, folder, recipe)
-    folder = str(args.init_from) if args.init_from else find_stage_before(folder, before)
+        return start_over_teacher(args, recipe)
+    folder = str(args.init_from) if args.init_from else find_stage_before(default_folder(args.preset, before), before)
     model, _ = load_tokenizer(folder, "cpu", "--init-from")
     if stage != "joint" and isinstance(model, SingleCodeModel):
         raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
@@ -128,28 +129,32 @@ def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> N
             replace(**changed)
 
 
-def find_teacher(name: str | None, before: Path) -> str | Path:
-    """Folder or hub id of the teacher; a run's folder means its newest checkpoint."""
-    if name is None:
+def find_teacher(args: Namespace) -> str | Path:
+    """Folder or hub id of the teacher: of --teacher, where a run's folder means its newest checkpoint, or the preset's.
+
+    Raises:
+        UserError: none was named, and the preset's is not trained yet.
+    """
+    if args.teacher is None:
         try:
-            return resolve(before)
+            return resolve(default_folder(TEACHER_OF.get(args.preset, args.preset), TEACHER))
         except UserError as error:
             raise UserError(f"{error}; run train/teacher.py first or name a SigLIP") from error
-    is_run = Path(name).is_dir() and not any((Path(name) / file).exists() for file in CONFIG_FILES)
-    return resolve(Path(name)) if is_run else name
+    is_run = Path(args.teacher).is_dir() and not any((Path(args.teacher) / file).exists() for file in CONFIG_FILES)
+    return resolve(Path(args.teacher)) if is_run else args.teacher
 
 
-def start_over_teacher(name: str | None, before: Path, recipe: TokenizerRecipe) -> SemHiTokModel:
-    """An untrained tokenizer over a SigLIP; the arguments are those of `find_teacher`, and the recipe."""
-    teacher = open_teacher(name, before, recipe)
+def start_over_teacher(args: Namespace, recipe: TokenizerRecipe) -> SemHiTokModel:
+    """An untrained tokenizer over the SigLIP of `find_teacher`."""
+    teacher = open_teacher(args, recipe)
     with sizes_told():
         return tokenizer_over(teacher, recipe.model)
 
 
-def open_teacher(name: str | None, before: Path, recipe: TokenizerRecipe) -> Teacher:
+def open_teacher(args: Namespace, recipe: TokenizerRecipe) -> Teacher:
     """The SigLIP of `find_teacher` at the recipe's patch size; what it is is told."""
     try:
-        teacher = load_teacher(find_teacher(name, before))
+        teacher = load_teacher(find_teacher(args))
         if recipe.patch_size:
             teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
     except (ValueError, OSError) as error:
@@ -166,7 +171,7 @@ def open_features(args: Namespace, recipe: TokenizerRecipe, stage: str) -> Perce
     """
     if stage != "vae" or not reads_features(recipe):
         return None
-    teacher = open_teacher(args.teacher, default_folder(args.preset, TEACHER), recipe)
+    teacher = open_teacher(args, recipe)
     config = teacher.vision_model.config
     if square_size(config) != recipe.model.image_size:
         raise UserError(

@@ -49,6 +49,8 @@ from unimllm.training.presets.semhitok import (
 from unimllm.training.presets.vae import scenes_64_cheers_vae
 
 TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
+TEACHER_OF = {"scenes_64_cheers": "scenes_64"}
+"""Presets that take another one's teacher."""
 SEMANTIC_PRESETS = {
     "scenes_64": scenes_64_semantic,
     "photos_128": photos_128_semantic,
@@ -106,6 +108,7 @@ __all__ = [
     "PRETRAIN_PRESETS",
     "SEMANTIC_PRESETS",
     "SFT_PRESETS",
+    "TEACHER_OF",
     "TEACHER_PRESETS",
     "SftRecipe",
     "TeacherRecipe",

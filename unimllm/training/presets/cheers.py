@@ -16,10 +16,12 @@ autoencoder's training (FLUX.2's is taken as it is); whether "all but VAE" spare
 released code trains from II on, as here. That code also trains all token embeddings in I; here the rows of the image
 tokens are trained. Untrained by us.
 
-deepspeed train/pretrain.py --preset cheers_1_5b_align --image-tokenizer FLUX2_VAE \\
+deepspeed train/pretrain.py --preset cheers_1_5b_align --image-tokenizer AUTOENCODER \\
     --teacher google/siglip2-so400m-patch16-512 --data captions.jsonl
 deepspeed train/sft.py --preset cheers_1_5b_general --init-from runs/cheers_1_5b_align/pretrain --ratios 3:6:1 \\
     --data captions.jsonl drawings.jsonl texts.json
+
+AUTOENCODER: a checkpoint that holds one; the released model's, once `python -m unimllm.convert` has made it ours.
 """
 
 from unimllm.cheers.configuration_cheers import CheersConfig
@@ -35,8 +37,7 @@ SFT_ROWS, SFT_MAX_LENGTH = 32, 2048  # four samples of about 500 ids: 128 a step
 def scenes_64_cheers() -> SftRecipe:
     """CHEERS beside `scenes_64`: the same teacher, language model and scenes, 16 positions a picture for 64.
 
-    deepspeed train/sft.py --preset scenes_64_cheers --image-tokenizer runs/scenes_64_cheers/vae \\
-        --teacher runs/scenes_64/teacher
+    deepspeed train/sft.py --preset scenes_64_cheers
 
     A row holds as many pictures as one of `scenes_64`, 1.47 on average for 1.45, and 9.4 targets in words for 12.5.
     A step takes about 3 CPU-s with AMX where that of `scenes_64` takes 1.9. Untrained.

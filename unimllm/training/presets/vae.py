@@ -8,7 +8,7 @@ from unimllm.training.presets.recipes import TokenizerRecipe
 def scenes_64_cheers_vae() -> TokenizerRecipe:
     """1.5 M parameters: 64 x 64 pixels to 8 x 8 latent positions of 32 channels, a sixth of the numbers as in FLUX.2.
 
-    deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae --teacher runs/scenes_64/teacher
+    deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae
     A step takes 1.2 CPU-s: 35 minutes on two cores with AMX (estimate). Untrained; expected: 28 dB or more.
     """
     return TokenizerRecipe(
