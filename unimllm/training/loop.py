@@ -90,10 +90,9 @@ def train(
     Args:
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
-            micro-batches, by which it must divide its summed loss (so every target weighs the same); a task with
-            several kinds of targets returns their numbers by name and gets `num_items` by name. One
-            that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second and MFU in its log. One
-            that defines `apart()` keeps frozen parts from the engine (training.apart).
+            micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
+            counts several kinds. One that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second
+            and MFU in its log. One that defines `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
