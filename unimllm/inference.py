@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
     from PIL import Image
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
+SHIPPED_MODELS = {"scenes": DEFAULT_MODEL, "scenes-cheers": DEFAULT_MODEL / "cheers"}
+"""By the names under which `load` knows them; a folder of that name goes first."""
 MAX_NEW_TOKENS = 64
 NEEDED_FILES = (
     "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -33,8 +35,8 @@ def load(
 
     Args:
         model: folder or hub id of a checkpoint; an output folder of `train/sft.py` means its newest checkpoint; the
-            folder `lora` of a checkpoint means the model that it was trained on with the adapter merged into it; None:
-            the small model that ships with the package.
+            folder `lora` of a checkpoint means the model that it was trained on with the adapter merged into it; one of
+            SHIPPED_MODELS; None: the first of those.
         device: "cpu", "cuda", ...; None: a GPU if there is one. On a CPU the weights are float32.
         option: of the command line that named it, for the messages.
         dtype: of the weights, the image tokenizer's aside, which are always float32.
@@ -80,6 +82,8 @@ def load(
 def find_checkpoint(model: str | Path | None, option: str = "--model") -> str:
     """Path or hub id of what `load` was asked for; a local folder is checked for its files first."""
     path = Path(model) if model is not None else DEFAULT_MODEL
+    if not path.is_dir():
+        path = SHIPPED_MODELS.get(str(model), path)
     if not path.is_dir():
         if model is not None and not may_be_hub_id(str(model)):
             raise UserError(f"{option} {model}: no such folder")
