@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unimllm.cheers.autoencoder import CheersVae, LatentStatistics, Upsample
+from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig, released_config, tiny_config
 from unimllm.cheers.flow_head import DetailGate, DiTBlock, FlowHead, rotary, sinusoids
 from unimllm.cheers.hybrid_mask import hybrid_mask, picture_numbers
@@ -65,12 +65,6 @@ def test_the_autoencoder_reads_and_writes_its_own_range_of_pixels(config):
         vae.encoder, vae.decoder = Fixed(torch.zeros(1, 8, 8, 8)), Fixed(torch.full((1, 3, 16, 16), 0.25))
         torch.testing.assert_close((vae.encode(pixels), vae.encoder.asked)[1], seen)
         torch.testing.assert_close(vae.decode(torch.zeros(1, 16, 4, 4)), torch.full((1, 3, 16, 16), drawn))
-
-
-def test_upsampling_is_the_convolution_of_the_repeated_picture():
-    upsample, x = Upsample(3).double(), torch.randn(2, 3, 4, 5, dtype=torch.double)
-    expected = upsample.conv(torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
-    torch.testing.assert_close(upsample(x), expected)
 
 
 def test_shapes_of_a_real_autoencoder_and_its_gradients(config):

@@ -50,7 +50,6 @@ def scenes_64_cheers() -> SftRecipe:
         attn_implementation=CPU_ATTENTION,
     )  # fmt: skip
     recipe.max_length, recipe.text_weight, recipe.text_drop = 80, 1.0, 0.2
-    recipe.train.compile = False
     return recipe
 
 
