@@ -14,6 +14,7 @@ from PIL import Image
 from semhitok import SemHiTokModel
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
+from unimllm.inference import load
 from unimllm.metrics.geneval import TAGS
 from unimllm.report import write_json
 from unimllm.scenes import CLASSES_24, GlyphAtlas
@@ -63,6 +64,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert set(results["question_accuracy_by_kind"]) <= set(KINDS)
     assert (results["num_pictures"], results["num_prompts"], results["num_questions"]) == (4, 4, 4)
     assert results["num_pope_questions"] == 4 and results["images_per_prompt"] == 2 and results["seed"] == 0
+    assert results["positions_per_picture"] == load(tiny_checkpoint)[1].num_positions
     assert results["model"] == str(tiny_checkpoint) and results["split"] == "test" and results["sampling"]
     assert set(results["pope"]["random"]) == {"official", "strict"}
     assert list(results["mme"]) == ["existence", "count", "position", "color"] and results["num_mme_pictures"] == 4

@@ -41,7 +41,7 @@ def scenes(model: str, **others) -> dict:
         "question_accuracy_by_kind": {"color_yes_no": 0.7}, "geneval": {"colors": 0.4378, "overall": 0.4378},
         "mme": {"count": {"score": 150.0}}, "mme_total": 150.0, "num_mme_pictures": 100,
         "reader_ceiling": {"colors": 1, "overall": 1}, "tokenizer_ceiling": {"colors": 0.854, "overall": 0.9},
-        "seconds_per_picture": None, "seconds_per_answer": 0.03,
+        "positions_per_picture": 64, "seconds_per_picture": None, "seconds_per_answer": 0.03,
         "intervals": {
             "psnr": [28.1, 28.5], "ssim": [0.89, 0.91], "objects_read": [0.7, 0.8], "pope_f1_random": [0.8, 0.95],
             "pope_f1": [0.8, 0.95], "mme_count": [140, 160], "mme_total": [140, 160], "question_accuracy": [0.75, 0.85],
@@ -266,7 +266,7 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     page = Page(text)
     assert EVIL in page.text and "A" in page.text and "<script" not in text
     assert not [attrs for tag, attrs in page.found if tag == "link" or attrs.get("src", "data:")[:5] != "data:"]
-    assert len(page.of_class("bar")) == 14 * 2 + 2 and len(page.of_class("whisker")) == 11 * 2 + 2
+    assert len(page.of_class("bar")) == 15 * 2 + 2 and len(page.of_class("whisker")) == 11 * 2 + 2
     assert {"left:30.00%;width:28.00%", "left:38.00%;width:9.00%"} <= {a["style"] for a in page.of_class("whisker")}
     assert {a["style"] for a in page.of_class("ceiling")} == {"left:85.40%", "left:90.00%"}
     assert len(page.of_class("right")) == 2 and len(page.of_class("wrong")) == 3  # drawing, question; wrong answer

@@ -117,6 +117,8 @@ def of_answers(r: dict, group: str) -> Iterator[Measure]:
 
 def of_drawings(r: dict, group: str) -> Iterator[Measure]:
     counts = r.get("num_pictures_by_tag", {})
+    if "positions_per_picture" in r:  # earlier versions did not tell
+        yield Measure(group, "positions of a picture", r["positions_per_picture"], digits=0, top=None)
     for tag, share in r["geneval"].items():
         n = r["num_prompts"] * r["images_per_prompt"] if tag == "overall" else counts.get(tag)
         yield Measure(

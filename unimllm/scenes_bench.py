@@ -265,6 +265,7 @@ def examine_drawing(
     tags, correct = [p["tag"] for p in repeated], [not reasons for reasons in lacks]
     results |= {"geneval": geneval.summarize(tags, correct), "sampling": sampling}
     results |= {"images_per_prompt": images, "num_pictures_by_tag": dict(Counter(tags))}
+    results["positions_per_picture"] = processor.num_positions
     results["intervals"]["geneval"] = geneval.intervals(tags, correct, [i for i, _ in wanted])
     one = ([prompts[0]["prompt"]], [bench.seed])
     results["seconds_per_picture"] = median_seconds(lambda: draw(model, processor, *one, **sampling), TIMED_PICTURES)
