@@ -330,9 +330,11 @@ def test_a_leading_picture_is_read_causally_where_the_quirk_says_so():
 # ---- the ablations --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("switch", ["decode_before_siglip", "inject_details"])
-def test_a_model_without_a_part_trains_draws_and_comes_back(switch, tmp_path):
-    model = make(**{switch: False})
+@pytest.mark.parametrize(
+    ("switch", "to"), [("decode_before_siglip", False), ("linear_details", True), ("inject_details", False)]
+)
+def test_a_model_of_other_parts_trains_draws_and_comes_back(switch, to, tmp_path):
+    model = make(**{switch: to})
     ids, noise = row(USER, *READ, 9, ASSISTANT, 10, *DRAW, END), torch.randn(2, 16, 4, 4, dtype=torch.double)
     options = {"labels": only(ids, 10, END), "t": torch.tensor([1.0, 0.3]).double(), "noise": noise}
     outputs = model(ids, pictures(2), **options)
@@ -346,7 +348,7 @@ def test_a_model_without_a_part_trains_draws_and_comes_back(switch, tmp_path):
     assert drawn.shape == (1, 16, 4, 4) and drawn.isfinite().all()
     model.save_pretrained(tmp_path)
     opened = AutoModel.from_pretrained(tmp_path, dtype=torch.double).eval()
-    assert getattr(opened.config, switch) is False
+    assert getattr(opened.config, switch) is to
     torch.testing.assert_close(draw(opened, [[USER, 9, START]], guidance_scale=2.0), drawn)
 
 

@@ -113,6 +113,18 @@ def test_without_the_decoder_siglip_reads_a_linear_map_of_each_latent_position()
     assert positions.shape == (2, 4, 16) and details.shape == (2, 16, 24)
 
 
+def test_linear_details_are_a_patch_embedding_of_their_own():
+    tokenizer = VisionTokenizer(tiny_config(linear_details=True))
+    z = torch.randn(2, 16, 4, 4)
+    positions, details = tokenizer(z)
+    pixels, embedding = tokenizer.vae_decoder_projector(z), tokenizer.detail_embedding
+    patches = torch.nn.functional.unfold(pixels, 4, stride=4).mT
+    torch.testing.assert_close(
+        details, torch.nn.functional.linear(patches, embedding.weight.flatten(1), embedding.bias)
+    )
+    assert positions.shape == (2, 4, 16) and details.shape == (2, 16, 24)
+
+
 def test_space_to_depth_puts_the_place_before_the_channel(config):
     compressor = VisionTokenizer(config).und_projector
     compressor.layernorm, compressor.mlp = nn.Identity(), nn.Identity()

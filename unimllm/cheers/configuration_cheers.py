@@ -104,6 +104,9 @@ class CheersConfig(PreTrainedConfig):
         time_channels: sines and cosines of t.
         decode_before_siglip: False gives SigLIP the latents as they are, through a linear map in the place of its patch
             embedding, instead of D(.)'s pictures (the paper's ablation, Table 6; how its latents enter is not said).
+        linear_details: the high frequencies come from a linear patch embedding of their own, not SigLIP's. For a SigLIP
+            that begins with convolutions and norms instead (`semhitok.vision.add_stem`): those keep next to nothing
+            of the noise that a velocity has to take away (docs/experiments.md).
         inject_details: False leaves the gated high frequencies out (the paper's ablation, Table 5).
         repeat_detail_positions: quirk: positions of the second stage are 0..L/2-1 twice, not 0..L-1.
         extra_euler_step: quirk: see `flow_matching.euler_schedule`.
@@ -132,6 +135,7 @@ class CheersConfig(PreTrainedConfig):
         num_flow_key_value_heads: int | None = None,
         time_channels: int = 256,
         decode_before_siglip: bool = True,
+        linear_details: bool = False,
         inject_details: bool = True,
         repeat_detail_positions: bool = False,
         extra_euler_step: bool = False,
@@ -161,6 +165,7 @@ class CheersConfig(PreTrainedConfig):
         self.num_flow_key_value_heads = num_flow_key_value_heads or text_config.num_key_value_heads
         self.time_channels = time_channels
         self.decode_before_siglip = decode_before_siglip
+        self.linear_details = linear_details
         self.inject_details = inject_details
         self.repeat_detail_positions = repeat_detail_positions
         self.extra_euler_step = extra_euler_step

@@ -2,6 +2,7 @@
 
 z_t -> D(z_t), pixels -> SigLIP -> 2 x 2 space to depth -> positions of the language model       what it looks like
                 |-> SigLIP's patch embedding alone, S(D(z_t)) -> the gate of the flow head         high frequencies
+                    (`linear_details`: one of its own)
 
 Reading is t = 1: SigLIP sees the reconstruction, never the picture itself. Without D(.), an ablation, it sees z_t.
 
@@ -54,6 +55,9 @@ class VisionTokenizer(nn.Module):
         else:
             self.let_siglip_read_latents()
         self.und_projector = Compressor(config)
+        if config.linear_details and config.decode_before_siglip:  # without D(.) SigLIP's own is linear
+            patch = config.vision_config.patch_size
+            self.detail_embedding = nn.Conv2d(3, config.vision_config.hidden_size, patch, patch)
 
     def let_siglip_read_latents(self) -> None:
         """An untrained linear map of one latent position becomes SigLIP's patch embedding."""
@@ -100,6 +104,9 @@ class VisionTokenizer(nn.Module):
         The decoder and the patch embedding run once for both; SigLIP's pooling head, which nothing reads, does not.
         """
         siglip = self.vision_representation
-        details = siglip.embeddings(self.vae_decoder_projector(z_t))
-        features = siglip.post_layernorm(siglip.encoder(inputs_embeds=details).last_hidden_state)
+        decoded = self.vae_decoder_projector(z_t)
+        details = embedded = siglip.embeddings(decoded)
+        if hasattr(self, "detail_embedding"):
+            details = rearrange(self.detail_embedding(decoded), "b d h w -> b (h w) d")
+        features = siglip.post_layernorm(siglip.encoder(inputs_embeds=embedded).last_hidden_state)
         return self.und_projector(features), details

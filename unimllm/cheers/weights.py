@@ -49,8 +49,8 @@ VISION_DEFAULTS = {
 VAE_DEFAULTS = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 32}
 FIXED = (
     "compression", "num_semantic_layers", "num_detail_layers", "time_channels", "decode_before_siglip",
-    "inject_details", *RELEASED_QUIRKS, "image_start_token_id", "image_end_token_id", "image_token_id",
-    "image_gen_token_id", "no_text_token_id",
+    "linear_details", "inject_details", *RELEASED_QUIRKS, "image_start_token_id", "image_end_token_id",
+    "image_token_id", "image_gen_token_id", "no_text_token_id",
 )  # fmt: skip
 FIXED_VAE = ("num_groups", "pixels_from_zero", "latent_patch_size")
 """Fields of CheersConfig, and of its VAE's, that the released code has no choice in."""
