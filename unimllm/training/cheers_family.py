@@ -23,13 +23,11 @@ from unimllm.scenes.pictures import ScenePixels
 from unimllm.training.checkpoint import resolve
 from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.overrides import default_folder
-from unimllm.training.plan import saved_bytes
+from unimllm.training.plan import PICTURE_SHARE, saved_bytes
 from unimllm.training.presets import SftRecipe
 from unimllm.training.tokenizer import find_teacher
 
 model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
-
-PICTURE_SHARE = 0.8  # of a row's ids, those of pictures
 
 
 @dataclass(frozen=True)

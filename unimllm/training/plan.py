@@ -23,6 +23,7 @@ from unimllm.training.config import TrainConfig
 from unimllm.training.presets import TokenizerRecipe
 
 BF16_SHARE = 0.6  # of the float32 activations that remain under bf16 autocast
+PICTURE_SHARE = 0.8  # of a row's ids, those of pictures: what a row of drawings alone has
 
 
 def build_on_meta(config: SemHiTokConfig | CheersVaeConfig) -> PreTrainedModel:
