@@ -220,7 +220,7 @@ def test_mistakes_are_told_in_one_line(teacher_folder, tokenizer_folder, tmp_pat
     wider = recipe_of(perceptual_weight=1.0)
     wider.model.image_size = 32
     assert "reads 16 pixels and the autoencoder 32: name" in told(wider, teacher=str(teacher_folder))
-    assert "holds a semhitok; --stage vae trains a cheers_vae" in told(recipe_of(), init_from=tokenizer_folder)
+    assert "holds a semhitok; CHEERS draws in the latents of" in told(recipe_of(), init_from=tokenizer_folder)
     assert "no such folder" in told(recipe_of(), init_from=tmp_path / "none")
     wrong = recipe_of()
     wrong.model.num_groups = 3

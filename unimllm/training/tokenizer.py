@@ -20,7 +20,7 @@ from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.vae_stage import VaeStage
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
-from unimllm.image_tokenizer import load_image_tokenizer
+from unimllm.image_tokenizer import load_autoencoder
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
@@ -80,8 +80,9 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
     before = stage_before(recipe, stage)
     if not args.init_from and before == TEACHER:
         return start_over_teacher(args, recipe)
-    folder = str(args.init_from) if args.init_from else find_stage_before(default_folder(args.preset, before), before)
-    model, _ = load_tokenizer(folder, "cpu", "--init-from")
+    remedy = f"train --stage {before} first or name its folder with --init-from"
+    folder = args.init_from or resolve(default_folder(args.preset, before), remedy)
+    model, _ = load_tokenizer(str(folder), "cpu", "--init-from")
     if stage != "joint" and isinstance(model, SingleCodeModel):
         raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
     for name in LOSS_WEIGHTS:
@@ -95,18 +96,7 @@ def start_vae(args: Namespace, recipe: TokenizerRecipe) -> CheersVae:
     if not args.init_from:
         with sizes_told():
             return CheersVae(recipe.model)
-    model, _ = load_image_tokenizer(str(args.init_from), "cpu", "--init-from")
-    if not isinstance(model, CheersVae):
-        raise UserError(f"{args.init_from} holds a {model.config.model_type}; --stage vae trains a cheers_vae")
-    return model.train()
-
-
-def find_stage_before(folder: Path, stage: str) -> str:
-    """The newest checkpoint of the stage before; UserError if there is none."""
-    try:
-        return str(resolve(folder))
-    except UserError as error:
-        raise UserError(f"{error}; train --stage {stage} first or name its folder with --init-from") from error
+    return load_autoencoder(str(args.init_from), "--init-from").train()
 
 
 def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> None:
@@ -136,27 +126,29 @@ def find_teacher(args: Namespace) -> str | Path:
         UserError: none was named, and the preset's is not trained yet.
     """
     if args.teacher is None:
-        try:
-            return resolve(default_folder(TEACHER_OF.get(args.preset, args.preset), TEACHER))
-        except UserError as error:
-            raise UserError(f"{error}; run train/teacher.py first or name a SigLIP") from error
+        folder = default_folder(TEACHER_OF.get(args.preset, args.preset), TEACHER)
+        return resolve(folder, "run train/teacher.py first or name a SigLIP")
     is_run = Path(args.teacher).is_dir() and not any((Path(args.teacher) / file).exists() for file in CONFIG_FILES)
     return resolve(Path(args.teacher)) if is_run else args.teacher
 
 
 def start_over_teacher(args: Namespace, recipe: TokenizerRecipe) -> SemHiTokModel:
     """An untrained tokenizer over the SigLIP of `find_teacher`."""
-    teacher = open_teacher(args, recipe)
+    teacher = open_teacher(args, recipe.patch_size)
     with sizes_told():
         return tokenizer_over(teacher, recipe.model)
 
 
-def open_teacher(args: Namespace, recipe: TokenizerRecipe) -> Teacher:
-    """The SigLIP of `find_teacher` at the recipe's patch size; what it is is told."""
+def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
+    """The SigLIP of `find_teacher`; what it is is told.
+
+    Args:
+        patch_size: see `TokenizerRecipe`.
+    """
     try:
         teacher = load_teacher(find_teacher(args))
-        if recipe.patch_size:
-            teacher.vision_model = scale_patches(teacher.vision_model, recipe.patch_size)
+        if patch_size:
+            teacher.vision_model = scale_patches(teacher.vision_model, patch_size)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
     print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
@@ -171,7 +163,7 @@ def open_features(args: Namespace, recipe: TokenizerRecipe, stage: str) -> Perce
     """
     if stage != "vae" or not reads_features(recipe):
         return None
-    teacher = open_teacher(args, recipe)
+    teacher = open_teacher(args, recipe.patch_size)
     config = teacher.vision_model.config
     if square_size(config) != recipe.model.image_size:
         raise UserError(
