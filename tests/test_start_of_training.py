@@ -16,6 +16,7 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
+from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
 from unimllm.training import checkpoint, semhitok_stages, start_model, tokenizer
 from unimllm.training.config import TrainConfig
@@ -129,6 +130,12 @@ def test_sizes_of_a_semantic_stage_are_not_the_teachers_fault(tokenizer_folder, 
     SiglipVisionModel(tiny_config().vision_config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="^the model cannot be built: hidden size"):
         start("semantic", teacher=str(tmp_path), sizes={"semantic_heads": 3})
+
+
+def test_scenes_of_another_size_than_is_read_are_refused(fake_world):
+    check_size(fake_world, fake_world.image_size)
+    with pytest.raises(UserError, match="but 20 x 20 are read: add --world.image_size 20"):
+        check_size(fake_world, 20)
 
 
 def test_a_stem_that_cannot_be_normalised_is_told():

@@ -38,7 +38,7 @@ from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
 from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
-from unimllm.scenes.sources import ScenePictures
+from unimllm.scenes.sources import ScenePictures, check_size
 from unimllm.training.batches import LaterSamples, SampleSource
 from unimllm.training.checkpoint import latest, read_run
 from unimllm.training.loop import start_processes, train
@@ -87,7 +87,7 @@ def main() -> None:
     model = stages.start_model(args, recipe, stage)
     check_taken(args.overrides, model.config)
     if scenes:
-        check_size(model.config, recipe)
+        check_size(scenes[0], model.config.image_size)
     with sizes_told():
         task = stages.make_task(model, recipe, stage, args)
     announce_losses(task, recipe)
@@ -162,16 +162,6 @@ def chosen_stage() -> str:
     if stage in STAGES or "-h" in sys.argv or "--help" in sys.argv:
         return stage or "semantic"
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
-
-
-def check_size(config: PreTrainedConfig, recipe: TokenizerRecipe) -> None:
-    """UserError unless the preset's pictures are as large as the tokenizer reads them."""
-    size, read = recipe.world.image_size, config.image_size
-    if size != read:
-        raise UserError(
-            f"the preset draws pictures of {size} x {size} pixels and the tokenizer reads {read} x {read}: add "
-            f"--world.image_size {read}"
-        )
 
 
 if __name__ == "__main__":

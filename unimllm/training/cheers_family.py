@@ -17,6 +17,7 @@ from unimllm.data.picture_ids import OnlinePixels
 from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_autoencoder
 from unimllm.scenes.pictures import ScenePixels
+from unimllm.scenes.sources import check_size
 from unimllm.training.checkpoint import resolve
 from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.overrides import default_folder
@@ -85,11 +86,7 @@ def scene_pictures(
     model, world, renderer, seed: int, count: int, split: str, args: Namespace, recipe: SftRecipe, rank: int,
     world_size: int,
 ) -> ScenePixels:  # fmt: skip
-    if world.image_size != model.config.image_size:
-        raise UserError(
-            f"the preset draws pictures of {world.image_size} x {world.image_size} pixels and the model reads "
-            f"{model.config.image_size} x {model.config.image_size}: add --world.image_size {model.config.image_size}"
-        )
+    check_size(world, model.config.image_size)
     return ScenePixels(renderer)
 
 
