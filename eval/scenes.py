@@ -20,12 +20,13 @@ from pathlib import Path
 
 import torch
 
-from semhitok.checkpoints import load_tokenizer, resolve
+from semhitok.checkpoints import resolve
 from unimllm.command_line import CommandLine, given_drawing, number, out_of_memory_told, run, silence_libraries
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import folder_from
+from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
 from unimllm.inference import find_checkpoint, load
 from unimllm.report import describe_run, print_table, write_json
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     if args.tokenizer_only:
         model, processor, folder = None, None, resolve(args.tokenizer_only)
-        tokenizer, image_processor = load_tokenizer(str(folder), args.device)
+        tokenizer, image_processor = load_image_tokenizer(str(folder), args.device)
     else:
         model, processor = load(args.model, args.device)
         tokenizer, image_processor = model.image_tokenizer, processor.image_processor

@@ -25,6 +25,8 @@ set -euo pipefail
 
 # shellcheck source=scripts/install.sh
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+# shellcheck source=scripts/ablation.sh
+. "$ROOT/scripts/ablation.sh"
 
 VARIANTS="cheers no_injection no_decoder understanding_only"
 PAIR="cheers no_injection"
@@ -52,26 +54,10 @@ while [ $# -gt 0 ]; do
 done
 [ ${#smoke_train[@]} -eq 0 ] || runs="$out" # else the real thing would find a teacher of 20 steps, and go on over it
 out="${out:-runs/ablation_cheers}"
-for name in ${only//,/ }; do
-    [[ " $VARIANTS " == *" $name "* ]] || die "unknown variant $name; choose of: $VARIANTS"
-done
-for seed in ${seeds//,/ }; do
-    [[ "$seed" =~ ^[0-9]+$ ]] || die "seed $seed is no whole number"
-done
+check_choice "$VARIANTS"
 
-once() { # FOLDER PROGRAM OPTIONS...: train into FOLDER, unless it was finished before
-    [ ! -e "$1/finished" ] || return 0
-    begin "$1"
-    launch "$2" --output-dir "$1" --train.seed "$seed" "${@:3}" "${smoke_train[@]}"
-    touch "$1/finished"
-    took
-}
-
-measure() { # FILE PROGRAM OPTIONS...: unless the file is there
-    [ ! -s "$1" ] || return 0
-    begin "$1"
-    "$VENV_PYTHON" "$2" --json "$1" "${@:3}"
-    took
+train() { # FOLDER PROGRAM OPTIONS...
+    once "$@" "${smoke_train[@]}"
 }
 
 run_variant() { # VARIANT with $seed
@@ -83,7 +69,7 @@ run_variant() { # VARIANT with $seed
     esac
     mkdir -p "$results"
     if [ ! -s "$results/understanding.json" ]; then
-        once "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" "${part[@]}" \
+        train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" "${part[@]}" \
             "${smoke_sft[@]}"
         measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
             "${smoke_eval[@]}"
@@ -98,21 +84,11 @@ export HF_HUB_OFFLINE=1
 seed=0
 if [ -z "$teacher" ]; then
     teacher="$runs/scenes_64/teacher"
-    once "$teacher" train/teacher.py --preset scenes_64
+    train "$teacher" train/teacher.py --preset scenes_64
 fi
 if [ -z "$vae" ]; then
     vae="$runs/$PRESET/vae"
-    once "$vae" train/tokenizer.py --preset "$PRESET" --stage vae --teacher "$teacher"
+    train "$vae" train/tokenizer.py --preset "$PRESET" --stage vae --teacher "$teacher"
 fi
-if [ -n "$only$seeds" ]; then
-    only="${only:-${VARIANTS// /,}}"
-    seeds="${seeds:-0}"
-    for seed in ${seeds//,/ }; do
-        for name in ${only//,/ }; do run_variant "$name"; done
-    done
-else
-    for name in $VARIANTS; do run_variant "$name"; done
-    seed=1
-    for name in $PAIR; do run_variant "$name"; done
-fi
+run_variants "$VARIANTS" "$PAIR" 1
 printf '\nResults: %s\n' "$out/results"

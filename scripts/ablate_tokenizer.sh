@@ -22,6 +22,8 @@ set -euo pipefail
 
 # shellcheck source=scripts/install.sh
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+# shellcheck source=scripts/ablation.sh
+. "$ROOT/scripts/ablation.sh"
 
 TOKENIZERS="phased joint shared_index shared_vector pixel_only semantic_only m1 m2 m4 m8 longer enhanced"
 HEADS="flat factorised" # models that draw, over the phased tokenizer
@@ -49,20 +51,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 out="${out:-runs/ablation}"
-for name in ${only//,/ }; do
-    [[ " $TOKENIZERS $HEADS " == *" $name "* ]] || die "unknown variant $name; choose of: $TOKENIZERS $HEADS"
-done
-for seed in ${seeds//,/ }; do
-    [[ "$seed" =~ ^[0-9]+$ ]] || die "seed $seed is no whole number"
-done
-
-once() { # FOLDER PROGRAM OPTIONS...: train into FOLDER, unless it was finished before
-    [ ! -e "$1/finished" ] || return 0
-    begin "$1"
-    launch "$2" --output-dir "$1" --train.seed "$seed" "${@:3}"
-    touch "$1/finished"
-    took
-}
+check_choice "$TOKENIZERS $HEADS"
 
 tokenizer() { # FOLDER PRESET STAGE OPTIONS...
     once "$1" train/tokenizer.py --preset "$2" --stage "$3" "${@:4}" "${smoke_tokenizer[@]}"
@@ -98,11 +87,8 @@ make_tokenizer() { # VARIANT: every stage of it, into $here/VARIANT/tokenizer
     esac
 }
 
-measure() { # FILE PROGRAM OPTIONS...: unless the file is there
-    [ ! -s "$1" ] || return 0
-    begin "$1"
-    "$VENV_PYTHON" "$2" --json "$1" --split "$split" "${@:3}" "${smoke_eval[@]}"
-    took
+evaluate() { # FILE PROGRAM OPTIONS...
+    measure "$1" "$2" --split "$split" "${@:3}" "${smoke_eval[@]}"
 }
 
 is_measured() { # VARIANT RESULTS: whether every file that run_variant writes is there
@@ -120,14 +106,15 @@ run_variant() { # VARIANT with $seed
         of=phased drawing=(--drawing_share 0.55 --model.image_head "$1") reading=()
     fi
     make_tokenizer "$of"
-    [ "$of" != "$1" ] || measure "$results/tokenizer.json" eval/reconstruction.py --model "$here/$1/tokenizer" --data scenes
+    [ "$of" != "$1" ] ||
+        evaluate "$results/tokenizer.json" eval/reconstruction.py --model "$here/$1/tokenizer" --data scenes
     case "$1" in longer | enhanced) return ;; esac # the same codes as phased
     [ "$of" != "$1" ] ||
-        measure "$results/features.json" eval/features.py --model "$here/$1/tokenizer" "${smoke_probe[@]}"
+        evaluate "$results/features.json" eval/features.py --model "$here/$1/tokenizer" "${smoke_probe[@]}"
     [ "$understand" = yes ] || return 0
     once "$here/$of/sft_$1" train/sft.py --preset ablation --image-tokenizer "$here/$of/tokenizer" "${drawing[@]}" \
         "${smoke_sft[@]}"
-    measure "$results/understanding.json" eval/scenes.py --model "$here/$of/sft_$1" "${reading[@]}"
+    evaluate "$results/understanding.json" eval/scenes.py --model "$here/$of/sft_$1" "${reading[@]}"
 }
 
 install_package ""
@@ -138,17 +125,5 @@ if [ -z "$teacher" ]; then
     seed=0
     once "$teacher" train/teacher.py --preset scenes_64
 fi
-if [ -n "$only$seeds" ]; then
-    only="${only:-${TOKENIZERS// /,},${HEADS// /,}}"
-    seeds="${seeds:-0}"
-    for seed in ${seeds//,/ }; do
-        for name in ${only//,/ }; do run_variant "$name"; done
-    done
-else
-    seed=0
-    for name in $TOKENIZERS $HEADS; do run_variant "$name"; done
-    for seed in 1 2; do
-        for name in $PAIR; do run_variant "$name"; done
-    done
-fi
+run_variants "$TOKENIZERS $HEADS" "$PAIR" 1 2
 "$VENV_PYTHON" eval/compare.py "$out/results" --json "$out/results/table.json"

@@ -168,7 +168,10 @@ def test_a_padded_batch_is_answered_like_each_row_alone(model):
 def test_pictures_that_were_looked_at_before_are_answered_alike(model):
     prompt = row(USER, *READ, 9, ASSISTANT)
     options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 4, "do_sample": False}
+    state = torch.get_rng_state()
     seen = model.get_image_tokens(pictures(1))
+    assert torch.equal(torch.get_rng_state(), state)  # no noise is drawn, which t = 1 would weigh with nothing
+    assert torch.equal(seen, model.look(pictures(1), torch.tensor([False]), None, None).positions)
     assert seen.shape == (1, 4, model.config.text_config.hidden_size)
     assert torch.equal(
         model.generate(prompt, image_tokens=seen, **options), model.generate(prompt, pictures(1), **options)

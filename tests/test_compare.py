@@ -128,7 +128,8 @@ def plan(place: Path, *options: str, fails: bool = False) -> list[list[str]]:
     """The commands that the script would have run in a folder."""
     (place / "scripts").mkdir(exist_ok=True)
     (place / "scripts" / "install.sh").write_text(STUB)
-    (place / "scripts" / SCRIPT.name).write_bytes(SCRIPT.read_bytes())
+    for script in (SCRIPT, SCRIPT.with_name("ablation.sh")):
+        (place / "scripts" / script.name).write_bytes(script.read_bytes())
     words = ["bash", str(place / "scripts" / SCRIPT.name), *options]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=place)
     assert (ended.returncode != 0) == fails and not ended.stderr, ended.stderr

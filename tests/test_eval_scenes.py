@@ -12,6 +12,8 @@ from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
+from unimllm.cheers.autoencoder import CheersVae
+from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.inference import load
@@ -131,6 +133,12 @@ def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader
         "--tokenizer-only", str(tiny_checkpoint), "--reader", str(reader), "--limit", "6", "--json", str(whole)
     ])  # fmt: skip
     assert json.loads(whole.read_text())["psnr"] == results["psnr"]
+    CheersVae(tiny_cheers().vae_config).save_pretrained(tmp_path / "vae")  # has latents instead of codes
+    program.main([
+        "--tokenizer-only", str(tmp_path / "vae"), "--reader", str(reader), "--limit", "6", "--json", str(out)
+    ])  # fmt: skip
+    latents = json.loads(out.read_text())
+    assert latents["psnr"] and latents["tokenizer_ceiling"] and "flat_code_use" not in latents
     with pytest.raises(UserError, match="holds no SemHiTok tokenizer"):
         program.main(["--tokenizer-only", str(reader), "--reader", str(reader)])
     (tmp_path / "tokenizer" / "model.safetensors").unlink()

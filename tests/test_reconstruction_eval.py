@@ -14,6 +14,7 @@ from PIL import Image
 from released_siglips import FORMATS, PICTURES
 
 from semhitok import SemHiTokModel, lpips_weights
+from semhitok.fingerprint import weights_digest
 from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values, to_uint8
 from semhitok.teacher import Teacher, load_teacher
 from unimllm.cheers.autoencoder import CheersVae
@@ -125,6 +126,12 @@ def test_features_of_the_own_and_of_a_saved_siglip_agree(tokenizer, tmp_path):
     saved = siglip_net(str(tmp_path), load_teacher(tmp_path), CPU)
     assert saved.extract(pictures) == pytest.approx(features, abs=1e-5)
     assert saved.frechet_name == f"FD({tmp_path})" and saved.kid_name == f"KD({tmp_path})"
+    digits = weights_digest(tokenizer.vision_model.state_dict())
+    assert f"SigLIP {digits}, mean" in own.library and f"SigLIP {digits}, mean" in saved.library
+    with torch.no_grad():
+        teacher = load_teacher(tmp_path)
+        next(teacher.vision_model.parameters()).add_(1)
+    assert digits not in siglip_net(str(tmp_path), teacher, CPU).library
 
 
 @pytest.mark.parametrize("released", FORMATS)

@@ -16,8 +16,9 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from unimllm.errors import UserError
+from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
-from unimllm.training import checkpoint, start_model, tokenizer
+from unimllm.training import checkpoint, semhitok_stages, start_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
@@ -39,7 +40,7 @@ def start(stage: str, sizes: dict | None = None, **options) -> SemHiTokModel:
     """The model that train/tokenizer.py starts a stage with."""
     args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
     recipe = TokenizerRecipe(TrainConfig(), tiny_config(**sizes or {}), world=None)
-    return tokenizer.start_model(args, recipe, stage)
+    return semhitok_stages.start_model(args, recipe, stage)
 
 
 def cut_off(folder: Path, copy: Path) -> Path:
@@ -67,7 +68,7 @@ def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
     recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None)
     args = Namespace(**{"teacher": None, "init_from": None} | options)
     with pytest.raises(UserError, match=message):
-        tokenizer.check_start(args, recipe, stage)
+        semhitok_stages.check_start(args, recipe, stage)
 
 
 @pytest.mark.parametrize(("preset", "owner"), [("scenes_64_cheers", "scenes_64"), ("semhitok_256", "semhitok_256")])
@@ -81,7 +82,7 @@ def test_where_there_is_no_meaning_to_learn_a_teacher_is_enough():
     flat = TokenizerRecipe(TrainConfig(), tiny_config(num_semantic_codes=1), world=None)
     args = Namespace(teacher="a", init_from=None)
     for stage, recipe in (("joint", TokenizerRecipe(TrainConfig(), tiny_config(), world=None)), ("pixel", flat)):
-        tokenizer.check_start(args, recipe, stage)
+        semhitok_stages.check_start(args, recipe, stage)
 
 
 def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
@@ -131,6 +132,12 @@ def test_sizes_of_a_semantic_stage_are_not_the_teachers_fault(tokenizer_folder, 
         start("semantic", teacher=str(tmp_path), sizes={"semantic_heads": 3})
 
 
+def test_scenes_of_another_size_than_is_read_are_refused(fake_world):
+    check_size(fake_world, fake_world.image_size)
+    with pytest.raises(UserError, match="but 20 x 20 are read: add --world.image_size 20"):
+        check_size(fake_world, 20)
+
+
 def test_a_stem_that_cannot_be_normalised_is_told():
     with pytest.raises(ValueError, match=r"stem_channels are \[8, 12, 16\]; each must be a multiple of 8"):
         conv_stem([8, 12, 16], 8, 16)
@@ -154,7 +161,7 @@ def test_lpips_is_loaded_only_where_it_weighs(monkeypatch, capsys):
 
     def said(**weights) -> str:
         recipe = TokenizerRecipe(TrainConfig(), tiny_config(), world=None, **weights)
-        task, _ = tokenizer.make_stage(model, recipe, "pixel")
+        task = semhitok_stages.make_task(model, recipe, "pixel")
         assert capsys.readouterr().out == ""  # --dry-run makes one too
         tokenizer.announce_losses(task, recipe)
         return capsys.readouterr().out

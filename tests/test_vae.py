@@ -19,7 +19,7 @@ from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.cheers.vae_stage import VaeStage, divergence
 from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_image_tokenizer
-from unimllm.training import tokenizer
+from unimllm.training import vae_stages
 from unimllm.training.config import TrainConfig
 from unimllm.training.plan import build_on_meta, saved_bytes, tokenizer_plan
 from unimllm.training.presets import VAE_PRESETS, TokenizerRecipe
@@ -181,7 +181,7 @@ def test_the_preset_fits_the_teacher_of_the_scenes_and_has_a_plan():
     vision = scenes_64_teacher().model.vision_config
     whole = CheersConfig(vision_config=vision, vae_config=recipe.model, num_detail_heads=10)
     assert (whole.latent_size, whole.num_positions) == (8, 16)
-    task, _ = tokenizer.make_stage(build_on_meta(recipe.model), recipe, "vae")
+    task = vae_stages.make_task(build_on_meta(recipe.model), recipe, "vae")
     assert 1e6 < sum(p.numel() for p in task.parameters()) < 3e6
     plan = tokenizer_plan("scenes_64_cheers", "vae", task, recipe, num_processes=2, num_pictures=None)
     text = " ".join(plan.split())
@@ -199,9 +199,8 @@ def told(recipe: TokenizerRecipe, **options) -> str:
     """The one line with which the stage refuses to begin."""
     args = Namespace(preset="tiny", **{"init_from": None, "teacher": None, "overrides": {}} | options)
     with pytest.raises(UserError) as refused:
-        tokenizer.check_start(args, recipe, "vae")
-        tokenizer.start_model(args, recipe, "vae")
-        tokenizer.open_features(args, recipe, "vae")
+        vae_stages.check_start(args, recipe, "vae")
+        vae_stages.make_task(vae_stages.start_model(args, recipe, "vae"), recipe, "vae", args)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -220,7 +219,7 @@ def test_mistakes_are_told_in_one_line(teacher_folder, tokenizer_folder, tmp_pat
     wider = recipe_of(perceptual_weight=1.0)
     wider.model.image_size = 32
     assert "reads 16 pixels and the autoencoder 32: name" in told(wider, teacher=str(teacher_folder))
-    assert "holds a semhitok; --stage vae trains a cheers_vae" in told(recipe_of(), init_from=tokenizer_folder)
+    assert "holds a semhitok; CHEERS draws in the latents of" in told(recipe_of(), init_from=tokenizer_folder)
     assert "no such folder" in told(recipe_of(), init_from=tmp_path / "none")
     wrong = recipe_of()
     wrong.model.num_groups = 3
@@ -233,4 +232,4 @@ def test_a_run_may_begin_from_an_autoencoder(tmp_path):
     model = tiny_vae()
     model.save_pretrained(tmp_path)
     args = Namespace(preset="tiny", init_from=tmp_path, teacher=None, overrides={})
-    assert torch.equal(reconstruct(tokenizer.start_model(args, recipe_of(), "vae")), reconstruct(model))
+    assert torch.equal(reconstruct(vae_stages.start_model(args, recipe_of(), "vae")), reconstruct(model))

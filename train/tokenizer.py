@@ -38,7 +38,7 @@ from unimllm.data.picture_index import PictureIndex, open_pictures
 from unimllm.data.pictures import PictureSource
 from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
-from unimllm.scenes.sources import ScenePictures
+from unimllm.scenes.sources import ScenePictures, check_size
 from unimllm.training.batches import LaterSamples, SampleSource
 from unimllm.training.checkpoint import latest, read_run
 from unimllm.training.loop import start_processes, train
@@ -53,7 +53,8 @@ from unimllm.training.presets import (
     TokenizerRecipe,
 )
 from unimllm.training.seeding import seed_everything
-from unimllm.training.tokenizer import announce_losses, check_start, make_stage, open_features, start_model
+from unimllm.training.stages import stages_of
+from unimllm.training.tokenizer import announce_losses, before_step
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
@@ -74,7 +75,8 @@ def main() -> None:
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                  "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
-    check_start(args, recipe, stage)
+    stages = stages_of(recipe.model)
+    stages.check_start(args, recipe, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -82,17 +84,18 @@ def main() -> None:
     index = open_index(args) if args.data else None
     scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
-    model = start_model(args, recipe, stage)
+    model = stages.start_model(args, recipe, stage)
     check_taken(args.overrides, model.config)
     if scenes:
-        check_size(model.config, recipe)
-    features = open_features(args, recipe, stage)
+        check_size(scenes[0], model.config.image_size)
     with sizes_told():
-        task, before_step = make_stage(model, recipe, stage, features)
+        task = stages.make_task(model, recipe, stage, args)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config)
-    about = {"data": {"paths": [str(path) for path in args.data], "pictures": len(index),
-                      "fingerprint": index.fingerprint}} if index else {}  # fmt: skip
+    about = as_dict(recipe)
+    if index:
+        about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
+                         "fingerprint": index.fingerprint}  # fmt: skip
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -107,7 +110,7 @@ def main() -> None:
         return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
 
     pictures = None if stage == "semantic" else draw_pictures
-    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, before_step, pictures)
+    train(task, source, recipe.train, args.output_dir, export, about, before_step(task, recipe), pictures)
 
 
 def open_index(args) -> PictureIndex:
@@ -144,12 +147,11 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
         return
     index = open_pictures(args.data) if args.data else None
     with torch.device("meta"), sizes_told():
-        task, _ = make_stage(build_on_meta(recipe.model), recipe, stage)
+        task = stages_of(recipe.model).make_task(build_on_meta(recipe.model), recipe, stage)
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
         print(f"data: {index}", *index.faults, sep="\n")
-    if args.teacher or args.init_from or stage == "vae":
-        print("the sizes are the preset's; --teacher and --init-from are read by the run itself")
+    print("the sizes are the preset's; --teacher and --init-from are read by the run itself")
 
 
 def chosen_stage() -> str:
@@ -160,16 +162,6 @@ def chosen_stage() -> str:
     if stage in STAGES or "-h" in sys.argv or "--help" in sys.argv:
         return stage or "semantic"
     raise UserError(f"--stage is {stage!r}; choose one of {', '.join(STAGES)}")
-
-
-def check_size(config: PreTrainedConfig, recipe: TokenizerRecipe) -> None:
-    """UserError unless the preset's pictures are as large as the tokenizer reads them."""
-    size, read = recipe.world.image_size, config.image_size
-    if size != read:
-        raise UserError(
-            f"the preset draws pictures of {size} x {size} pixels and the tokenizer reads {read} x {read}: add "
-            f"--world.image_size {read}"
-        )
 
 
 if __name__ == "__main__":

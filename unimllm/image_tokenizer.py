@@ -7,6 +7,7 @@ from semhitok.checkpoints import find_tokenizer, load_whole
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
+from unimllm.errors import UserError
 
 AUTOENCODERS = (CheersVaeConfig.model_type, CheersConfig.model_type)
 
@@ -26,3 +27,19 @@ def load_image_tokenizer(
     back to pictures; `config.image_size` and `config.num_positions`.
     """
     return load_whole(image_tokenizer_class, find_tokenizer(model, option), device)
+
+
+def load_autoencoder(model: str, option: str) -> CheersVae:
+    """That of CHEERS alone, on the CPU; see `load_image_tokenizer`.
+
+    Raises:
+        UserError: also where the checkpoint holds something else.
+    """
+
+    def find_class(path: str) -> type[CheersVae]:
+        kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+        if kind not in AUTOENCODERS:
+            raise UserError(f"{option} {path} holds a {kind}; CHEERS draws in the latents of a cheers_vae")
+        return CheersVae
+
+    return load_whole(find_class, find_tokenizer(model, option), "cpu")[0]

@@ -34,17 +34,18 @@ def latest(output_dir: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def resolve(path: Path) -> Path:
+def resolve(path: Path, remedy: str = "") -> Path:
     """A checkpoint folder from itself or from the output folder that holds it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; it ends with the remedy.
     """
     if (path / "config.json").is_file():
         return path
     newest = latest(path)
     if newest is None:
-        raise UserError(f"no checkpoint in {path}: neither config.json nor a complete step-* folder lies there")
+        where = f"no checkpoint in {path}: neither config.json nor a complete step-* folder lies there"
+        raise UserError(f"{where}; {remedy}" if remedy else where)
     return newest
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 
 import numpy as np
+import torch
 
 from semhitok.modeling_semhitok import SemHiTokModel
 from semhitok.shards import CodeLayout
@@ -18,19 +19,24 @@ FIELDS = ("num_semantic_codes", "num_pixel_codes", "image_size", "patch_size", "
 SOME_HAVE = ("semantic_weight",)
 
 
-def fingerprint(model: SemHiTokModel) -> str:
-    """Twelve hex digits that change with SigLIP, the encoders, the codebooks, one of FIELDS or of SOME_HAVE.
+def weights_digest(state: dict[str, torch.Tensor], first: bytes = b"") -> str:
+    """Twelve hex digits of weights in the order of their names, behind some other bytes.
 
     The same on any device, and for weights of 16 bits also after they were loaded as float32.
     """
+    digest = hashlib.sha256(first)
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
+    return digest.hexdigest()[:12]
+
+
+def fingerprint(model: SemHiTokModel) -> str:
+    """See `weights_digest`: changes with SigLIP, the encoders, the codebooks, one of FIELDS or of SOME_HAVE."""
     config = model.config
     values = [getattr(config, name) for name in (*FIELDS, *(name for name in SOME_HAVE if hasattr(config, name)))]
-    digest = hashlib.sha256(json.dumps(values).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(DECODERS):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
-    return digest.hexdigest()[:12]
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DECODERS)}
+    return weights_digest(state, json.dumps(values).encode())
 
 
 def code_layout(model: SemHiTokModel) -> CodeLayout:

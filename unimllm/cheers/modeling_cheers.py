@@ -130,8 +130,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def get_image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pictures to read, (P, 3, S, S) in -1..1 -> what the language model gets of them, (P, N, H)."""
-        to_read = torch.zeros(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
-        return self.look(pixel_values, to_read, None, None).positions
+        latents = self.vision_tokenizer.encode(pixel_values)  # t = 1: no noise in them
+        return self.vision_tokenizer(latents.to(self.dtype))[0]
 
     def decode_image_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """What `generate` drew, (B, C, h, h) -> pictures (B, 3, S, S) in -1..1."""

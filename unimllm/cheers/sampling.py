@@ -53,8 +53,7 @@ class Prompt:
         seen = None
         if pixel_values is not None:
             model.to_draw(input_ids, len(pixel_values))
-            latents = model.vision_tokenizer.encode(pixel_values).to(model.dtype)
-            seen = model.vision_tokenizer(latents)[0].repeat(self.branches, 1, 1)
+            seen = model.get_image_tokens(pixel_values).repeat(self.branches, 1, 1)
         if self.branches == 2:
             input_ids = torch.cat([input_ids, without_text(model, input_ids)])
             attention_mask = attention_mask.repeat(2, 1)

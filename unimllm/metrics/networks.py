@@ -24,6 +24,7 @@ from torch import nn
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import square_size
+from semhitok.fingerprint import weights_digest
 from semhitok.image_processing_semhitok import to_pixel_values
 from semhitok.lpips_weights import checksum, load_lpips
 from semhitok.teacher import Teacher
@@ -118,8 +119,8 @@ def tokenizer_net(tokenizer: SemHiTokModel) -> FeatureNet:
         features = tokenizer.vision_features(to_pixel_values(pictures).to(tokenizer.device))  # (n, N, D)
         return features.float().mean(1).cpu().numpy()
 
-    library = f"transformers {_version('transformers')}, mean of patch features; for tokenizers over one SigLIP only"
-    return FeatureNet("own SigLIP", library, extract)
+    told = siglip_told(tokenizer.vision_model)
+    return FeatureNet("own SigLIP", f"{told}; for tokenizers over one SigLIP only", extract)
 
 
 def siglip_net(name: str, teacher: Teacher, device: torch.device) -> FeatureNet:
@@ -140,8 +141,13 @@ def siglip_net(name: str, teacher: Teacher, device: torch.device) -> FeatureNet:
         pixel_values = (pixels.to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std  # (n, 3, S, S)
         return vision_model(pixel_values).last_hidden_state.mean(1).cpu().numpy()  # (n, N, D) -> (n, D)
 
-    library = f"transformers {_version('transformers')}, mean of patch features at {side} pixels"
-    return FeatureNet(name, library, extract)
+    return FeatureNet(name, f"{siglip_told(vision_model)} at {side} pixels", extract)
+
+
+def siglip_told(vision_model: nn.Module) -> str:
+    """A SigLIP for the report, with digits by which one of other weights is known behind the same name."""
+    digits = weights_digest(vision_model.state_dict())
+    return f"transformers {_version('transformers')}, SigLIP {digits}, mean of patch features"
 
 
 # ---- LPIPS ---------------------------------------------------------------------------------------------------------

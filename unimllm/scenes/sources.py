@@ -44,6 +44,16 @@ class WorldConfig:
         return World(atlas, self.image_size, names, tints), Renderer(atlas, self.image_size)
 
 
+def check_size(world: World, read: int) -> None:
+    """UserError unless the world's pictures are as large as the pictures that are read."""
+    size = world.image_size
+    if size != read:
+        raise UserError(
+            f"the preset draws pictures of {size} x {size} pixels, but {read} x {read} are read: add "
+            f"--world.image_size {read}"
+        )
+
+
 def trained_classes(folder: Path) -> tuple[str, ...] | None:
     """The objects of the world that a checkpoint was trained on; None where it does not tell them."""
     world = read_run(folder)["recipe"].get("world") if (folder / RUN_FILE).is_file() else None

@@ -6,30 +6,26 @@ from typing import NoReturn
 
 import torch
 from torch import nn
-from transformers import AutoModel, SiglipVisionModel
+from transformers import SiglipVisionModel
 
-from semhitok.checkpoints import find_tokenizer
-from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor, for_size
-from semhitok.teacher import load_teacher
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.cheers.processing_cheers import CheersProcessor
 from unimllm.data.picture_ids import OnlinePixels
-from unimllm.distributed import print_once
 from unimllm.errors import UserError
+from unimllm.image_tokenizer import load_autoencoder
 from unimllm.scenes.pictures import ScenePixels
+from unimllm.scenes.sources import check_size
 from unimllm.training.checkpoint import resolve
 from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.overrides import default_folder
-from unimllm.training.plan import saved_bytes
+from unimllm.training.plan import PICTURE_SHARE, saved_bytes
 from unimllm.training.presets import SftRecipe
-from unimllm.training.tokenizer import find_teacher
+from unimllm.training.tokenizer import open_teacher
 
 model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
-
-PICTURE_SHARE = 0.8  # of a row's ids, those of pictures
 
 
 @dataclass(frozen=True)
@@ -55,40 +51,19 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 
 def open_vision(args: Namespace) -> Vision:
     """The autoencoder of --image-tokenizer (or of the preset's stage vae) and the SigLIP of --teacher."""
-    try:
-        teacher = load_teacher(find_teacher(args))
-    except (ValueError, OSError) as error:
-        raise UserError(f"--teacher: {error}") from error
+    teacher = open_teacher(args)
     if not isinstance(teacher.vision_model, SiglipVisionModel):
         raise UserError("--teacher: a NaFlex SigLIP 2 cannot see through CHEERS; take one of fixed resolution")
     if any(value != 0.5 for value in (*teacher.image_mean, *teacher.image_std)):
         raise UserError("--teacher: CHEERS shows its SigLIP pictures in -1..1; this one was trained on another range")
-    print_once(teacher.describe())
     return Vision(open_vae(args), teacher.vision_model)
 
 
 def open_vae(args: Namespace) -> CheersVae:
     """An autoencoder, or that of a whole model; UserError where there is none."""
-    if args.image_tokenizer:
-        folder = find_tokenizer(args.image_tokenizer, "--image-tokenizer")
-    else:
-        try:
-            folder = resolve(default_folder(args.preset, "vae"))
-        except UserError as error:
-            raise UserError(
-                f"{error}; train it with train/tokenizer.py --stage vae or name its folder with --image-tokenizer"
-            ) from error
-    try:
-        loaded, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(f"--image-tokenizer: cannot load {folder}: {first_line(error)}") from error
-    vae = getattr(loaded, "image_tokenizer", loaded)
-    if not isinstance(vae, CheersVae):
-        kind = loaded.config.model_type
-        raise UserError(f"--image-tokenizer {folder} holds a {kind}; CHEERS draws in the latents of a cheers_vae")
-    if report["missing_keys"]:
-        raise UserError(f"--image-tokenizer: the weights in {folder} lack {min(report['missing_keys'])}")
-    return vae
+    remedy = "train it with train/tokenizer.py --stage vae or name its folder with --image-tokenizer"
+    folder = args.image_tokenizer or str(resolve(default_folder(args.preset, "vae"), remedy))
+    return load_autoencoder(folder, "--image-tokenizer")
 
 
 def build(config: CheersConfig, vision: Vision, language_model=None) -> CheersForConditionalGeneration:
@@ -111,11 +86,7 @@ def scene_pictures(
     model, world, renderer, seed: int, count: int, split: str, args: Namespace, recipe: SftRecipe, rank: int,
     world_size: int,
 ) -> ScenePixels:  # fmt: skip
-    if world.image_size != model.config.image_size:
-        raise UserError(
-            f"the preset draws pictures of {world.image_size} x {world.image_size} pixels and the model reads "
-            f"{model.config.image_size} x {model.config.image_size}: add --world.image_size {model.config.image_size}"
-        )
+    check_size(world, model.config.image_size)
     return ScenePixels(renderer)
 
 

@@ -17,12 +17,11 @@ from unimllm.errors import UserError
 from unimllm.scenes.pictures import SceneCodes
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder
+from unimllm.training.plan import PICTURE_SHARE
 from unimllm.training.presets import SftRecipe
 from unimllm.training.sft import SftTask, exchange_image_tokenizer
 
 model_class, processor_class = UniMLLMForConditionalGeneration, UniMLLMProcessor
-
-PICTURE_SHARE = 0.8  # of a row's ids, those of pictures that are targets: what a row of drawings alone has
 
 
 def check_options(args: Namespace, recipe: SftRecipe) -> None:

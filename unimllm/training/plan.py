@@ -11,37 +11,27 @@ Shapes: B pictures, N positions, D channels, S pixels along a side.
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from semhitok import SemHiTokConfig
-from semhitok.auto import build_tokenizer
 from semhitok.lpips_weights import LPIPS
 from semhitok.transformer import Block
-from unimllm.cheers.autoencoder import CheersVae
-from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets import TokenizerRecipe
+from unimllm.training.stages import stages_of
 
 BF16_SHARE = 0.6  # of the float32 activations that remain under bf16 autocast
+PICTURE_SHARE = 0.8  # of a row's ids, those of pictures: what a row of drawings alone has
 
 
-def build_on_meta(config: SemHiTokConfig | CheersVaeConfig) -> PreTrainedModel:
+def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without its numbers, in seconds at any size."""
     with torch.device("meta"):
-        return CheersVae(config) if isinstance(config, CheersVaeConfig) else build_tokenizer(config)
+        return AutoModel.from_config(config)
 
 
 def parts_of(task: nn.Module) -> dict[str, nn.Module]:
     """The networks of a tokenizer stage by name, LPIPS and PatchGAN's discriminator included where there is one."""
-    model = task.model
-    if isinstance(model, CheersVae):
-        parts = {"encoder": model.encoder, "decoder": model.decoder}
-    else:
-        parts = {"SigLIP": model.vision_model}
-        for branch in ("semantic", "pixel"):
-            parts |= {f"{branch} {name}": part for name, part in getattr(model, branch).named_children()}
-        if hasattr(model, "codebook"):
-            parts["shared codebook"] = model.codebook
+    parts = stages_of(task.model.config).parts(task.model)
     distance, discriminator = loss_networks(task)
     parts |= {f"LPIPS ({distance.backbone})": distance} if isinstance(distance, LPIPS) else {}
     return parts | ({"discriminator": discriminator} if discriminator else {})
@@ -84,7 +74,7 @@ def tokenizer_plan(
     lines = [
         f"{name}, stage {stage}",
         row("picture", f"{config.image_size} x {config.image_size} pixels, {config.num_positions} positions"),
-        row(*describe_positions(config)),
+        row(*stages_of(config).describe_positions(config)),
         row("batch", f"{train.batch_size} = {num_processes} process(es) x {micro} pictures x {accumulation} in turn; "
                      f"{train.batch_size * config.num_positions:,} positions"),
         row("steps", f"{train.max_steps:,} = {samples:,} pictures{epochs}"),
@@ -100,13 +90,6 @@ def tokenizer_plan(
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
     return "\n".join(lines)
-
-
-def describe_positions(config: SemHiTokConfig | CheersVaeConfig) -> tuple[str, str]:
-    """What a position of a picture holds: one of so many ids, or so many numbers."""
-    if isinstance(config, CheersVaeConfig):
-        return "latents", f"{config.patched_channels} channels"
-    return "ids", f"{config.num_semantic_codes:,} x {config.num_pixel_codes} = {config.num_codes:,}"
 
 
 def row(what: str, value: str) -> str:
@@ -143,7 +126,7 @@ def kept_for_backward(task: nn.Module, stage: str, checkpointing: bool) -> int:
     """Bytes in float32 that the trained networks of a stage keep for one picture until the backward pass."""
     config = task.model.config
     picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
-    calls = trained_calls(task.model, stage, picture)
+    calls = stages_of(config).trained_calls(task.model, stage, picture)
     total = sum(saved_bytes(net, x) - checkpointing * spared_bytes(net, config.num_positions) for net, x in calls)
     distance, discriminator = loss_networks(task)
     drawn = torch.empty_like(picture, requires_grad=True)
@@ -154,20 +137,6 @@ def kept_for_backward(task: nn.Module, stage: str, checkpointing: bool) -> int:
     if discriminator:  # it sees the true picture once and the drawn one twice
         total += 3 * saved_bytes(discriminator, drawn)
     return total
-
-
-def trained_calls(model: PreTrainedModel, stage: str, picture: torch.Tensor) -> list[tuple[nn.Module, torch.Tensor]]:
-    """The networks that a stage trains, each with what it reads of a picture (1, 3, S, S)."""
-    config = model.config
-    if isinstance(model, CheersVae):
-        side = config.image_size // config.stride * config.latent_patch_size
-        return [(model.encoder, picture), (model.decoder, picture.new_empty(1, config.latent_channels, side, side))]
-    vectors = torch.empty(1, config.num_positions, config.semantic_dim + config.pixel_dim, device="meta")
-    features = torch.empty(1, config.num_positions, config.vision_config.hidden_size, device="meta")
-    for_features = vectors[..., : model.semantic.decoder.proj_in.in_features]
-    semantic = [(model.semantic.encoder, features), (model.semantic.decoder, for_features)]
-    pixel = [(model.pixel.encoder, picture), (model.pixel.decoder, vectors)]
-    return {"semantic": semantic, "pixel": pixel, "decoder": pixel[1:], "joint": semantic + pixel}[stage]
 
 
 def spared_bytes(net: nn.Module, num_positions: int) -> int:

@@ -90,13 +90,10 @@ class SftTask(nn.Module):
         with torch.autocast(pixel_values.device.type, enabled=False):
             codes = torch.cat([encoder.encode(part) for part in pixel_values.split(ENCODED_AT_ONCE)])
         ids = self.model.codes_to_ids(codes)  # (P, N)
+        placed = self.model.place_image_tokens(input_ids, ids)
         places = input_ids == self.model.config.image_token_id
-        if int(places.sum()) != ids.numel():
-            raise ValueError(
-                f"{int(places.sum())} image placeholders for {len(ids)} pictures of {ids.shape[1]} positions"
-            )
         labels = labels.masked_scatter(places, torch.where(labels[places] == IGNORE, IGNORE, ids.flatten()))
-        return {"input_ids": input_ids.masked_scatter(places, ids), "labels": labels, **others}
+        return {"input_ids": placed, "labels": labels, **others}
 
     def forward(
         self, num_items: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None, **batch
