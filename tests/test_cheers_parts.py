@@ -119,9 +119,9 @@ def test_linear_details_are_a_patch_embedding_of_their_own():
     positions, details = tokenizer(z)
     pixels, embedding = tokenizer.vae_decoder_projector(z), tokenizer.detail_embedding
     patches = torch.nn.functional.unfold(pixels, 4, stride=4).mT
-    torch.testing.assert_close(
-        details, torch.nn.functional.linear(patches, embedding.weight.flatten(1), embedding.bias)
-    )
+    linear = torch.nn.functional.linear(patches, embedding.weight.flatten(1), embedding.bias)
+    where = tokenizer.vision_representation.embeddings.position_embedding.weight
+    torch.testing.assert_close(details, linear + where)
     assert positions.shape == (2, 4, 16) and details.shape == (2, 16, 24)
 
 
@@ -247,15 +247,16 @@ def test_velocities_depend_on_t_and_on_details_as_the_config_says(config):
     head = FlowHead(config)
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.3)
-    out = head(hidden, details, t)
-    assert out.shape == (2, 16, 4, 4)
-    assert not torch.allclose(out, head(hidden, details, 1 - t)) and not torch.allclose(out, head(hidden, -details, t))
+    out, first = head(hidden, details, t)
+    assert out.shape == (2, 16, 4, 4) and first.shape == (2, 16, 24)
+    assert not torch.allclose(out, head(hidden, details, 1 - t)[0])
+    assert not torch.allclose(out, head(hidden, -details, t)[0])
     blind = FlowHead(tiny_config(inject_details=False))
     blind.load_state_dict(head.state_dict())
     torch.testing.assert_close(blind(hidden, details, t), blind(hidden, -details, t))
     repeated = FlowHead(tiny_config(repeat_detail_positions=True))
     repeated.load_state_dict(head.state_dict())
-    assert not torch.allclose(out, repeated(hidden, details, t))
+    assert not torch.allclose(out, repeated(hidden, details, t)[0])
 
 
 # ---- configuration --------------------------------------------------------------------------------------------------

@@ -140,6 +140,33 @@ def test_pictures_that_are_targets_are_drawn_and_counted_apart():
     assert not any(p.requires_grad for p in task.model.image_tokenizer.parameters())
 
 
+def test_alignment_holds_what_is_drawn_first_to_the_features_of_the_true_pictures():
+    task, batch, pixels = CheersTask(make_model(), {}, 0.5).double().train(), branching_batch(), pictures(2)
+    noise, t = torch.randn(2, 16, 4, 4, dtype=torch.double), torch.tensor([1.0, 0.4]).double()
+    with torch.random.fork_rng():
+        losses = task(pixel_values=pixels, t=t, noise=noise, **batch)
+    losses["loss"].backward()
+    outputs = task.model(**batch | task.mark_drawn(batch), pixel_values=pixels, t=t, noise=noise)
+    features = task.alignment.vision_model(pixels[1:]).last_hidden_state
+    variance, mean = torch.var_mean(features, -1, correction=0, keepdim=True)
+    features = (features - mean) / (variance + 1e-5).sqrt()
+    expected = (task.alignment.mlp(outputs.semantics) - features).square().mean()
+    assert outputs.with_flow.tolist() == [False, True]
+    torch.testing.assert_close(losses["alignment"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["loss"], outputs.loss + 0.5 * losses["alignment"])
+    assert all(p.grad is None for p in task.alignment.vision_model.parameters())
+    assert all(p.grad.any() for p in task.alignment.mlp.parameters())
+    assert "alignment" not in task.eval()(pixel_values=pixels, t=t, noise=noise, **batch)
+
+
+def test_alignment_touches_its_weights_without_a_picture_too():
+    task = CheersTask(make_model(), {}, 1.0).double().train()
+    text = {"input_ids": torch.tensor([[USER, 9, 10, END]]), "labels": torch.tensor([[IGNORE, IGNORE, 10, END]])}
+    losses = task(**text)
+    losses["loss"].backward()
+    assert losses["alignment"] == 0 and all(p.grad is not None for p in task.alignment.mlp.parameters())
+
+
 def test_weights_in_bf16_go_with_an_autoencoder_and_buffers_in_float32():
     """As DeepSpeed's bf16 engine leaves them."""
     task = CheersTask(make_model().float(), {})

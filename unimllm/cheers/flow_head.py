@@ -202,8 +202,10 @@ class FlowHead(nn.Module):
         squares = self.gen_projector(hidden, time)
         return rearrange(squares, "b (h w) (p q d) -> b (h p w q) d", h=self.grid_size, p=self.side, q=self.side)
 
-    def forward(self, hidden: torch.Tensor, details: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Velocities at x_t.
+    def forward(
+        self, hidden: torch.Tensor, details: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Velocities at x_t, and what was drawn of them first.
 
         Args:
             hidden: (B, N, H) final hidden states of the pictures' positions.
@@ -211,9 +213,9 @@ class FlowHead(nn.Module):
             t: (B,).
 
         Returns:
-            (B, C, h, h).
+            (B, C, h, h) and Z', (B, L, D).
         """
         first, second = self.time_embed(t)
-        mixed = self.hi_gate(self.semantics(hidden, first), details if self.inject_details else None)
-        velocities = self.hi_projector(mixed, second)
-        return rearrange(velocities, "b (h w) c -> b c h w", h=self.grid_size * self.side)
+        semantics = self.semantics(hidden, first)
+        velocities = self.hi_projector(self.hi_gate(semantics, details if self.inject_details else None), second)
+        return rearrange(velocities, "b (h w) c -> b c h w", h=self.grid_size * self.side), semantics

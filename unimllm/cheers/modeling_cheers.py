@@ -38,6 +38,8 @@ class CheersOutput(ModelOutput):
         past_key_values: the cache.
         last_hidden_state: (B, T, H).
         velocities: (pictures with a flow loss, C, h, h), where labels were given.
+        semantics: of those pictures what the flow head draws first, Z', (pictures with a flow loss, L, D).
+        with_flow: which pictures these are, (P,) bool.
     """
 
     loss: torch.Tensor | None = None
@@ -46,6 +48,8 @@ class CheersOutput(ModelOutput):
     past_key_values: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
     velocities: torch.Tensor | None = None
+    semantics: torch.Tensor | None = None
+    with_flow: torch.Tensor | None = None
 
 
 @dataclass
@@ -270,9 +274,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         if labels is not None:
             if self.config.flow_loss_on_read_pictures:
                 drawn = torch.ones_like(drawn)
-            flow, velocities = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
+            flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
             loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
-            return CheersOutput(loss=loss, losses=losses, last_hidden_state=hidden, velocities=velocities)
+            return CheersOutput(
+                loss=loss, losses=losses, last_hidden_state=hidden, velocities=velocities, semantics=semantics,
+                with_flow=drawn,
+            )  # fmt: skip
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, last_hidden_state=hidden)
 
@@ -285,17 +292,17 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def flow_loss(
         self, hidden: torch.Tensor, pictures: Pictures, chosen: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Squared error of the velocities, a mean in each picture and summed over them, their number; the velocities.
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Squared error of the velocities, a mean in each picture and summed over them, their number; both of the head.
 
         Args:
             hidden: (P * N, H) of all pictures.
             chosen: (P,) bool; the flow head runs for those alone.
         """
         hidden = hidden.view(len(chosen), self.config.num_positions, hidden.shape[-1])[chosen]
-        velocities = self.flow_head(hidden, pictures.details[chosen], pictures.t[chosen])
+        velocities, semantics = self.flow_head(hidden, pictures.details[chosen], pictures.t[chosen])
         errors = (velocities.float() - pictures.targets[chosen].float()).square()
-        return (errors.mean((1, 2, 3)).sum(), chosen.sum()), velocities
+        return (errors.mean((1, 2, 3)).sum(), chosen.sum()), velocities, semantics
 
     def add_losses(self, text, flow, weights: dict, num_items: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted sum of (summed loss, count) pairs as means, and these.

@@ -80,7 +80,7 @@ class Prompt:
             use_cache=True,
         ).last_hidden_state  # fmt: skip
         self.cache.crop(-self.num_positions)
-        velocities = model.flow_head(hidden, details, t.expand(len(embeds))).to(x_t.dtype)
+        velocities = model.flow_head(hidden, details, t.expand(len(embeds)))[0].to(x_t.dtype)
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 

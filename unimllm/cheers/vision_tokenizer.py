@@ -108,5 +108,6 @@ class VisionTokenizer(nn.Module):
         details = embedded = siglip.embeddings(decoded)
         if hasattr(self, "detail_embedding"):
             details = rearrange(self.detail_embedding(decoded), "b d h w -> b (h w) d")
+            details = details + siglip.embeddings.position_embedding.weight
         features = siglip.post_layernorm(siglip.encoder(inputs_embeds=embedded).last_hidden_state)
         return self.und_projector(features), details

@@ -95,7 +95,7 @@ def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> Onlin
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
-    return CheersTask(model, {"text": recipe.text_weight})
+    return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight)
 
 
 def first_stage_keeps(model: CheersForConditionalGeneration) -> list[nn.Module]:

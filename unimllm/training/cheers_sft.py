@@ -6,6 +6,7 @@ Shapes: B rows, T positions, P pictures of the batch in reading order, N positio
 import torch
 from torch import nn
 
+from unimllm.cheers.alignment import FeatureAlignment
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.vocabulary import IGNORE
 
@@ -16,19 +17,24 @@ class CheersTask(nn.Module):
     Args:
         model: the model.
         loss_weights: weight of each part, "text" and "flow".
+        alignment_weight: that of `FeatureAlignment` with the model's SigLIP as it is now; 0 leaves it out.
     """
 
-    def __init__(self, model: CheersForConditionalGeneration, loss_weights: dict[str, float]):
+    def __init__(
+        self, model: CheersForConditionalGeneration, loss_weights: dict[str, float], alignment_weight: float = 0.0
+    ):
         super().__init__()
-        self.model, self.loss_weights = model, loss_weights
+        self.model, self.loss_weights, self.alignment_weight = model, loss_weights, alignment_weight
         vision = model.vision_tokenizer
         for unused in (vision.vae_model, getattr(vision.vision_representation, "head", None)):
             if unused is not None:  # `from_pretrained` has made every weight trainable; SigLIP's pooling nobody reads
                 unused.requires_grad_(False)
+        self.alignment = FeatureAlignment(vision.vision_representation) if alignment_weight else None
 
     def apart(self) -> list[tuple[nn.Module, str]]:
-        """The autoencoder: it stays whole, and as precise as it was."""
-        return [(self.model.vision_tokenizer, "vae_model")]
+        """The autoencoder, and the SigLIP of the alignment: they stay whole, and as precise as they were."""
+        frozen: list[tuple[nn.Module, str]] = [(self.model.vision_tokenizer, "vae_model")]
+        return frozen + ([(self.alignment, "vision_model")] if self.alignment else [])
 
     def mark_drawn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels` of a batch as the model takes them.
@@ -70,14 +76,21 @@ class CheersTask(nn.Module):
     def forward(
         self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
-        """See the model's. In evaluation mode a row has the same times and the same noise each time."""
+        """See the model's; in training with `FeatureAlignment`. Else a row has the same times and noise each time."""
         if not self.training and pixel_values is not None:
             batch |= self.fixed_noise(batch)
         outputs = self.model(
             **batch | self.mark_drawn(batch), pixel_values=pixel_values, loss_weights=self.loss_weights,
             num_items=num_items, use_cache=False,
         )  # fmt: skip
-        return {"loss": outputs.loss, **outputs.losses}
+        losses = {"loss": outputs.loss, **outputs.losses}
+        if self.alignment and self.training:
+            size = self.model.config.image_size
+            pictures = outputs.semantics.new_zeros(0, 3, size, size) if pixel_values is None else pixel_values
+            count = (num_items or {}).get("flow", outputs.with_flow.sum().clamp(min=1))
+            aligned = self.alignment(outputs.semantics, pictures[outputs.with_flow]) / count
+            losses |= {"loss": outputs.loss + self.alignment_weight * aligned, "alignment": aligned.detach()}
+        return losses
 
     def fixed_noise(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h): for each row a function of its ids alone.

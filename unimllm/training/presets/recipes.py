@@ -117,3 +117,5 @@ class SftRecipe:
     text_weight: float = 2.0
     """Weight of a text target beside an image target's 1 (its parts: semantic 1, pixel 1); of CHEERS, whose text and
     pictures are counted apart, that of the mean over text beside the mean over pictures."""
+    alignment_weight: float = 0.0
+    """CHEERS: weight of `cheers.alignment` beside the flow's 1, with the SigLIP that the run starts with."""
