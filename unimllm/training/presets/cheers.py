@@ -50,8 +50,8 @@ def scenes_64_cheers() -> SftRecipe:
         linear_details=True, attn_implementation=CPU_ATTENTION,
     )  # fmt: skip
     recipe.max_length, recipe.text_weight, recipe.text_drop = 80, 1.0, 0.2
-    recipe.alignment_weight = 1.0
-    recipe.train.max_steps = 3200  # with the autoencoder's as many CPU-hours as all of `scenes_64`
+    recipe.alignment_weight, recipe.drawing_share = 1.0, 0.7
+    recipe.train.max_steps = 5000
     return recipe
 
 
