@@ -31,7 +31,7 @@ from unimllm.training.families import family_of
 from unimllm.training.language_model import check_options
 from unimllm.training.language_plan import build_on_meta, language_model_plan
 from unimllm.training.plan import count
-from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
+from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS, VAE_PRESETS
 from unimllm.training.start_model import freeze_language_model, start_model
 from unimllm.vocabulary import CHEERS_TOKENS, IGNORE
 
@@ -224,14 +224,19 @@ def test_a_batch_of_scenes_is_learnt_by_heart(world, conversation):
 # ---- presets and plans ----------------------------------------------------------------------------------------------
 
 
-def test_the_scenes_preset_is_the_other_family_s_but_for_its_pictures():
-    recipe, other = SFT_PRESETS["scenes_64_cheers"](), SFT_PRESETS["scenes_64"]()
+@pytest.mark.parametrize(("size", "positions"), [(64, 16), (128, 64)])
+def test_the_scenes_presets_are_the_other_family_s_but_for_their_pictures(size, positions):
+    recipe, other = SFT_PRESETS[f"scenes_{size}_cheers"](), SFT_PRESETS[f"scenes_{size}"]()
     assert recipe.model.text_config.to_dict() == other.model.text_config.to_dict()
     assert recipe.model.vision_config.to_dict() == other.model.image_tokenizer_config.vision_config.to_dict()
     assert (recipe.num_scenes, recipe.world) == (other.num_scenes, other.world) and recipe.text_drop == 0.2
-    assert recipe.model.num_positions == 16 and 4 * recipe.model.num_positions == recipe.model.latent_size**2
-    model = build_on_meta(recipe)
-    assert type(model) is CheersForConditionalGeneration and model.config.image_size == 64
+    assert recipe.model.vae_config.to_dict() == VAE_PRESETS[f"scenes_{size}_cheers"]().model.to_dict()
+    assert recipe.model.num_positions == positions and 4 * positions == other.model.num_positions
+    assert 4 * positions == recipe.model.latent_size**2 and recipe.world.image_size == size
+    models = [build_on_meta(each) for each in (recipe, other)]
+    assert type(models[0]) is CheersForConditionalGeneration
+    for model, each in zip(models, (recipe, other), strict=True):
+        assert f"{size} x {size} pixels" in language_model_plan("scenes", model, each, 8, None)
 
 
 def test_the_paper_s_stages_have_a_plan_of_the_released_size():

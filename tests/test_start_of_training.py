@@ -78,7 +78,10 @@ def test_a_discriminator_is_not_shared_out():
         tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=3), None, adversarial_weight=0.5))
 
 
-@pytest.mark.parametrize(("preset", "owner"), [("scenes_64_cheers", "scenes_64"), ("semhitok_256", "semhitok_256")])
+@pytest.mark.parametrize(
+    ("preset", "owner"),
+    [("scenes_64_cheers", "scenes_64"), ("scenes_128_cheers", "scenes_128"), ("semhitok_256", "semhitok_256")],
+)
 def test_a_preset_s_teacher_may_be_another_one_s(preset, owner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"runs/{owner}/teacher: .*; run train/teacher.py first"):
