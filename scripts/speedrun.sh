@@ -3,6 +3,7 @@
 #
 #   bash scripts/speedrun.sh [PRESET]      scenes_64: about two and a half hours on two CPU cores with AMX
 #                                          scenes_64_cheers: over the teacher of scenes_64; not timed yet
+#                                          scenes_128, scenes_128_cheers: for a GPU; untrained by us
 #
 # Run it again after a kill: finished stages end at once, the broken one goes on from its last checkpoint. On a CPU it
 # starts one process per core (PROCESSES=N to choose), on GPUs one per GPU. Needs the font Noto Color Emoji.
@@ -22,8 +23,8 @@ stage() { # NAME PROGRAM OPTIONS...: a --preset among them instead of PRESET
     took
 }
 
-if [ "$PRESET" = scenes_64_cheers ]; then
-    stage teacher train/teacher.py --preset scenes_64
+if [[ "$PRESET" == *_cheers ]]; then
+    stage teacher train/teacher.py --preset "${PRESET%_cheers}"
     stage vae train/tokenizer.py --stage vae
 else
     stage teacher train/teacher.py

@@ -30,7 +30,14 @@ from unimllm.training.plan import (
     state_bytes,
     tokenizer_plan,
 )
-from unimllm.training.presets import DECODER_PRESETS, JOINT_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, SFT_PRESETS
+from unimllm.training.presets import (
+    DECODER_PRESETS,
+    JOINT_PRESETS,
+    PIXEL_PRESETS,
+    SEMANTIC_PRESETS,
+    SFT_PRESETS,
+    TEACHER_PRESETS,
+)
 from unimllm.training.presets.ablation import STEPS
 
 
@@ -98,6 +105,18 @@ def test_every_picture_preset_has_a_plan(name, stage):
             "decoder": {"pixel decoder"},
         }[stage]
     )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_scenes_of_128_pixels_have_a_plan(stage):
+    make_task, presets = STAGES[stage]
+    recipe = presets["scenes_128"]()
+    plan = tokenizer_plan("scenes_128", stage, make_task(build_on_meta(recipe.model)), recipe, 8, None)
+    assert "128 x 128 pixels, 256 positions" in plan and recipe.world.image_size == 128
+    assert f"--preset scenes_128 --stage {stage}`" in presets["scenes_128"].__doc__
+    teacher = TEACHER_PRESETS["scenes_128"]()
+    assert recipe.model.vision_config.to_dict() == teacher.model.vision_config.to_dict()
+    assert teacher.world == recipe.world == SFT_PRESETS["scenes_128"]().world
 
 
 def test_the_plan_by_hand():

@@ -71,7 +71,17 @@ def test_a_teacher_that_nothing_would_read_is_refused(stage, options, message):
         semhitok_stages.check_start(args, recipe, stage)
 
 
-@pytest.mark.parametrize(("preset", "owner"), [("scenes_64_cheers", "scenes_64"), ("semhitok_256", "semhitok_256")])
+def test_a_discriminator_is_not_shared_out():
+    for weight, zero_stage in ((0.5, 2), (0.0, 3)):
+        tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=zero_stage), None, adversarial_weight=weight))
+    with pytest.raises(UserError, match="^--adversarial_weight: ZeRO 3 .*; set --train.zero_stage 0, 1 or 2$"):
+        tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=3), None, adversarial_weight=0.5))
+
+
+@pytest.mark.parametrize(
+    ("preset", "owner"),
+    [("scenes_64_cheers", "scenes_64"), ("scenes_128_cheers", "scenes_128"), ("semhitok_256", "semhitok_256")],
+)
 def test_a_preset_s_teacher_may_be_another_one_s(preset, owner, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"runs/{owner}/teacher: .*; run train/teacher.py first"):

@@ -1,6 +1,7 @@
 """train/tokenizer.py as a user runs it, on pictures in a folder: every stage, killed with -9 and started again."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from semhitok.checkpoints import load_tokenizer
@@ -72,8 +74,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
-def run(place: Path, stage: str, output: str) -> str:
-    result = subprocess.run(command(place, stage, output), capture_output=True, text=True, env=environment())
+def run(place: Path, stage: str, output: str, *options: str, processes: int = 1) -> str:
+    words = [*command(place, stage, output), *options]
+    if processes > 1:
+        words[2:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -105,6 +110,24 @@ def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
     run_and_kill(place, stage, f"{stage}-killed", step=4)
     assert "resuming from step-00000" in run(place, stage, f"{stage}-killed")
     assert weights(place / stage) == weights(place / f"{stage}-killed")
+
+
+def test_two_processes_share_an_autoencoder_out(place):
+    settings = place / "settings.json"
+    settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')  # else none is shared out
+    common = ["--adversarial_weight", "0", "--train.num_threads", "1", "--max-steps", "3", "--train.picture_every", "2"]
+    shared = [*common, "--train.zero_stage", "3", "--deepspeed", str(settings)]
+    run(place, "vae", "whole", *common, processes=2)
+    run(place, "vae", "shared", *shared, processes=2)
+    found, expected = (
+        {name: value for name, value in load_file(folder / "model.safetensors").items() if value.ndim > 1}
+        for folder in map(checkpoint.latest, (place / "shared", place / "whole"))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-4)  # biases before norms have no gradient but rounding
+    shutil.copytree(place / "shared", place / "shared-stopped")
+    shutil.rmtree(place / "shared-stopped" / "step-000003")
+    assert "resuming from step-000002" in run(place, "vae", "shared-stopped", *shared, processes=2)
+    assert weights(place / "shared-stopped") == weights(place / "shared")
 
 
 def test_a_run_is_not_resumed_with_other_losses(place):

@@ -43,8 +43,6 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError("--codes: this family reads pictures, not codes; leave it out")
     if recipe.lora_rank or recipe.quantize_base:
         raise UserError("--lora_rank and --quantize_base are for models of codes; this family is trained whole")
-    if recipe.train.zero_stage == 3:  # the autoencoder's Upsample reads its convolution's weights, not its result
-        raise UserError("--train.zero_stage 3 cannot share out this family's decoder; set 0, 1 or 2")
     if recipe.attention.startswith("flash_attention"):
         raise UserError(f"--attention {recipe.attention}: it cannot let a picture see all of itself; use sdpa")
 

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+import torch
 from torch import nn
 
 from semhitok import SemHiTokModel
@@ -67,6 +68,8 @@ def scene_pictures(
     world_size: int,
 ) -> SceneCodes:  # fmt: skip
     """Codes of all scenes, made by all ranks together where they are not there yet."""
+    if torch.cuda.is_available():
+        model.image_tokenizer.cuda()  # ahead of the engine, which brings the rest
     codes = build_code_cache(
         model.image_tokenizer, world, renderer, seed, count, args.output_dir.parent / "codes",
         recipe.train.autocast(), rank, world_size, split,

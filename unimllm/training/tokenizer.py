@@ -49,6 +49,14 @@ def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
     return teacher
 
 
+def check_losses(recipe: TokenizerRecipe) -> None:
+    """UserError for losses that ZeRO 3 does not let compute."""
+    if recipe.adversarial_weight and recipe.train.zero_stage == 3:  # `AdversarialLoss` goes around modules' parameters
+        raise UserError(
+            "--adversarial_weight: ZeRO 3 cannot share out PatchGAN's discriminator; set --train.zero_stage 0, 1 or 2"
+        )
+
+
 def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> ReconstructionLosses:
     """The losses on pictures that a recipe weighs.
 

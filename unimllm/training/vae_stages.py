@@ -19,8 +19,6 @@ from unimllm.training.tokenizer import make_losses, open_teacher
 
 
 def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
-    if recipe.train.zero_stage == 3:  # its Upsample reads its convolution's weights, not its result
-        raise UserError("--train.zero_stage 3 cannot share out an autoencoder; set 0, 1 or 2")
     if args.teacher and not reads_features(recipe):
         raise UserError(
             "--teacher is for the perceptual loss, which here is LPIPS or weighs nothing (--perceptual_weight): "

@@ -19,6 +19,7 @@ from unimllm.training.presets.cheers import (
     cheers_1_5b_refined,
     cheers_1_5b_sft,
     scenes_64_cheers,
+    scenes_128_cheers,
 )
 from unimllm.training.presets.llava import (
     llava15_vicuna7b_pretrain,
@@ -37,6 +38,11 @@ from unimllm.training.presets.scenes import (
     scenes_64_semantic,
     scenes_64_sft,
     scenes_64_teacher,
+    scenes_128_decoder,
+    scenes_128_pixel,
+    scenes_128_semantic,
+    scenes_128_sft,
+    scenes_128_teacher,
 )
 from unimllm.training.presets.semhitok import (
     semhitok_256_decoder,
@@ -46,13 +52,14 @@ from unimllm.training.presets.semhitok import (
     semhitok_384_pixel,
     semhitok_384_semantic,
 )
-from unimllm.training.presets.vae import scenes_64_cheers_vae
+from unimllm.training.presets.vae import scenes_64_cheers_vae, scenes_128_cheers_vae
 
-TEACHER_PRESETS = {"scenes_64": scenes_64_teacher}
-TEACHER_OF = {"scenes_64_cheers": "scenes_64"}
+TEACHER_PRESETS = {"scenes_64": scenes_64_teacher, "scenes_128": scenes_128_teacher}
+TEACHER_OF = {"scenes_64_cheers": "scenes_64", "scenes_128_cheers": "scenes_128"}
 """Presets that take another one's teacher."""
 SEMANTIC_PRESETS = {
     "scenes_64": scenes_64_semantic,
+    "scenes_128": scenes_128_semantic,
     "photos_128": photos_128_semantic,
     "semhitok_256": semhitok_256_semantic,
     "semhitok_384": semhitok_384_semantic,
@@ -61,6 +68,7 @@ SEMANTIC_PRESETS = {
 }
 PIXEL_PRESETS = {
     "scenes_64": scenes_64_pixel,
+    "scenes_128": scenes_128_pixel,
     "photos_128": photos_128_pixel,
     "semhitok_256": semhitok_256_pixel,
     "semhitok_384": semhitok_384_pixel,
@@ -69,6 +77,7 @@ PIXEL_PRESETS = {
 }
 DECODER_PRESETS = {
     "scenes_64": scenes_64_decoder,
+    "scenes_128": scenes_128_decoder,
     "photos_128": photos_128_decoder,
     "semhitok_256": semhitok_256_decoder,
     "semhitok_384": semhitok_384_decoder,
@@ -81,7 +90,7 @@ JOINT_PRESETS = {
     "ablation_shared_index": ablation_shared_index,
     "ablation_shared_vector": ablation_shared_vector,
 }
-VAE_PRESETS = {"scenes_64_cheers": scenes_64_cheers_vae}
+VAE_PRESETS = {"scenes_64_cheers": scenes_64_cheers_vae, "scenes_128_cheers": scenes_128_cheers_vae}
 PRETRAIN_PRESETS = {
     "scenes_64": scenes_64_pretrain,
     "llava15_vicuna7b_pretrain": llava15_vicuna7b_pretrain,
@@ -91,11 +100,13 @@ PRETRAIN_PRESETS = {
 }
 SFT_PRESETS = {
     "scenes_64": scenes_64_sft,
+    "scenes_128": scenes_128_sft,
     "ablation": ablation_sft,
     "llava15_vicuna7b_sft": llava15_vicuna7b_sft,
     "unified_qwen25_7b_sft": unified_qwen25_7b_sft,
     "unified_qwen25_0_5b": unified_qwen25_0_5b_sft,
     "scenes_64_cheers": scenes_64_cheers,
+    "scenes_128_cheers": scenes_128_cheers,
     "cheers_1_5b_general": cheers_1_5b_general,
     "cheers_1_5b_refined": cheers_1_5b_refined,
     "cheers_1_5b_sft": cheers_1_5b_sft,

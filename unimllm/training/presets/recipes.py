@@ -59,7 +59,7 @@ class TokenizerRecipe:
     lpips_weights: str = ""
     """Path of torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth."""
     adversarial_weight: float = 0.0
-    """Weight of PatchGAN's generator loss; 0 trains without a discriminator."""
+    """Weight of PatchGAN's generator loss; 0 trains without a discriminator. ZeRO 0 to 2."""
     adversarial_start: int = 0
     """Steps before the discriminator begins to learn and to be listened to."""
     adaptive_adversarial: bool = False

@@ -1,4 +1,11 @@
-"""Presets of the emoji scenes: two CPU cores train each in minutes to hours, from nothing."""
+"""Presets of the emoji scenes, from nothing.
+
+scenes_64     64 x 64 pixels, 64 positions: two CPU cores train each in minutes to hours
+scenes_128    128 x 128 pixels, 256 positions, the same world and codes, wider networks, for one GPU; untrained by us.
+              Memory is what `--dry-run 1` says, an estimate.
+"""
+
+from typing import TypeVar
 
 from transformers import Qwen2Config, SiglipConfig
 
@@ -10,18 +17,37 @@ from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, Tokenizer
 CPU_ATTENTION = "eager"
 """The backward of SDPA takes half of a step on a CPU at these lengths."""
 
+Recipe = TypeVar("Recipe", TeacherRecipe, TokenizerRecipe, SftRecipe)
+
+
+def siglip(image_size: int, width: int, num_layers: int, stem_channels: list[int], **options) -> SiglipConfig:
+    """A SigLIP with patches of 8 pixels, heads of 32 channels, and two layers for captions."""
+    widths = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 32}
+    vision = widths | {
+        "num_hidden_layers": num_layers, "image_size": image_size, "patch_size": 8, "stem_channels": stem_channels,
+    }  # fmt: skip
+    text = widths | {
+        "num_hidden_layers": 2, "vocab_size": 1024, "max_position_embeddings": 32, "projection_size": width,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
+    }  # fmt: skip
+    return SiglipConfig(text_config=text, vision_config=vision, **options)
+
+
+def qwen2(width: int, num_layers: int, context: int) -> Qwen2Config:
+    """A Qwen2 with heads of 64 channels; its vocabulary comes with the text tokenizer."""
+    heads = width // 64
+    return Qwen2Config(
+        hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=num_layers, num_attention_heads=heads,
+        num_key_value_heads=heads, max_position_embeddings=context, tie_word_embeddings=True, bos_token_id=None,
+        pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+
 
 def scenes_64_teacher() -> TeacherRecipe:
     """`deepspeed train/teacher.py --preset scenes_64`: a 64-pixel SigLIP, patch 8."""
-    width = {"hidden_size": 160, "intermediate_size": 480, "num_attention_heads": 5}
-    vision = width | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 8, "stem_channels": [32, 64, 128]}
-    text = width | {
-        "num_hidden_layers": 2, "vocab_size": 1024, "max_position_embeddings": 32, "projection_size": 160,
-        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1,
-    }  # fmt: skip
     return TeacherRecipe(
         train=TrainConfig(max_steps=1400, batch_size=64, learning_rate=1.5e-3, warmup_steps=100),
-        model=SiglipConfig(text_config=text, vision_config=vision, attn_implementation=CPU_ATTENTION),
+        model=siglip(64, 160, 4, [32, 64, 128], attn_implementation=CPU_ATTENTION),
     )
 
 
@@ -67,15 +93,13 @@ def scenes_64_decoder() -> TokenizerRecipe:
 
 def scenes_64_sft() -> SftRecipe:
     """`deepspeed train/sft.py --preset scenes_64`: a 5 M Qwen2 on captions, questions and drawing."""
-    text = Qwen2Config(
-        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
     return SftRecipe(
         train=TrainConfig(
             max_steps=4200, batch_size=48, learning_rate=1.5e-3, warmup_steps=200, compile=True, validate_every=500
         ),
-        model=UniMLLMConfig(text, scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION),
+        model=UniMLLMConfig(
+            qwen2(256, 6, 512), scenes_64_semhitok(), image_head="factorised", attn_implementation=CPU_ATTENTION
+        ),
     )
 
 
@@ -83,4 +107,65 @@ def scenes_64_pretrain() -> SftRecipe:
     """`deepspeed train/pretrain.py --preset scenes_64 --language-model MODEL`: a quick first stage."""
     recipe = scenes_64_sft()
     recipe.train.max_steps, recipe.train.weight_decay, recipe.train.compile = 500, 0.0, False
+    return recipe
+
+
+def at_128(recipe: Recipe) -> Recipe:
+    """The same recipe on scenes of 128 x 128 pixels and a GPU: as many steps, of four times the samples."""
+    recipe.world.image_size = 128
+    recipe.train.batch_size *= 4
+    # autocast, not bf16: in bf16 weights an EMA codebook's steps of 1 % would be rounded away.
+    recipe.train.precision, recipe.train.num_workers, recipe.train.log_every = "autocast", 4, 10
+    return recipe
+
+
+def scenes_128_teacher() -> TeacherRecipe:
+    """`deepspeed train/teacher.py --preset scenes_128`: a 128-pixel SigLIP, patch 8; 7.5 M parameters. Untrained."""
+    recipe = at_128(scenes_64_teacher())
+    recipe.model = siglip(128, 256, 6, [64, 128, 256])
+    return recipe
+
+
+def scenes_128_semhitok() -> SemHiTokConfig:
+    """Sizes of the tokenizer over that teacher."""
+    config = scenes_64_semhitok()
+    config.vision_config = scenes_128_teacher().model.vision_config
+    config.semantic_hidden_size, config.semantic_layers, config.semantic_heads = 192, 3, 6
+    config.conv_encoder_channels, config.conv_decoder_channels = [48, 96, 192], [192, 72, 36]
+    config.decoder_hidden_size = 256
+    return config
+
+
+def scenes_128_semantic() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_128 --stage semantic`. Untrained; 3.1 GiB."""
+    recipe = at_128(scenes_64_semantic())
+    recipe.model = scenes_128_semhitok()
+    return recipe
+
+
+def scenes_128_pixel() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_128 --stage pixel`. Untrained; 2.4 GiB."""
+    recipe = at_128(scenes_64_pixel())
+    recipe.model = scenes_128_semhitok()
+    return recipe
+
+
+def scenes_128_decoder() -> TokenizerRecipe:
+    """`deepspeed train/tokenizer.py --preset scenes_128 --stage decoder`. Untrained; 3.6 GiB."""
+    recipe = at_128(scenes_64_decoder())
+    recipe.model = scenes_128_semhitok()
+    return recipe
+
+
+def scenes_128_sft() -> SftRecipe:
+    """`deepspeed train/sft.py --preset scenes_128`: a 26 M Qwen2. Untrained; 4.7 GiB.
+
+    A row holds as many pictures as one of `scenes_64`, 1.45 on average. Text weighs four times as much as there, for
+    beside it a picture has four times as many targets.
+    """
+    recipe = at_128(scenes_64_sft())
+    recipe.model = UniMLLMConfig(qwen2(512, 8, 2048), scenes_128_semhitok(), image_head="factorised")
+    recipe.train.learning_rate, recipe.train.micro_batch_size = 1e-3, 24
+    recipe.num_scenes *= 4
+    recipe.max_length, recipe.text_weight = 552, 4 * recipe.text_weight
     return recipe
