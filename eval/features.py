@@ -43,7 +43,7 @@ PROBE_STEPS = 60  # of L-BFGS; the loss no longer moves
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/features.py", __doc__)
-    parser.add_argument("--model", type=Path, help="folder of an image tokenizer or of a model; scenes: that which ships")
+    parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
     parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
     parser.add_argument("--training", type=number(int, 1), default=NUM_TRAINING, help="pictures (%(default)s)")
     parser.add_argument("--limit", type=number(int, 1), default=NUM_EXAMINED, help="pictures examined (%(default)s)")

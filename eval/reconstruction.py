@@ -96,7 +96,7 @@ class Measured:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/reconstruction.py", __doc__)
-    parser.add_argument("--model", type=Path, help="folder of an image tokenizer or of a model; scenes: that which ships")
+    parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
     parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
     parser.add_argument("--split", choices=SPLITS, default="test", help=f"of --data {SCENES}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
