@@ -25,6 +25,7 @@ from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import check_writable
+from unimllm.inference import folder_of
 from unimllm.metrics.intervals import percentiles, resampled_sums
 from unimllm.report import as_range, describe_run, open_table, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
@@ -42,7 +43,7 @@ PROBE_STEPS = 60  # of L-BFGS; the loss no longer moves
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/features.py", __doc__)
-    parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
+    parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
     parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
     parser.add_argument("--training", type=number(int, 1), default=NUM_TRAINING, help="pictures (%(default)s)")
     parser.add_argument("--limit", type=number(int, 1), default=NUM_EXAMINED, help="pictures examined (%(default)s)")
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         check_writable(args.json)
     silence_libraries()
-    folder = resolve(args.model)
+    folder = resolve(folder_of(args.model))
     tokenizer, _ = load_tokenizer(str(folder), args.device)
     world, renderer = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24).open()
     probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]

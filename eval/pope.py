@@ -103,9 +103,14 @@ def score(argv: list[str]) -> None:
     if args.json:
         check_writable(args.json)
     tell(
-        args, list(read_splits(args)), {}, ["score", *argv], model=args.name or args.answers[0].stem,
+        args, list(read_splits(args)), {}, ["score", *argv], model=args.name or name_of(args.answers),
         fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
     )  # fmt: skip
+
+
+def name_of(answers: list[Path]) -> str:
+    """A file of answers gives its name, several their folder's, for theirs are those of splits."""
+    return answers[0].stem if len(answers) == 1 else answers[0].resolve().parent.name
 
 
 # ---- answer --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from unimllm.fingerprint import weights_fingerprint
 from unimllm.grid import draw_grid
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable, picture_format, save_picture
+from unimllm.inference import folder_of
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.comparison import (
     add_comparison,
@@ -95,7 +96,7 @@ class Measured:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/reconstruction.py", __doc__)
-    parser.add_argument("--model", type=Path, help="folder of an image tokenizer, or of a model with one")
+    parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
     parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
     parser.add_argument("--split", choices=SPLITS, default="test", help=f"of --data {SCENES}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         picture_format(args.grid)
         check_writable(args.grid)
     silence_libraries()
-    folder = resolve(args.model)
+    folder = resolve(folder_of(args.model))
     tokenizer, _ = load_image_tokenizer(str(folder), args.device)
     nets, lpips = open_networks(args, tokenizer.device)
     if not nets and hasattr(tokenizer, "vision_features"):

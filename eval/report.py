@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         print(as_bytes(make_markdown(columns)).decode(), end="")
     elif args.markdown:
         write(args.markdown, make_markdown(columns))
+    for path in filter(None, (args.html, args.markdown if args.markdown != STDOUT else None)):
+        print(f"{path}: {len(results)} results in {len(columns)} columns", file=sys.stderr)
     if refused:
         notes.append(f"{len(refused)} of {len(refused) + len(results)} files are not shown: {'; '.join(refused)}")
     for note in notes:

@@ -28,7 +28,7 @@ from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import folder_from
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
-from unimllm.inference import find_checkpoint, load
+from unimllm.inference import find_checkpoint, folder_of, load
 from unimllm.report import describe_run, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import spread_prompts
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     check_outputs(args)
     silence_libraries()
     if args.tokenizer_only:
-        model, processor, folder = None, None, resolve(args.tokenizer_only)
+        model, processor, folder = None, None, resolve(folder_of(args.tokenizer_only))
         tokenizer, image_processor = load_image_tokenizer(str(folder), args.device)
     else:
         model, processor = load(args.model, args.device)

@@ -15,7 +15,7 @@ from semhitok.errors import first_line
 from unimllm import chat, generate
 from unimllm.command_line import CommandLine, nearest, out_of_memory_told, run
 from unimllm.errors import UserError
-from unimllm.inference import load
+from unimllm.inference import DEFAULT_MODEL, folder_of, load
 
 APPLE, DOGS = "a photo of a red apple", "a photo of two dogs and a blue car"
 
@@ -280,8 +280,17 @@ def test_a_real_process_ends_with_2(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_models_that_ship_have_names_but_folders_go_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder_of("scenes") == folder_of(Path("scenes")) == DEFAULT_MODEL
+    assert folder_of("runs/none") == Path("runs/none")
+    Path("scenes").mkdir()
+    assert folder_of("scenes") == Path("scenes")
+
+
 def test_the_first_line_of_an_error_that_says_nothing_is_its_name():
     assert first_line(ValueError("one\ntwo")) == "one" and first_line(OSError("  \n")) == "OSError"
+    assert first_line(ImportError("\ninstall it:\n  pip install it")) == "install it: pip install it"
     assert first_line(NotImplementedError()) == "NotImplementedError"
 
 

@@ -125,7 +125,8 @@ def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader
     results = json.loads(out.read_text())
     assert results["num_pictures"] == 6 and results["psnr"] and results["tokenizer_ceiling"]
     assert "geneval" not in results and "pope" not in results
-    assert "GenEval: overall" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "GenEval: overall" in table and "A part of the set alone (--limit 6)." in table
     assert SemHiTokModel.from_pretrained(tmp_path / "tokenizer").config.num_codes == 30
 
     whole = tmp_path / "whole.json"  # the tokenizer inside a whole model is the same one

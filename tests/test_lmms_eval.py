@@ -326,23 +326,23 @@ def test_pope_local_reads_the_official_files(local_tasks, tmp_path, monkeypatch)
         for n, (what, label) in enumerate((("dog", "yes"), ("cat", "no")), 1)
     ]
     (tmp_path / "coco_pope_random.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="question random-0: there is no picture .*a.jpg"):
+    with pytest.raises(SystemExit, match="^error: question random-0: there is no picture .*a.jpg"):
         local_tasks.pope_docs([{"split": "random"}])
     RED.save(tmp_path / "a.jpg")
     docs = local_tasks.pope_docs([{"split": "random"}])
     assert docs["answer"][:] == ["yes", "no"] and docs["set"][:] == ["random"] * 2
     assert local_tasks.doc_to_text(docs[1], {"post_prompt": " In a word."}).endswith("a cat in the image? In a word.")
     assert local_tasks.doc_to_visual(docs[0])[0].size == RED.size
-    with pytest.raises(UserError, match="holds 0 question files of the split 'popular'"):
+    with pytest.raises(SystemExit, match="holds 0 question files of the split 'popular'"):
         local_tasks.pope_docs([{"split": "popular"}])
     monkeypatch.delenv("COCO_FOLDER")
-    with pytest.raises(UserError, match="COCO_FOLDER= is no folder: set it to"):
+    with pytest.raises(SystemExit, match="^error: COCO_FOLDER= is no folder: set it to"):
         local_tasks.pope_docs([{"split": "random"}])
 
 
 def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
     places = {"existence": (".", "."), "code_reasoning": ("questions_answers_YN", "images")}
-    with pytest.raises(UserError, match="holds no sub-task of MME"):
+    with pytest.raises(SystemExit, match="holds no sub-task of MME"):
         local_tasks.mme_docs([{"group": "perception"}])
     for task, (texts, pictures) in places.items():
         for stem in ("a", "b"):
@@ -364,7 +364,7 @@ def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
     with pytest.raises(UserError, match="make --limit even"):
         scores.total(perception[:3])
     (tmp_path / "existence" / "b.txt").write_text("Is it red?\tYes\n")
-    with pytest.raises(UserError, match="b.txt is not MME's two lines"):
+    with pytest.raises(SystemExit, match="b.txt is not MME's two lines"):
         local_tasks.mme_docs([{"group": "perception"}])
 
 
@@ -413,10 +413,10 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
     assert geneval_tasks.counting(entries) == 0 and math.isnan(geneval_tasks.colors(entries))
     named = re.findall(r"metric: (\w+)", (TASKS / "geneval.yaml").read_text())
     assert set(named) == set(entered[0])
-    with pytest.raises(UserError, match="geneval, 00000/0000: .*draws no picture; for unimllm add draw_into=FOLDER"):
+    with pytest.raises(SystemExit, match="^error: geneval, 00000/0000: .*no picture; for unimllm add draw_into=FOLDER"):
         geneval_tasks.process_results(docs[0], ["a dog"])
     monkeypatch.delenv("GENEVAL_CLIP")
-    with pytest.raises(UserError, match="GENEVAL_CLIP is not set: set it to a CLIP"):
+    with pytest.raises(SystemExit, match="^error: GENEVAL_CLIP is not set: set it to a CLIP"):
         geneval_tasks.docs([{"images_per_prompt": 2}])
 
 

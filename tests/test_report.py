@@ -260,7 +260,8 @@ class Page(HTMLParser):
 def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call, two, tmp_path):
     out = tmp_path / "report.html"
     ended = call(program, two, "--html", out, "--markdown", tmp_path / "table.md")
-    assert ended.code == 0 and ended.out == "" and ended.err == ""
+    assert ended.code == 0 and ended.out == ""
+    assert [line.split(": ")[0] for line in ended.err.splitlines()] == [str(out), str(tmp_path / "table.md")]
     assert table_of((tmp_path / "table.md").read_text())["measure"][1] == "A"
     text = out.read_text()
     page = Page(text)

@@ -53,6 +53,10 @@ def test_resampled_sums_give_the_bootstrap_s_interval():
     assert percentiles(sums[:, 0] / sums[:, 1]) == pytest.approx(slow, abs=0.01)
 
 
+def test_intervals_of_infinite_values():
+    assert percentiles([np.inf] * 9) == (np.inf, np.inf) and percentiles([0.0, 1.0, np.inf]) == (0.0, np.inf)
+
+
 def test_strata_are_resampled_independently():
     counts, rng = np.arange(50)[:, None], np.random.default_rng(0)
     first, second = (resampled_sums(counts, range(50), rng)[:, 0] for _ in range(2))
@@ -288,6 +292,7 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert call(program, "score", *written, "--label-file", *files, "--json", scores).code == 0
     again = json.loads(scores.read_text())
     assert (again["splits"], again["intervals"]) == (results["splits"], results["intervals"])
+    assert again["model"] == out.name  # not that of the first split
 
     assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
     assert len(read_rows(written[1])) == 2 and json.loads(scores.read_text())["suffix"] == " yes no"

@@ -79,11 +79,15 @@ def load(
     return loaded.eval().to(device), processor
 
 
+def folder_of(model: str | Path) -> Path:
+    """The folder that is called so, else that of the model that ships under this name, else the path as it is."""
+    path = Path(model)
+    return path if path.is_dir() else SHIPPED_MODELS.get(str(model), path)
+
+
 def find_checkpoint(model: str | Path | None, option: str = "--model") -> str:
     """Path or hub id of what `load` was asked for; a local folder is checked for its files first."""
-    path = Path(model) if model is not None else DEFAULT_MODEL
-    if not path.is_dir():
-        path = SHIPPED_MODELS.get(str(model), path)
+    path = folder_of(model) if model is not None else DEFAULT_MODEL
     if not path.is_dir():
         if model is not None and not may_be_hub_id(str(model)):
             raise UserError(f"{option} {model}: no such folder")

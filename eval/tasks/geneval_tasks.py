@@ -16,7 +16,7 @@ from threading import Lock
 from datasets import Dataset
 
 from unimllm.distributed import local_gpu
-from unimllm.errors import UserError
+from unimllm.errors import UserError, ending_lmms_eval
 from unimllm.images import open_picture
 from unimllm.metrics.geneval import TAGS, is_correct, summarize
 from unimllm.metrics.geneval_records import read_prompts
@@ -37,6 +37,7 @@ def needed(variable: str) -> str:
     return value
 
 
+@ending_lmms_eval
 def docs(rows: Dataset) -> Dataset:
     """One row `images_per_prompt` -> a row for each picture to be drawn; `set` is the prompt's tag.
 
@@ -69,6 +70,7 @@ def open_detector():
     return GenEvalDetector.load(needed("GENEVAL_DETECTOR"), needed("GENEVAL_CLIP"), local_gpu())
 
 
+@ending_lmms_eval
 def process_results(doc: dict, results: list[str]) -> dict[str, dict]:
     """Whether the picture is right, entered under every metric."""
     metadata, path = json.loads(doc["metadata"]), picture_of(doc, results[0])

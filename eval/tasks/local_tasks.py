@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 from PIL import Image
 
-from unimllm.errors import UserError
+from unimllm.errors import UserError, ending_lmms_eval
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme
 
@@ -22,6 +22,7 @@ def folder_of(variable: str, what: str) -> Path:
     return folder
 
 
+@ending_lmms_eval
 def pope_docs(splits: Dataset) -> Dataset:
     """Rows `split` -> POPE's questions of each.
 
@@ -40,6 +41,7 @@ def pope_docs(splits: Dataset) -> Dataset:
     return Dataset.from_list(docs)
 
 
+@ending_lmms_eval
 def mme_docs(groups: Dataset) -> Dataset:
     """Rows `group` -> MME's questions of its sub-tasks; see `mme.read_release`."""
     folder = folder_of("MME_FOLDER", "the folder of MME's release, with existence, count, ... in it")

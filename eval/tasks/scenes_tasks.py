@@ -8,6 +8,7 @@ from functools import cache
 
 from datasets import Dataset, Features, Image, Value
 
+from unimllm.errors import ending_lmms_eval
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import QuestionSet, kind_set, mme_set, pope_set, same_answer
 from unimllm.scenes.reader import DEFAULT_READER, SceneReaderConfig
@@ -26,6 +27,7 @@ def open_world() -> tuple[World, Renderer]:
     return World(atlas, config.image_size, names), Renderer(atlas, config.image_size)
 
 
+@ending_lmms_eval
 def pope_docs(sets: Dataset) -> Dataset:
     """Rows `negatives`, `count`, `seed` -> one row for each question, on held-out compositions; `set` is the split."""
     docs = []
@@ -35,6 +37,7 @@ def pope_docs(sets: Dataset) -> Dataset:
     return Dataset.from_list(docs, features=FEATURES)
 
 
+@ending_lmms_eval
 def mme_docs(sets: Dataset) -> Dataset:
     """Rows `task`, `num_pictures`, `seed` -> two rows for each picture; `set` is MME's sub-task."""
     docs = []
@@ -44,6 +47,7 @@ def mme_docs(sets: Dataset) -> Dataset:
     return Dataset.from_list(docs, features=FEATURES)
 
 
+@ending_lmms_eval
 def vqa_docs(sets: Dataset) -> Dataset:
     """Rows `count`, `seed` -> one row for each question, every kind equally often; `set` is its kind."""
     docs = []

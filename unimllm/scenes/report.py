@@ -8,9 +8,10 @@ from unimllm.report import add_code_use, as_range, open_table
 
 def make_table(results: dict) -> Table:
     """One table of what `results` holds; parts that were not examined are left out."""
-    note = "Ceilings: true renders as the reader sees them, and after encoding and decoding them."
+    notes = ["Ceilings: true renders as the reader sees them, and after encoding and decoding them."]
+    notes += [f"A part of the set alone (--limit {results['limit']})."] if results["limited"] else []
     title = f"{results['model']} on scenes, {results['split']} split, seed {results['seed']}"
-    table = open_table(title, ("", "score", "95 %", "reader", "tokenizer"), [note])
+    table = open_table(title, ("", "score", "95 %", "reader", "tokenizer"), notes)
     _add_tokenizer(table, results)
     if "pope" in results:
         _add_understanding(table, results)
