@@ -33,6 +33,7 @@ from unimllm.training.language_plan import build_on_meta, describe_data, languag
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, sizes_told
 from unimllm.training.presets import SftRecipe
+from unimllm.training.seeding import seed_everything
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
@@ -114,6 +115,7 @@ def train_language_model(
 
     if recipe.train.compile:
         model.language_model.get_decoder().compile(dynamic=False)
+    seed_everything(recipe.train.seed)  # a task may bring untrained weights
     task = family_of(model.config).make_task(model, recipe)
     pictures = picture_drawer(model, trained_with, recipe)
     train(
