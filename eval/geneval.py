@@ -41,7 +41,7 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
 from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
-from unimllm.inference import check_prompts, checkpoint_of, draw, load
+from unimllm.inference import DEFAULT_NAME, check_prompts, checkpoint_of, draw, load
 from unimllm.json_rows import write_rows
 from unimllm.metrics.geneval import in_words
 from unimllm.metrics.geneval_records import (
@@ -124,7 +124,7 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     """
     checkpoint = checkpoint_of(args.model)
     settings = {
-        "model": checkpoint if args.model else "unimllm/default",
+        "model": checkpoint if args.model else DEFAULT_NAME,
         "fingerprint": weights_fingerprint(checkpoint),
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
