@@ -28,7 +28,7 @@ from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import folder_from
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
-from unimllm.inference import find_checkpoint, folder_of, load
+from unimllm.inference import DEFAULT_NAME, find_checkpoint, folder_of, load
 from unimllm.report import describe_run, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import spread_prompts
@@ -143,7 +143,7 @@ def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: P
 def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, folder: Path) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
     told = describe_run(
-        __file__, argv, model=str(args.tokenizer_only or args.model or "unimllm/default"), seed=args.seed,
+        __file__, argv, model=str(args.tokenizer_only or args.model or DEFAULT_NAME), seed=args.seed,
         fingerprint=weights_fingerprint(folder), fingerprint_of="weights", limited=args.limit is not None,
         num_samples={what: results[key] for what, key in SAMPLES.items() if key in results},
     )  # fmt: skip

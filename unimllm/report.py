@@ -19,7 +19,7 @@ from rich.table import Table
 import unimllm
 from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import write_atomically
-from unimllm.inference import checkpoint_of
+from unimllm.inference import DEFAULT_NAME, checkpoint_of
 
 
 def as_range(interval: tuple[float, float], digits: int = 3) -> str:
@@ -113,7 +113,7 @@ def about_model(model: str | None, name: str | None = None) -> dict[str, str | N
         name: of the model, instead of its place.
     """
     digits = weights_fingerprint(checkpoint_of(model))
-    return {"model": name or model or "unimllm/default", "fingerprint": digits, "fingerprint_of": "weights"}
+    return {"model": name or model or DEFAULT_NAME, "fingerprint": digits, "fingerprint_of": "weights"}
 
 
 def describe_machine(program: str) -> dict:
