@@ -10,7 +10,8 @@ def scenes_64_cheers_vae() -> TokenizerRecipe:
     """1.5 M parameters: 64 x 64 pixels to 8 x 8 latent positions of 32 channels, a sixth of the numbers as in FLUX.2.
 
     deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae
-    A step takes 1.2 CPU-s: 35 minutes on two cores with AMX (estimate). Untrained; expected: 28 dB or more.
+    33 minutes on two cores with AMX, half of them before the decoder became as fast as it is; 33.96 dB on 1,000 test
+    scenes, every object read as from true renders (`eval/scenes.py --tokenizer-only`, da9a31c, seed 0).
     """
     return TokenizerRecipe(
         train=TrainConfig(max_steps=3500, batch_size=32, learning_rate=2e-3, warmup_steps=50),
