@@ -11,7 +11,7 @@ def scenes_64_cheers_vae() -> TokenizerRecipe:
 
     deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae
     33 minutes on two cores with AMX, half of them before the decoder became as fast as it is; 33.96 dB on 1,000 test
-    scenes, every object read as from true renders (`eval/scenes.py --tokenizer-only`, da9a31c, seed 0).
+    scenes, every object read as from true renders (`eval/scenes.py --tokenizer-only`, 04f0946, seed 0).
     """
     return TokenizerRecipe(
         train=TrainConfig(max_steps=3500, batch_size=32, learning_rate=2e-3, warmup_steps=50),
