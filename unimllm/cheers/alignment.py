@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SiglipVisionModel
 
+from unimllm.cheers.vision_tokenizer import patch_features
+
 
 class FeatureAlignment(nn.Module):
     """Squared error between an MLP of Z' and the features, these with mean 0 and variance 1 at each position.
@@ -33,6 +35,7 @@ class FeatureAlignment(nn.Module):
         if not len(pixel_values):
             return self.mlp(semantics).sum()  # 0: every rank of a run must touch the same weights
         with torch.no_grad():
-            features = self.vision_model(pixel_values.to(self.vision_model.dtype)).last_hidden_state.float()
+            siglip = self.vision_model
+            features = patch_features(siglip, siglip.embeddings(pixel_values.to(siglip.dtype))).float()
         errors = self.mlp(semantics).float() - F.layer_norm(features, features.shape[-1:])
         return errors.square().mean((1, 2)).sum()

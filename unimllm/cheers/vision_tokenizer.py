@@ -41,6 +41,11 @@ class Compressor(nn.Module):
         return self.mlp(squares)
 
 
+def patch_features(siglip: SiglipVisionModel, embedded: torch.Tensor) -> torch.Tensor:
+    """What SigLIP makes of embedded patches (B, L, D), without its pooling head, which nothing here reads."""
+    return siglip.post_layernorm(siglip.encoder(inputs_embeds=embedded).last_hidden_state)
+
+
 class VisionTokenizer(nn.Module):
     """Pictures to latents, noisy latents to positions and to high frequencies, latents to pictures."""
 
@@ -101,7 +106,7 @@ class VisionTokenizer(nn.Module):
     def forward(self, z_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z_t (B, C, h, h) -> positions (B, N, H) and high frequencies S(D(z_t)) (B, L, D).
 
-        The decoder and the patch embedding run once for both; SigLIP's pooling head, which nothing reads, does not.
+        The decoder and the patch embedding run once for both.
         """
         siglip = self.vision_representation
         decoded = self.vae_decoder_projector(z_t)
@@ -109,5 +114,4 @@ class VisionTokenizer(nn.Module):
         if hasattr(self, "detail_embedding"):
             details = rearrange(self.detail_embedding(decoded), "b d h w -> b (h w) d")
             details = details + siglip.embeddings.position_embedding.weight
-        features = siglip.post_layernorm(siglip.encoder(inputs_embeds=embedded).last_hidden_state)
-        return self.und_projector(features), details
+        return self.und_projector(patch_features(siglip, embedded)), details
