@@ -56,6 +56,7 @@ def test_every_variant_is_trained_once_over_one_autoencoder_and_measured(tmp_pat
     assert {after(c, "--image-tokenizer") for c in trained[2:]} == {"runs/scenes_64_cheers/vae"}
     assert {after(c, "--teacher") for c in trained[1:]} == {"runs/scenes_64/teacher"}
     assert [after(c, "--train.seed") for c in trained[2:]] == ["0"] * 4 + ["1"] * 2
+    assert {after(c, "--train.max_steps") for c in trained[2:]} == {"1200"}
     parts = [(after(c, "--model.inject_details"), after(c, "--model.decode_before_siglip"), after(c, "--drawing_share"))
              for c in trained[2:6]]  # fmt: skip
     assert parts == [(None,) * 3, ("false", None, None), (None, "false", None), (None, None, "0")]
@@ -70,7 +71,8 @@ def test_every_variant_is_trained_once_over_one_autoencoder_and_measured(tmp_pat
 
 def test_some_variants_alone(tmp_path):
     options = ("--only", "no_decoder", "--seeds", "3,4", "--teacher", "T", "--vae", "V", "--out", "here", "--smoke")
-    commands = plan(tmp_path, *options)
+    commands = plan(tmp_path, *options, "--steps", "30")
+    assert after(commands[0], "--train.max_steps") == "30"
     assert [after(c, "--output-dir") for c in commands if c[0] == "launch"] == [
         "here/seed-3/no_decoder", "here/seed-4/no_decoder",
     ]  # fmt: skip
@@ -92,6 +94,7 @@ def test_a_smoke_test_leaves_nothing_that_the_real_thing_would_go_on_over(tmp_pa
         (["--only", "cheer"], "error: unknown variant cheer; choose of: cheers no_injection"),
         (["--seeds", "x"], "error: seed x is no whole number"),
         (["--vae"], "error: --vae needs a value"),
+        (["--steps", "0"], "error: --steps 0 is no number of steps"),
         (["--fast"], "error: unknown option --fast"),
     ],
 )
