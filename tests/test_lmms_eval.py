@@ -382,7 +382,16 @@ def geneval_tasks(monkeypatch, tmp_path):
     return load_tasks("geneval_tasks")
 
 
+class Sees:
+    """One dog in every picture, and one cup in the last."""
+
+    def look(self, image, file, metadata):
+        names = ["dog", "cup"] if file.endswith("3.png") else ["dog"]
+        return SimpleNamespace(detections=lambda: [Detection(name, (0, 0, 8, 8)) for name in names])
+
+
 def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(geneval_tasks, "open_detector", Sees)
     docs = geneval_tasks.docs([{"images_per_prompt": 2}])
     assert docs["question_id"][:] == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
     task_dict = {"geneval": {"test": docs}}
@@ -398,14 +407,6 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
     assert draw_asked(*loaded, asked[2:3], 1, tmp_path / "again") != answers[2:3]
     assert (tmp_path / "again" / "geneval_00002.png").read_bytes() == paths[2].read_bytes()  # alone or in a batch
 
-    class Sees:
-        """One dog in every picture, and one cup in the last."""
-
-        def look(self, image, file, metadata):
-            names = ["dog", "cup"] if file.endswith("3.png") else ["dog"]
-            return SimpleNamespace(detections=lambda: [Detection(name, (0, 0, 8, 8)) for name in names])
-
-    monkeypatch.setattr(geneval_tasks, "open_detector", Sees)
     entered = [geneval_tasks.process_results(doc, [said]) for doc, said in zip(docs, answers, strict=True)]
     entries = [entry["geneval_hf_overall"] for entry in entered]
     assert [entry["correct"] for entry in entries] == [True, True, False, False]
@@ -417,6 +418,12 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
         geneval_tasks.process_results(docs[0], ["a dog"])
     monkeypatch.delenv("GENEVAL_CLIP")
     with pytest.raises(SystemExit, match="^error: GENEVAL_CLIP is not set: set it to a CLIP"):
+        geneval_tasks.docs([{"images_per_prompt": 2}])
+
+
+def test_a_detector_of_geneval_s_that_is_none_is_told_before_anything_is_drawn(geneval_tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENEVAL_DETECTOR", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="^error: GENEVAL_DETECTOR .*none cannot be loaded: "):
         geneval_tasks.docs([{"images_per_prompt": 2}])
 
 
