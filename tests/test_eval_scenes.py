@@ -130,6 +130,7 @@ def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader
     assert results["num_pictures"] == 6 and results["psnr"] and results["tokenizer_ceiling"]
     assert "geneval" not in results and "pope" not in results
     table = capsys.readouterr().out
+    assert "Ceilings of drawing, nothing drawn (6 prompts)" in table and "Drawing" not in table
     assert "GenEval: overall" in table and "A part of the set alone (--limit 6)." in table
     assert SemHiTokModel.from_pretrained(tmp_path / "tokenizer").config.num_codes == 30
 
