@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
 from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_writable, open_picture, save_picture, write_atomically
 from unimllm.inference import DEFAULT_NAME, check_prompts, checkpoint_of, draw, load
-from unimllm.json_rows import write_rows
+from unimllm.json_rows import read_text, write_rows
 from unimllm.metrics.geneval import in_words
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
@@ -134,16 +135,16 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     # Looked at before the settings, which are written first: another process may be laying out the same run.
     occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
     if told.is_file():
-        before = json.loads(told.read_text())
-        if "fingerprint" not in before:  # an earlier version drew these pictures: of which weights nobody knows
+        before = read_settings(told)
+        if "fingerprint" not in before:  # an earlier version drew these pictures
             del settings["fingerprint"]
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"{args.out} holds pictures of another run: its {name} is {before.get(name)}, now it is "
-                f"{settings[name]}; choose another --out"
-            )
+            print(f"note: nobody knows of which weights the pictures in {args.out} are: {SETTINGS} does not tell",
+                  file=sys.stderr)  # fmt: skip
+        for name in (name for name in settings if before.get(name) != settings[name]):
+            other = f"its {name} is {before.get(name)}, now it is {settings[name]}"
+            if name == "prompts_sha256":
+                other = f"its prompts are not those of {args.prompts}"
+            raise UserError(f"{args.out} holds pictures of another run: {other}; choose another --out")
     elif occupied:
         raise UserError(
             f"{args.out} holds pictures but no {SETTINGS}: those of two runs would mix; choose another --out"
@@ -151,6 +152,18 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
     write_json(told, settings)
     for index, prompt in enumerate(prompts):
         write_rows(args.out / f"{index:05d}" / "metadata.jsonl", [prompt])
+
+
+def read_settings(path: Path) -> dict:
+    """What `lay_out` wrote; UserError where it is damaged."""
+    text = read_text(path)
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is damaged: nobody knows of which run its pictures are; move it away or mend it")
+    return settings
 
 
 # ---- score ---------------------------------------------------------------------------------------------------------
@@ -208,7 +221,7 @@ def score(argv: list[str]) -> None:
         all_prints = "".join(records[file].sha256 for file in pictures)
         prints = {"fingerprint": hashlib.sha256(all_prints.encode()).hexdigest()[:DIGITS], "fingerprint_of": "pictures"}
         if (args.folder / SETTINGS).is_file():
-            generation = results["generation"] = json.loads((args.folder / SETTINGS).read_text())
+            generation = results["generation"] = read_settings(args.folder / SETTINGS)
             if generation.get("fingerprint"):
                 prints = {"fingerprint": generation["fingerprint"], "fingerprint_of": "weights"}
         if args.json:

@@ -88,12 +88,14 @@ class Row:
         what: for people.
         value: the figure.
         key: its name in the JSON.
+        samples: what it was measured on -> how many: "positions", "pictures", "samples"; empty where it is of none.
         unit: of the value.
     """
 
     what: str
     value: float
     key: str
+    samples: dict[str, int]
     unit: str = "CPU-s"
 
 
@@ -147,16 +149,16 @@ def measure_quantize(config: SemHiTokConfig) -> list[Row]:
         chosen = nearest_code(normalize(semantic_vectors), semantic.codes)
         pixel.search(normalize(pixel_vectors), chosen)
 
-    k, m = config.num_semantic_codes, config.num_pixel_codes
+    k, m, on = config.num_semantic_codes, config.num_pixel_codes, {"positions": NUM_VECTORS}
     return [
-        Row(f"SemHiTok, {k:,} x {m} codes", cpu_seconds(ours, 5), "quantize_1024_cpu_s"),
+        Row(f"SemHiTok, {k:,} x {m} codes", cpu_seconds(ours, 5), "quantize_1024_cpu_s", on),
         Row(
             f"flat search over the {k * m:,} pixel codes",
-            cpu_seconds(lambda: nearest_code(normalize(pixel_vectors), every_code), 2), "quantize_1024_flat_cpu_s",
+            cpu_seconds(lambda: nearest_code(normalize(pixel_vectors), every_code), 2), "quantize_1024_flat_cpu_s", on,
         ),
         Row(
             f"LlamaGen's arithmetic, {k:,} codes",
-            cpu_seconds(lambda: llamagen_codes(pixel_vectors, single_codebook), 5), "quantize_1024_llamagen_cpu_s",
+            cpu_seconds(lambda: llamagen_codes(pixel_vectors, single_codebook), 5), "quantize_1024_llamagen_cpu_s", on,
         ),
     ]  # fmt: skip
 
@@ -175,7 +177,7 @@ def measure_encode(config: SemHiTokConfig) -> list[Row]:
     model = SemHiTokModel(config).eval()
     picture = torch.rand(1, 3, config.image_size, config.image_size) * 2 - 1
     what = f"SemHiTok, {count_encoding(model) / 1e6:.0f} M parameters encode"
-    return [Row(what, cpu_seconds(lambda: model.encode(picture), 3), "encode_256_cpu_s")]
+    return [Row(what, cpu_seconds(lambda: model.encode(picture), 3), "encode_256_cpu_s", {"pictures": 1})]
 
 
 def count_encoding(model: SemHiTokModel) -> int:
@@ -190,8 +192,8 @@ def measure_memory(config: SemHiTokConfig) -> list[Row]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         weights, peak = fresh.submit(encode_and_report, config.to_dict()).result()
     return [
-        Row(f"encode, {NUM_PICTURES} pictures at once: peak", peak, "encode_256_peak_mib", "MiB"),
-        Row("of which weights, decoder included", weights, "tokenizer_256_weights_mib", "MiB"),
+        Row("encode all at once: peak", peak, "encode_256_peak_mib", {"pictures": NUM_PICTURES}, "MiB"),
+        Row("of which weights, decoder included", weights, "tokenizer_256_weights_mib", {}, "MiB"),
     ]
 
 
@@ -230,11 +232,12 @@ def measure_cache(config: SemHiTokConfig) -> list[Row]:
         packed = cpu_seconds(lambda: [shards.codes(batch) for batch in batches], 5)
         num_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
     text = cpu_seconds(lambda: [[np.array(json.loads(lines[i])) for i in batch] for batch in batches], 3)
+    on, size, seconds = {"pictures": NUM_CACHED}, "bytes a picture", "CPU-us a picture"
     return [
-        Row("packed shards, keys included", num_bytes / NUM_CACHED, "cache_bytes_per_image", "bytes a picture"),
-        Row("read and unpacked", 1e6 * packed / NUM_CACHED, "cache_decode_us_per_image", "CPU-us a picture"),
-        Row("ids as JSON text", sum(map(len, lines)) / NUM_CACHED, "cache_json_bytes_per_image", "bytes a picture"),
-        Row("read and parsed", 1e6 * text / NUM_CACHED, "cache_json_decode_us_per_image", "CPU-us a picture"),
+        Row("packed shards, keys included", num_bytes / NUM_CACHED, "cache_bytes_per_image", on, size),
+        Row("read and unpacked", 1e6 * packed / NUM_CACHED, "cache_decode_us_per_image", on, seconds),
+        Row("ids as JSON text", sum(map(len, lines)) / NUM_CACHED, "cache_json_bytes_per_image", on, size),
+        Row("read and parsed", 1e6 * text / NUM_CACHED, "cache_json_decode_us_per_image", on, seconds),
     ]
 
 
@@ -283,11 +286,12 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
         for start in range(0, len(rows), 4):
             train_on(stack_rows(rows[start : start + 4]))
 
-    slow, fast = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
+    slow, fast, n = cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples)
+    on, unit = {"samples": n}, "samples/CPU-s"
     return [
-        Row("padded, pictures encoded in the step", len(samples) / slow, "train_padded_samples_per_s", "samples/CPU-s"),
-        Row("packed, codes stored", len(samples) / fast, "train_packed_samples_per_s", "samples/CPU-s"),
-        Row("speed-up", slow / fast, "train_speedup_over_padded", "times"),
+        Row("padded, pictures encoded in the step", n / slow, "train_padded_samples_per_s", on, unit),
+        Row("packed, codes stored", n / fast, "train_packed_samples_per_s", on, unit),
+        Row("speed-up", slow / fast, "train_speedup_over_padded", on, "times"),
     ]
 
 
@@ -316,11 +320,11 @@ def measure_cheers(config: SemHiTokConfig) -> list[Row]:
     def one_by_one() -> None:
         guide(*(branch.velocity(x, t) for branch in branches), 9.5)
 
-    decoder = model.vision_tokenizer.vae_decoder_projector
+    decoder, on = model.vision_tokenizer.vae_decoder_projector, {"pictures": 1}
     return [
-        Row("one step, both branches at once", cpu_seconds(lambda: guided.velocity(x, t), 2), "cheers_step_cpu_s"),
-        Row("of which decoding the latent", cpu_seconds(lambda: decoder(x), 2), "cheers_decode_cpu_s"),
-        Row("branch by branch, everything for each", cpu_seconds(one_by_one, 2), "cheers_step_by_branch_cpu_s"),
+        Row("one step, both branches at once", cpu_seconds(lambda: guided.velocity(x, t), 2), "cheers_step_cpu_s", on),
+        Row("of which decoding the latent", cpu_seconds(lambda: decoder(x), 2), "cheers_decode_cpu_s", on),
+        Row("branch by branch, everything for each", cpu_seconds(one_by_one, 2), "cheers_step_by_branch_cpu_s", on),
     ]
 
 
@@ -369,10 +373,12 @@ def main(argv: list[str] | None = None) -> None:
     config = tiny_config() if args.tiny else semhitok_256_pixel().model
     rows = {name: MEASUREMENTS[name].measure(config) for name in args.only}
     where = describe_machine(__file__)
-    Console(width=max(100, Console().width)).print(make_table(rows, where))
+    Console(width=max(110, Console().width)).print(make_table(rows, where))
     if args.json:
-        figures = {row.key: row.value for group in rows.values() for row in group}
-        write_json(args.json, figures | where | {"tiny": args.tiny})
+        every = [row for group in rows.values() for row in group]
+        figures = {row.key: row.value for row in every}
+        num_samples = {row.key: row.samples for row in every if row.samples}
+        write_json(args.json, figures | where | {"num_samples": num_samples, "tiny": args.tiny})
 
 
 def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
@@ -385,15 +391,22 @@ def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
     table.add_column("")
     table.add_column("figure", justify="right")
     table.add_column("unit")
+    table.add_column("for", justify="right")
     table.add_column("measured")
     for name, group in rows.items():
         table.add_section()
         table.add_row(name, style="bold")
         for row in group:
-            table.add_row(row.what, f"{row.value:,.3g}" if row.value < 100 else f"{row.value:,.0f}", row.unit, "here")
+            value = f"{row.value:,.3g}" if row.value < 100 else f"{row.value:,.0f}"
+            table.add_row(row.what, value, row.unit, in_words(row.samples), "here")
         for peer, seconds in PEERS.get(name, {}).items():
-            table.add_row(peer, f"{seconds:.3g}", "CPU-s", "elsewhere")
+            table.add_row(peer, f"{seconds:.3g}", "CPU-s", in_words(group[0].samples), "elsewhere")
     return table
+
+
+def in_words(samples: dict[str, int]) -> str:
+    """`{"positions": 1024}` -> "1,024 positions"."""
+    return ", ".join(f"{n:,} {what.removesuffix('s') if n == 1 else what}" for what, n in samples.items())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,7 +103,10 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     table, progress = capsys.readouterr()
     for words in ("PSNR", "POPE F1, adversarial", "MME count", "GenEval: overall", "seconds per answer", "test split"):
         assert words in table
-    assert "drawing" in progress and "batch/s" not in table
+    assert "Drawing (4 prompts)" in table and "batch/s" not in table
+    names = [bar.partition(":")[0] for bar in re.split(r"[\r\n]", progress) if bar]
+    told = ["reconstructing", "ceilings of drawing", "POPE random"]  # no two bars of one name
+    assert list(dict.fromkeys(names))[:3] == told and "drawing" in names
 
     again = tmp_path / "again.json"
     program.main([*options, "--json", str(again), "--images-per-prompt", "2", "--batch-size", "3"])
@@ -126,6 +130,7 @@ def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader
     assert results["num_pictures"] == 6 and results["psnr"] and results["tokenizer_ceiling"]
     assert "geneval" not in results and "pope" not in results
     table = capsys.readouterr().out
+    assert "Ceilings of drawing, nothing drawn (6 prompts)" in table and "Drawing" not in table
     assert "GenEval: overall" in table and "A part of the set alone (--limit 6)." in table
     assert SemHiTokModel.from_pretrained(tmp_path / "tokenizer").config.num_codes == 30
 

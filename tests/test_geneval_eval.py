@@ -116,11 +116,18 @@ def test_ranks_divide_the_prompts(program, call, tiny_checkpoint, prompts, tmp_p
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
-def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
+def test_runs_do_not_mix(program, call, tiny_checkpoint, tiny_cheers, prompts, tmp_path):
     out = tmp_path / "out"
     words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
     assert call(program, *words, "--images-per-prompt", 1).code == 0
+    before = {name: (out / name).read_bytes() for name in names_of(out)}
     assert "its seed is 0, now it is 1" in call(program, *words, "--seed", 1).refusal()
+    (tmp_path / "others.jsonl").write_text(json.dumps(PROMPTS[1]))
+    told = call(program, *words, "--prompts", tmp_path / "others.jsonl").refusal()
+    assert f"{out} holds pictures of another run: its prompts are not those of {tmp_path / 'others.jsonl'}; " in told
+    told = call(program, *words, "--model", tiny_cheers).refusal()
+    assert f"its model is {tiny_checkpoint}, now it is {tiny_cheers}; choose another --out" in told
+    assert {name: (out / name).read_bytes() for name in names_of(out)} == before
 
     settings = json.loads((out / "generation.json").read_text())
     assert settings["fingerprint"] == weights_fingerprint(tiny_checkpoint)
@@ -129,8 +136,12 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, prompts, tmp_path):
     assert f"its fingerprint is {'0' * 16}, now it is {settings['fingerprint']}; choose another --out" in told
     del settings["fingerprint"]  # as earlier versions wrote it
     (out / "generation.json").write_text(json.dumps(settings))
-    assert call(program, *words, "--images-per-prompt", 1).code == 0
+    ended = call(program, *words, "--images-per-prompt", 1)
+    assert ended.code == 0 and f"note: nobody knows of which weights the pictures in {out} are" in ended.err
     assert "fingerprint" not in json.loads((out / "generation.json").read_text())  # nobody knows of which weights
+    for damaged in ("{", "[]"):
+        (out / "generation.json").write_text(damaged)
+        assert "generation.json is damaged" in call(program, *words).refusal()
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 

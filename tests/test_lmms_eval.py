@@ -241,7 +241,7 @@ def test_scenes_pope_asks_what_eval_scenes_asks(scenes_tasks):
     assert np.array_equal(np.asarray(docs[17]["image"]), renderer.render(scene))
 
 
-def test_scenes_mme_asks_what_eval_scenes_asks_and_scores_alike(scenes_tasks):
+def test_scenes_mme_asks_what_eval_scenes_asks_and_scores_alike(scenes_tasks, capsys):
     from unimllm.scenes.examination import MME_KINDS, mme_set
 
     scores = load_tasks("mme_scores")
@@ -265,7 +265,9 @@ def test_scenes_mme_asks_what_eval_scenes_asks_and_scores_alike(scenes_tasks):
     assert named == list(scores.NAMES)
     assert [getattr(scores, task)(entries) for task in MME_KINDS] == list(expected.values())
     assert scores.total(entries) == pytest.approx(sum(expected.values()))
-    assert scores.total(entries[:6]) == scores.existence(entries) and math.isnan(scores.color(entries[:6]))
+    assert capsys.readouterr().err == "" and scores.existence(entries[:6]) == expected["existence"]
+    assert math.isnan(scores.color(entries[:6])) and math.isnan(scores.total(entries[:22]))  # --limit 22
+    assert "note: 22 of 24 questions of MME were asked (--limit)" in capsys.readouterr().err
 
 
 def test_scenes_mme_by_hand():
@@ -274,14 +276,16 @@ def test_scenes_mme_by_hand():
     said = [("count", "a", "yes", "Yes"), ("count", "b", "no", "no"), ("count", "a", "no", "no"),
             ("count", "b", "yes", "no"), ("color", "a", "yes", "red"), ("color", "a", "no", "yes")]  # fmt: skip
     entries = [
-        scores.entry_of({"set": task, "picture": picture, "question": "?", "answer": label}, [text])
+        scores.entry_of(
+            {"set": task, "picture": picture, "question": "?", "answer": label, "num_questions": len(said)}, [text]
+        )
         for task, picture, label, text in said
     ]
     assert scores.count(entries) == 100 * 3 / 4 + 100 / 2 and scores.color(entries) == 0
     assert scores.total(entries) == 125
     assert scores.acc(entries) == 3 / 6 and scores.acc_plus(entries) == pytest.approx(1 / 3)
     with pytest.raises(UserError, match="count has one alone: make --limit even"):
-        scores.total(entries[:3])
+        scores.acc(entries[:3])
 
 
 def test_scenes_vqa_asks_every_kind_and_wants_the_right_words(scenes_tasks):
@@ -340,7 +344,7 @@ def test_pope_local_reads_the_official_files(local_tasks, tmp_path, monkeypatch)
         local_tasks.pope_docs([{"split": "random"}])
 
 
-def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
+def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path, capsys):
     places = {"existence": (".", "."), "code_reasoning": ("questions_answers_YN", "images")}
     with pytest.raises(SystemExit, match="holds no sub-task of MME"):
         local_tasks.mme_docs([{"group": "perception"}])
@@ -357,12 +361,13 @@ def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path):
         entries.append(scores.process_results_by_group(doc, [said]))
     perception = [entry["mme_perception"] for entry in entries[:4]]
     assert scores.total(perception) == 100 * 3 / 4 + 100 * 1 / 2  # 3 of 4 answers, 1 of 2 pictures
+    assert math.isnan(scores.total(perception[:2]))
     assert scores.total([entry["mme_cognition"] for entry in entries[4:]]) == 50
+    assert capsys.readouterr().err.startswith("note: 2 of 4 questions of MME were asked (--limit)")
     assert math.isnan(scores.group_total(perception))  # nine sub-tasks are missing
-    whole = [entry | {"set": task} for task in mme.PERCEPTION for entry in perception]
+    whole = [entry | {"set": task, "num_questions": 40} for task in mme.PERCEPTION for entry in perception]
     assert scores.group_total(whole) == scores.total(whole) == 10 * scores.total(perception)
-    with pytest.raises(UserError, match="make --limit even"):
-        scores.total(perception[:3])
+    assert math.isnan(scores.group_total(whole[:38]))  # of the last sub-task two questions
     (tmp_path / "existence" / "b.txt").write_text("Is it red?\tYes\n")
     with pytest.raises(SystemExit, match="b.txt is not MME's two lines"):
         local_tasks.mme_docs([{"group": "perception"}])
@@ -382,7 +387,16 @@ def geneval_tasks(monkeypatch, tmp_path):
     return load_tasks("geneval_tasks")
 
 
+class Sees:
+    """One dog in every picture, and one cup in the last."""
+
+    def look(self, image, file, metadata):
+        names = ["dog", "cup"] if file.endswith("3.png") else ["dog"]
+        return SimpleNamespace(detections=lambda: [Detection(name, (0, 0, 8, 8)) for name in names])
+
+
 def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(geneval_tasks, "open_detector", Sees)
     docs = geneval_tasks.docs([{"images_per_prompt": 2}])
     assert docs["question_id"][:] == ["00000/0000", "00000/0001", "00001/0000", "00001/0001"]
     task_dict = {"geneval": {"test": docs}}
@@ -398,14 +412,6 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
     assert draw_asked(*loaded, asked[2:3], 1, tmp_path / "again") != answers[2:3]
     assert (tmp_path / "again" / "geneval_00002.png").read_bytes() == paths[2].read_bytes()  # alone or in a batch
 
-    class Sees:
-        """One dog in every picture, and one cup in the last."""
-
-        def look(self, image, file, metadata):
-            names = ["dog", "cup"] if file.endswith("3.png") else ["dog"]
-            return SimpleNamespace(detections=lambda: [Detection(name, (0, 0, 8, 8)) for name in names])
-
-    monkeypatch.setattr(geneval_tasks, "open_detector", Sees)
     entered = [geneval_tasks.process_results(doc, [said]) for doc, said in zip(docs, answers, strict=True)]
     entries = [entry["geneval_hf_overall"] for entry in entered]
     assert [entry["correct"] for entry in entries] == [True, True, False, False]
@@ -417,6 +423,12 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
         geneval_tasks.process_results(docs[0], ["a dog"])
     monkeypatch.delenv("GENEVAL_CLIP")
     with pytest.raises(SystemExit, match="^error: GENEVAL_CLIP is not set: set it to a CLIP"):
+        geneval_tasks.docs([{"images_per_prompt": 2}])
+
+
+def test_a_detector_of_geneval_s_that_is_none_is_told_before_anything_is_drawn(geneval_tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENEVAL_DETECTOR", str(tmp_path / "none"))
+    with pytest.raises(SystemExit, match="^error: GENEVAL_DETECTOR .*none cannot be loaded: "):
         geneval_tasks.docs([{"images_per_prompt": 2}])
 
 

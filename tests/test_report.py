@@ -10,6 +10,7 @@ from PIL import Image
 
 from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
+from unimllm.results import shortest_labels
 
 EVIL = '<script>alert("1")</script>|`x`'
 VOID = {"meta", "img", "br"}
@@ -174,12 +175,33 @@ def test_one_name_is_one_column_unless_it_measured_the_same_twice_or_is_another_
     save(tmp_path / "2.json", scenes("A", seed=1))
     assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A"]
     save(tmp_path / "3.json", scenes("A"))
-    titles = table_of(call(program, tmp_path).out)["measure"]
-    assert len(titles) == 3 and "3.json" in titles[2] and "1.json" in titles[1]
+    assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A (1)", "A (3)"]
     for name in ("1", "3"):
         (tmp_path / f"{name}.json").unlink()
     save(tmp_path / "4.json", scenes("A", fingerprint="ffff"))
     assert table_of(call(program, tmp_path).out)["measure"] == ["samples", "A (0123456789abcdef)", "A (ffff)"]
+
+
+@pytest.mark.parametrize(
+    ("files", "labels"),
+    [
+        (("a/1/x.json", "b/1/x.json"), ("a", "b")),
+        (("long_name_a/1.json", "long_name_b/2.json"), ("1", "2")),
+        (("a.json", "b/a.json", "b/c/a.json"), ("a", "b/a", "c/a")),
+        (("a/x.json", "b/x.json", "b/y.json"), ("a/x", "b/x", "b/y")),
+        (("a.json", "a.txt"), ("a.json", "a.txt")),
+    ],
+)
+def test_runs_of_one_name_are_told_apart_by_as_little_of_their_files_as_will_do(files, labels):
+    assert shortest_labels([Path(file) for file in files]) == list(labels)
+
+
+def test_names_are_whole_on_the_page(program, call, tmp_path):
+    for run in ("one", "two"):
+        save(tmp_path / run / "scenes.json", scenes("runs/a_model_of_a_long_name/step-000123"))
+    assert call(program, tmp_path, "--html", tmp_path / "report.html").code == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "</span>runs/a_model_of_a_long_name/step-000123 (two)</td>" in text and "ellipsis" not in text
 
 
 def test_what_is_no_result_is_named(program, call, two):

@@ -29,6 +29,13 @@ def test_every_measurement_runs_and_writes_its_keys(tmp_path):
     }  # fmt: skip
     assert keys <= set(figures) and all(figures[key] > 0 for key in keys)
     assert figures["tiny"] is True and figures["versions"]["torch"] and figures["encode_256_peak_mib"] > 10
+    assert figures["num_samples"]["quantize_1024_cpu_s"] == {"positions": 1024}
+    assert figures["num_samples"]["encode_256_cpu_s"] == figures["num_samples"]["cheers_step_cpu_s"] == {"pictures": 1}
+    assert figures["num_samples"]["encode_256_peak_mib"] == {"pictures": 64}
+    for name, told in (("LlamaGen's arithmetic", "1,024 positions"), ("UniTok, 8 x", "1,024 positions"),
+                       ("parameters encode", "1 picture "), ("UniTok-L", "1 picture "), ("one step", "1 picture "),
+                       ("packed shards", "4,096 pictures"), ("speed-up", "8 samples")):  # fmt: skip
+        assert told in next(line for line in result.stdout.splitlines() if name in line)
     # ours, then the peers' with the mark that says so
     assert "SemHiTok" in result.stdout and "UniTok" in result.stdout and "elsewhere" in result.stdout
 

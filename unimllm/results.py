@@ -179,7 +179,7 @@ def make_columns(results: list[Result]) -> list[Column]:
 
 
 def title_of(column: Column, columns: list[Column]) -> str:
-    """The model's name; where several columns have it, with the fingerprint of the weights, or else the files."""
+    """The model's name; where several columns have it, with the fingerprint of the weights, or else the first file."""
     model = column.results[0].model
     alike = [other for other in columns if other.results[0].model == model]
     if len(alike) == 1:
@@ -187,7 +187,22 @@ def title_of(column: Column, columns: list[Column]) -> str:
     prints = [next((r.weights for r in other.results if r.weights), None) for other in alike]
     if None not in prints and len(set(prints)) == len(prints):
         return f"{model} ({prints[alike.index(column)]})"
-    return f"{model} ({', '.join(str(result.path) for result in column.results)})"
+    labels = shortest_labels([other.results[0].path for other in alike])
+    return f"{model} ({labels[alike.index(column)]})"
+
+
+def shortest_labels(paths: list[Path]) -> list[str]:
+    """One text for each path that tells it from the others: `a/1/x.json`, `b/1/x.json` -> `a`, `b`.
+
+    Either one part of the path, counted from its end, or all from there on, without the suffix; the whole path where
+    only suffixes differ.
+    """
+    parts = [(*path.parent.parts, path.stem) for path in paths]
+    places = range(1, 1 + max(map(len, parts)))
+    ways = [[p[-n] if n <= len(p) else "" for p in parts] for n in places]
+    ways += [[str(Path(*p[-n:])) for p in parts] for n in places]
+    ways = [labels for labels in ways if all(labels) and len(set(labels)) == len(labels)]
+    return min(ways, key=lambda labels: len("".join(labels)), default=list(map(str, paths)))
 
 
 def make_groups(columns: list[Column]) -> dict[str, list[str]]:

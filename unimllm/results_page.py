@@ -48,7 +48,6 @@ thead th { color: var(--soft); font-size: .85rem; border-bottom: 1px solid var(-
 tbody { border-bottom: 1px solid var(--line) }
 tbody.main th[scope=rowgroup], tbody.main .value { font-weight: 650 }
 th[scope=rowgroup] { vertical-align: top }
-.name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .number { text-align: right; white-space: nowrap }
 .measure { width: 27% } .model { width: 19% } .value { width: 9% } .interval { width: 15% } .samples { width: 9% }
 .track { position: relative; height: 14px; background: var(--track); border-radius: 3px; margin-right: .6rem }
@@ -156,7 +155,7 @@ def chart_rows(columns: list[Column], taking_part: list[int], key: tuple[str, st
             yield f'<th scope="rowgroup" rowspan="{len(taking_part)}">{escape(key[1])}</th>'
         if len(columns) > 1:
             title = escape(columns[i].title)
-            yield f'<td class="name" title="{title}">{swatch(i)}{title}</td>'
+            yield f"<td>{swatch(i)}{title}</td>"
         if entry is None:
             yield '<td></td><td class="number value">-</td><td></td><td></td>'
         else:

@@ -86,10 +86,14 @@ class Bench:
 
 
 @torch.no_grad()
-def reconstruct(bench: Bench, tokenizer, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, S, S, 3) uint8 -> codes (n, N, 2), or latents (n, C, h, h), and reconstructions (n, S, S, 3) uint8."""
+def reconstruct(bench: Bench, tokenizer, pictures: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n, S, S, 3) uint8 -> codes (n, N, 2), or latents (n, C, h, h), and reconstructions (n, S, S, 3) uint8.
+
+    Args:
+        what: for the progress bar.
+    """
     codes, decoded = [], []
-    for batch in bench.batches(len(pictures), "reconstructing"):
+    for batch in bench.batches(len(pictures), what):
         pixel_values = to_pixel_values(pictures[batch]).to(tokenizer.device, tokenizer.dtype)
         codes.append(tokenizer.encode(pixel_values))
         decoded.append(to_uint8(tokenizer.decode(codes[-1])))
@@ -100,7 +104,7 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer) -> None:
     """Reconstruction, code use, and what the reader still sees."""
     scenes = examined_scenes(bench.world, bench.seed, bench.size(NUM_PICTURES), bench.split)
     pictures = bench.renderer.render_batch(scenes)
-    codes, decoded = reconstruct(bench, tokenizer, pictures)
+    codes, decoded = reconstruct(bench, tokenizer, pictures, "reconstructing")
     batches = [slice(s, s + 128) for s in range(0, len(scenes), 128)]
     decibels = np.concatenate([psnr(pictures[b], decoded[b]) for b in batches])
     similarity = np.concatenate([ssim(pictures[b], decoded[b]) for b in batches])
@@ -136,7 +140,7 @@ def examine_ceilings(results: dict, bench: Bench, tokenizer, prompts: list[dict]
     repeated = [p for p in prompts for _ in range(images)]
     tags = [p["tag"] for p in repeated]
     pictures = bench.renderer.render_batch(true_scenes(bench.world, prompts, bench.seed, images))
-    _, decoded = reconstruct(bench, tokenizer, pictures)
+    _, decoded = reconstruct(bench, tokenizer, pictures, "ceilings of drawing")
     results["num_prompts"] = len(prompts)
     for ceiling, rendered in (("reader_ceiling", pictures), ("tokenizer_ceiling", decoded)):
         correct = [not lacks for lacks in bench.judge(rendered, repeated)[0]]

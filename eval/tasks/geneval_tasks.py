@@ -42,10 +42,10 @@ def docs(rows: Dataset) -> Dataset:
     """One row `images_per_prompt` -> a row for each picture to be drawn; `set` is the prompt's tag.
 
     Raises:
-        UserError: one of NEEDED is missing: told before hours of drawing.
+        UserError: one of NEEDED is missing or cannot be opened: told before hours of drawing.
     """
     prompts, *_ = (Path(needed(variable)) for variable in NEEDED)
-    return Dataset.from_list(
+    made = Dataset.from_list(
         [
             {
                 "question_id": f"{index:05d}/{image:04d}", "set": metadata["tag"], "prompt": metadata["prompt"],
@@ -56,6 +56,8 @@ def docs(rows: Dataset) -> Dataset:
             for image in range(row["images_per_prompt"])
         ]
     )  # fmt: skip
+    open_detector()
+    return made
 
 
 def doc_to_visual(doc: dict) -> list:
@@ -67,7 +69,8 @@ def open_detector():
     """The detector and the CLIP, on this process's device."""
     from unimllm.metrics.geneval_detector import GenEvalDetector
 
-    return GenEvalDetector.load(needed("GENEVAL_DETECTOR"), needed("GENEVAL_CLIP"), local_gpu())
+    options = ("GENEVAL_DETECTOR", "GENEVAL_CLIP")
+    return GenEvalDetector.load(*map(needed, options), local_gpu(), options)
 
 
 @ending_lmms_eval

@@ -43,17 +43,20 @@ def pope_docs(splits: Dataset) -> Dataset:
 
 @ending_lmms_eval
 def mme_docs(groups: Dataset) -> Dataset:
-    """Rows `group` -> MME's questions of its sub-tasks; see `mme.read_release`."""
+    """Rows `group` -> MME's questions of its sub-tasks, see `mme.read_release`.
+
+    Every row knows the number of its group, `num_questions`.
+    """
     folder = folder_of("MME_FOLDER", "the folder of MME's release, with existence, count, ... in it")
-    asked = mme.read_release(folder)
-    return Dataset.from_list(
-        [
+    asked, docs = mme.read_release(folder), []
+    for group in (row["group"] for row in groups):
+        of_group = [
             doc_of(f"{task}/{row.picture.stem}-{number % 2}", task, row.question, row.label, row.picture)
-            for group in groups
-            for task in mme.GROUPS[group["group"]]
+            for task in mme.GROUPS[group]
             for number, row in enumerate(asked.get(task, []))
         ]
-    )
+        docs += [doc | {"num_questions": len(of_group)} for doc in of_group]
+    return Dataset.from_list(docs)
 
 
 def doc_of(question_id: str, group: str, question: str, answer: str, picture: Path) -> dict:

@@ -1,6 +1,10 @@
-"""MME's numbers for lmms-eval, of docs with `set` (the sub-task), `picture` and `answer`: unimllm/metrics/mme.py's."""
+"""MME's numbers for lmms-eval: unimllm/metrics/mme.py's.
+
+Of docs with `set` (the sub-task), `picture`, `question`, `answer`, and `num_questions` that a total is of.
+"""
 
 import math
+import sys
 from functools import partial
 
 from unimllm.errors import UserError
@@ -21,9 +25,10 @@ def process_results_by_group(doc: dict, results: list[str]) -> dict[str, dict]:
     return {f"mme_{group}": entry_of(doc, results)}
 
 
-def entry_of(doc: dict, results: list[str]) -> dict[str, str]:
+def entry_of(doc: dict, results: list[str]) -> dict:
     """What is kept of one answer."""
-    return {key: doc[key] for key in ("set", "picture", "question", "answer")} | {"said": results[0]}
+    kept = ("set", "picture", "question", "answer", "num_questions")
+    return {key: doc[key] for key in kept} | {"said": results[0]}
 
 
 def pairs(entries: list[dict]) -> list[mme.Answered]:
@@ -48,14 +53,20 @@ def score(entries: list[dict], task: str) -> float:
 
 
 def total(entries: list[dict]) -> float:
-    """The sum over the sub-tasks that were asked."""
+    """The sum over the sub-tasks; nan with a line that tells why: --limit left questions out."""
+    num_questions = entries[0]["num_questions"]
+    if len(entries) < num_questions:
+        told = f"{len(entries):,} of {num_questions:,} questions of MME were asked (--limit)"
+        print(f"note: {told}: a total over a part compares with no other, so there is none", file=sys.stderr)
+        return math.nan
     return sum(score(entries, task) for task in dict.fromkeys(e["set"] for e in entries))
 
 
 def group_total(entries: list[dict]) -> float:
-    """The sum over all sub-tasks of a group; nan: the folder lacks one, or --limit left it out."""
+    """`total` over all sub-tasks of a group; nan: the folder lacks one."""
     asked = {e["set"] for e in entries}
-    return total(entries) if asked in map(set, mme.GROUPS.values()) else math.nan
+    summed = total(entries)
+    return summed if asked in map(set, mme.GROUPS.values()) else math.nan
 
 
 def share(entries: list[dict], name: str) -> float:

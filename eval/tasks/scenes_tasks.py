@@ -16,6 +16,7 @@ from unimllm.scenes.reader import DEFAULT_READER, SceneReaderConfig
 FEATURES = Features(
     {name: Value("string") for name in ("question_id", "set", "picture", "question", "answer")} | {"image": Image()}
 )
+MME_FEATURES = Features(FEATURES | {"num_questions": Value("int64")})
 
 
 @cache
@@ -39,12 +40,15 @@ def pope_docs(sets: Dataset) -> Dataset:
 
 @ending_lmms_eval
 def mme_docs(sets: Dataset) -> Dataset:
-    """Rows `task`, `num_pictures`, `seed` -> two rows for each picture; `set` is MME's sub-task."""
+    """Rows `task`, `num_pictures`, `seed` -> two rows for each picture; `set` is MME's sub-task.
+
+    Every row knows the number of all, `num_questions`.
+    """
     docs = []
     for row in sets:
         questions = mme_set(open_world()[0], row["seed"], row["task"], row["num_pictures"])
         docs += docs_of(questions, row["task"], [row["task"]] * len(questions.asked))
-    return Dataset.from_list(docs, features=FEATURES)
+    return Dataset.from_list([doc | {"num_questions": len(docs)} for doc in docs], features=MME_FEATURES)
 
 
 @ending_lmms_eval

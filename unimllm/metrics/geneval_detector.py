@@ -171,8 +171,13 @@ class GenEvalDetector:
         self.mask2former, self.colors, self.name = mask2former, colors, name
 
     @classmethod
-    def load(cls, detector: str, clip: str, device: str | None = None) -> "GenEvalDetector":
+    def load(
+        cls, detector: str, clip: str, device: str | None = None, options: tuple[str, str] = ("--detector", "--clip")
+    ) -> "GenEvalDetector":
         """Both models by folder or hub id.
+
+        Args:
+            options: that named them, for the messages.
 
         Raises:
             UserError: one cannot be loaded, or the Mask2Former knows other than 80 classes.
@@ -180,14 +185,14 @@ class GenEvalDetector:
         from transformers import AutoTokenizer, CLIPModel, Mask2FormerForUniversalSegmentation
 
         device = choose_device(device)
-        mask2former = load_named(Mask2FormerForUniversalSegmentation, detector, "--detector").to(device)
+        mask2former = load_named(Mask2FormerForUniversalSegmentation, detector, options[0]).to(device)
         if mask2former.config.num_labels != len(OBJECT_NAMES):
             raise UserError(
-                f"--detector {detector} knows {mask2former.config.num_labels} classes, GenEval needs COCO's "
+                f"{options[0]} {detector} knows {mask2former.config.num_labels} classes, GenEval needs COCO's "
                 f"{len(OBJECT_NAMES)}: facebook/mask2former-swin-small-coco-instance has them"
             )
         colors = ColorClassifier(
-            load_named(CLIPModel, clip, "--clip").to(device), load_named(AutoTokenizer, clip, "--clip")
+            load_named(CLIPModel, clip, options[1]).to(device), load_named(AutoTokenizer, clip, options[1])
         )
         return cls(mask2former, colors, f"{detector} and {clip}, transformers {version('transformers')}")
 

@@ -62,7 +62,8 @@ def _add_understanding(table: Table, results: dict) -> None:
 
 def _add_drawing(table: Table, results: dict) -> None:
     table.add_section()
-    table.add_row(f"Drawing ({results['num_prompts']} prompts)", style="bold")
+    title = "Drawing" if "geneval" in results else "Ceilings of drawing, nothing drawn"
+    table.add_row(f"{title} ({results['num_prompts']} prompts)", style="bold")
     drawn, intervals = results.get("geneval", {}), results["intervals"].get("geneval", {})
     for tag in (*TAGS, "overall"):
         if tag in results["reader_ceiling"]:
