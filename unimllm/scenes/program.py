@@ -192,7 +192,8 @@ class World:
             for name, _ in wanted:  # to the end, so that every try takes as many random numbers
                 size = round(self.image_size * (low + (high - low) * shrink * rng.random()))
                 width, height = self.atlas.box_size(name, size)
-                x, y = (int(rng.integers(0, self.image_size - side + 1)) for side in (width, height))
+                x = int(rng.integers(self.image_size - width + 1))
+                y = int(rng.integers(self.image_size - height + 1))
                 box = (x, y, x + width, y + height)
                 is_apart = is_apart and not any(_overlap(box, other) for other in boxes)
                 boxes.append(box)
