@@ -70,6 +70,7 @@ def test_rows_hold_the_pictures_of_their_scenes_in_reading_order(world, conversa
     shown = [scene for i in range(3) for _, scene in source.row(i)[1]]
     expected = to_pixel_values(Renderer(world.atlas, 16).render_batch(shown))
     assert torch.equal(batch["pixel_values"], expected) and batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_values"].is_contiguous()  # as pictures of files come; convolutions round by the layout
     assert torch.equal(source(range(1, 2))["input_ids"], batch["input_ids"][1:2])
 
 

@@ -116,6 +116,27 @@ def test_a_sequential_conversation_gives_no_pair_away(fake_world, tokenizer):
             assert branch == 0 and kinds.count(["Is", "there"]) <= 2  # existence, and "Is there only one"
 
 
+@pytest.mark.parametrize("drawing_share", [0.0, 0.5, 1.0])
+def test_rows_are_the_same_whatever_was_tokenized_before(drawing_share, fake_world, tokenizer):
+    shares = {"drawing_share": drawing_share, "sequential_share": 0.2}
+    used = source(fake_world, tokenizer, **shares)
+    before = used(range(20))
+    again, fresh = used(range(12, 20)), source(fake_world, tokenizer, **shares)(range(12, 20))
+    assert used._branch.cache_info().hits + used._draw.cache_info().hits > 0
+    for name, column in before.items():
+        assert torch.equal(again[name], column[12:]) and torch.equal(fresh[name], column[12:])
+
+
+def test_a_full_row_tries_no_other_scene(fake_world, tokenizer, monkeypatch):
+    conversations = source(fake_world, tokenizer, drawing_share=0.5)
+    tried, sample = [], fake_world.sample
+    monkeypatch.setattr(fake_world, "sample", lambda *args: tried.append(args) or sample(*args))
+    rows = [conversations.row(index) for index in range(40)]
+    full = [row.room < POSITIONS + 2 for row, _ in rows]
+    assert 0 < sum(full) < 40
+    assert len(tried) == sum(len(shown) for _, shown in rows) + full.count(False)
+
+
 def test_drawings_are_pictures_as_targets(fake_world, tokenizer):
     row = batch_row(source(fake_world, tokenizer, drawing_share=1.0), 0)
     image = [label for label in row.labels if label >= OFFSET]

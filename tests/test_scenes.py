@@ -15,12 +15,12 @@ from scene_grammar import answer_from_boxes, lies, named, read_caption, read_lis
 
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import TAGS
-from unimllm.scenes import COLORS, GlyphAtlas, Renderer, Scene, World, program
+from unimllm.scenes import COLORS, GlyphAtlas, Renderer, Scene, World, glyphs, program
 from unimllm.scenes import examination as exam
 from unimllm.scenes.glyphs import FONT_ENV, resize_sprite, tint_sprite
 from unimllm.scenes.language import KINDS, ask, caption, describe, pope_questions
 from unimllm.scenes.objects import CLASSES_24, theme_of
-from unimllm.scenes.program import GROUNDS, MIN_CONTRAST, SIZES
+from unimllm.scenes.program import GROUNDS, KIND_WEIGHTS, MIN_CONTRAST, SIZES, Weighted
 from unimllm.scenes.prompts import all_prompts
 from unimllm.scenes.text import sentences, train_text_tokenizer
 
@@ -103,6 +103,27 @@ def test_same_seed_same_scene(fake_world):
     other_world = World(GlyphAtlas(fake_world.atlas.glyphs), 64)
     assert first == list(itertools.islice(other_world.stream(5, "test"), 20))  # nothing depends on what ran before
     assert np.array_equal(renderer.render_batch(first), np.stack([renderer.render(s) for s in again]))
+
+
+def test_weighted_draws_what_numpy_chooses():
+    for weights in (list(KIND_WEIGHTS.values()), np.linspace(2, 1, 24), [0, 3, 1, 0]):
+        drawn, chosen, p = np.random.default_rng(1), np.random.default_rng(1), np.array(weights) / np.sum(weights)
+        for _ in range(300):
+            assert Weighted(weights).draw(drawn) == chosen.choice(len(p), p=p)
+        assert drawn.random() == chosen.random()
+
+
+def test_scenes_are_the_same_whatever_sprites_were_kept(fake_world, monkeypatch):
+    monkeypatch.setattr(glyphs, "KEPT_SPRITES", 3)
+    atlas = GlyphAtlas(fake_world.atlas.glyphs)
+    world = World(atlas, 64)
+    scenes = list(itertools.islice(world.stream(8), 30))
+    assert scenes == list(itertools.islice(fake_world.stream(8), 30))
+    pictures = Renderer(fake_world.atlas, 64).render_batch(scenes)
+    assert np.array_equal(Renderer(atlas, 64).render_batch(scenes), pictures)
+    assert atlas.sprite.cache_info().currsize == 3
+    for name, size in itertools.product(CLASSES_24, (2, 17, 35, 70)):
+        assert atlas.sprite(name, "red", size).shape[1::-1] == atlas.box_size(name, size)
 
 
 @pytest.mark.parametrize("color", COLORS)

@@ -11,7 +11,6 @@ get other ids from a sentencepiece model, which puts a space before everything t
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
@@ -64,22 +63,23 @@ class ConversationTokenizer:
         self.tokenizer = tokenizer
         self.num_positions = num_positions
         self.ids = special_ids(tokenizer, image_tokens)
-        self._encode = lru_cache(maxsize=4096)(self._encode_text)
 
     def __call__(self, messages: list[dict]) -> Tokenized:
         """A whole conversation, for training."""
         flat = flatten_content(messages)
         whole = self._render(flat, False)
         answers = [self._answer(flat, i, whole) for i, message in enumerate(flat) if message["role"] == "assistant"]
-        is_target = []
         ids, spans = self._encode(whole)
-        for start, end in spans:
-            is_target.append(any(end > first and start < last for first, last in answers))
-        return Tokenized(list(ids), is_target)
+        is_target = [False] * len(ids)
+        for first, last in answers:
+            is_target = [
+                told or (end > first and start < last) for told, (start, end) in zip(is_target, spans, strict=True)
+            ]
+        return Tokenized(ids, is_target)
 
     def prompt(self, messages: list[dict]) -> list[int]:
         """The ids up to where the assistant begins to speak."""
-        return list(self._encode(self._render(flatten_content(messages), True))[0])
+        return self._encode(self._render(flatten_content(messages), True))[0]
 
     def drawing_prompt(self, text: str) -> list[int]:
         """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt."""
@@ -116,7 +116,7 @@ class ConversationTokenizer:
     def _render(self, flat: list[dict], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(flat, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _encode_text(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a rendered text, and from which to which of its characters each stands for."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []
@@ -129,7 +129,7 @@ class ConversationTokenizer:
             else:
                 ids.append(token)
                 spans.append(span)
-        return tuple(ids), tuple(spans)
+        return ids, spans
 
 
 def special_ids(tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> dict[str, int]:

@@ -6,6 +6,8 @@ whatever has been asked the colour of is there. Trained on such conversations al
 of ten (docs/experiments.md). A share stays sequential, so that a chat of several turns is nothing new.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -18,6 +20,9 @@ from unimllm.scenes.sources import sample_rng
 
 MAX_TURNS = 8  # of a conversation about one picture
 MIN_QUESTION_ROOM = 12  # ids that a question with its answer takes
+REMEMBERED = 4096  # drawings, and as many questions, whose ids are remembered: 10 MB at 64 positions
+
+Part = tuple[list[int], list[bool]]  # ids of a sample, and which of them are targets
 
 
 class PackedConversations:
@@ -46,6 +51,8 @@ class PackedConversations:
         self.scene_seed, self.num_scenes, self.max_length = scene_seed, num_scenes, max_length
         self.drawing_share, self.text_drop, self.sequential_share = drawing_share, text_drop, sequential_share
         self.seed, self.split = seed, split
+        self._draw = lru_cache(maxsize=REMEMBERED)(self._tokenize_drawing)
+        self._branch = lru_cache(maxsize=REMEMBERED)(self._tokenize_question)
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
         rows, loaded = [], []
@@ -65,7 +72,7 @@ class PackedConversations:
         """
         rng = np.random.default_rng([self.seed, index, 1])
         row, shown = PackedRow(self.max_length, self.tokenizer.ids["pad"]), []
-        while True:
+        while row.room >= self.tokenizer.num_positions + 2:  # a picture and its marks: no conversation takes less
             number = int(rng.integers(self.num_scenes))
             scene = self.world.sample(sample_rng(self.scene_seed, number), self.split)
             if rng.random() < self.drawing_share:
@@ -78,14 +85,17 @@ class PackedConversations:
             else:
                 added = self._add_questions(row, scene, rng)
             if not added:
-                return row, shown
+                break
             shown.append((number, scene))
+        return row, shown
 
     def drawing(self, scene: Scene, rng: np.random.Generator) -> Tokenized:
         """A caption, and the picture as the answer; now and then without the caption."""
         drop = rng.random() < self.text_drop
         # A caption that is left out takes no numbers from the row's.
-        words = caption(scene, rng.spawn(1)[0] if drop else rng)
+        return self._draw(caption(scene, rng.spawn(1)[0] if drop else rng), drop)
+
+    def _tokenize_drawing(self, words: str, drop: bool) -> Tokenized:
         messages = [text_message("user", words), text_message("assistant", "", images=1)]
         return self.tokenizer.without_text(messages) if drop else self.tokenizer(messages)
 
@@ -103,20 +113,26 @@ class PackedConversations:
 
     def _add_questions(self, row: PackedRow, scene: Scene, rng: np.random.Generator) -> bool:
         """Questions of every kind, pairs together, as branches behind the picture; those that do not fit are left."""
-        start: tuple[list[int], list[bool]] | None = None
-        branches: list[tuple[list[int], list[bool]]] = []
+        start: Part | None = None
+        branches: list[Part] = []
         used = 0
         for kind in rng.permutation(KINDS):
             for question in ask(scene, self.world, rng, str(kind)):
-                tokenized = self.tokenizer(turn(question, images=1))
-                ids, targets = tokenized.input_ids, tokenized.is_target
-                cut = ids.index(self.tokenizer.ids["image_end"]) + 1
-                if used + len(ids) - (cut if start else 0) > row.room:
+                beginning, branch = self._branch(question)
+                length = len(branch[0]) + (0 if start else len(beginning[0]))
+                if used + length > row.room:
                     continue
-                used += len(ids) - (cut if start else 0)
-                start = start or (ids[:cut], targets[:cut])
-                branches.append((ids[cut:], targets[cut:]))
+                used += length
+                start = start or beginning
+                branches.append(branch)
         return bool(start) and row.add_branches(*start, branches)
+
+    def _tokenize_question(self, question: Question) -> tuple[Part, Part]:
+        """What comes up to the end of the picture, and the question with its answer."""
+        tokenized = self.tokenizer(turn(question, images=1))
+        ids, targets = tokenized.input_ids, tokenized.is_target
+        cut = ids.index(self.tokenizer.ids["image_end"]) + 1
+        return (ids[:cut], targets[:cut]), (ids[cut:], targets[cut:])
 
 
 def turn(question: Question, images: int) -> list[dict]:

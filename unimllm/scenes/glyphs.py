@@ -74,11 +74,16 @@ def load_glyphs(names: tuple[str, ...], font_path: str | Path | None = None) -> 
 
 def resize_sprite(sprite: np.ndarray, size: int) -> np.ndarray:
     """Resize a premultiplied (h, w, 4) sprite so that its longer side has `size` pixels (area average)."""
-    height, width = sprite.shape[:2]
-    scale = size / max(height, width)
-    target = (max(2, round(width * scale)), max(2, round(height * scale)))
+    target = size_within(sprite, size)
     planes = [Image.fromarray(sprite[..., i]).resize(target, Image.Resampling.BOX) for i in range(4)]
     return np.stack([np.asarray(p) for p in planes], -1).clip(0, 1)
+
+
+def size_within(sprite: np.ndarray, size: int) -> tuple[int, int]:
+    """(width, height) in pixels of a sprite (h, w, 4) once its longer side has `size`."""
+    height, width = sprite.shape[:2]
+    scale = size / max(height, width)
+    return max(2, round(width * scale)), max(2, round(height * scale))
 
 
 def tint_sprite(sprite: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
@@ -102,8 +107,12 @@ def tint_sprite(sprite: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
     return np.concatenate([tinted.clip(0, 1) * alpha, alpha], -1).astype(np.float32)
 
 
+KEPT_SPRITES = 8192
+"""All that the 24 classes of a training split need at 64 or 128 pixels; 90 and 350 MB."""
+
+
 class GlyphAtlas:
-    """Sprites by (name, colour, size), made on first use and kept.
+    """Sprites by (name, colour, size), made on first use; the KEPT_SPRITES last used are kept.
 
     Args:
         glyphs: name -> (h, w, 4) float32 premultiplied, as `load_glyphs` returns; tests pass hand-made ones.
@@ -111,20 +120,21 @@ class GlyphAtlas:
 
     def __init__(self, glyphs: dict[str, np.ndarray]):
         self.glyphs = glyphs
-        self.sprite = lru_cache(maxsize=None)(self._sprite)
+        self.sprite = lru_cache(maxsize=KEPT_SPRITES)(self._sprite)
+        self.box_size = lru_cache(maxsize=KEPT_SPRITES)(self._box_size)
 
     @classmethod
     def from_font(cls, names: tuple[str, ...], font_path: str | Path | None = None) -> "GlyphAtlas":
         return cls(load_glyphs(names, font_path))
 
     def _sprite(self, name: str, color: str | None, size: int) -> np.ndarray:
-        natural = resize_sprite(self.glyphs[name], size)
-        return natural if color is None else tint_sprite(natural, COLORS.get(color) or NAMELESS_TINTS[color])
+        if color is None:
+            return resize_sprite(self.glyphs[name], size)
+        return tint_sprite(self.sprite(name, None, size), COLORS.get(color) or NAMELESS_TINTS[color])
 
-    def box_size(self, name: str, size: int) -> tuple[int, int]:
+    def _box_size(self, name: str, size: int) -> tuple[int, int]:
         """(width, height) in pixels of the sprite whose longer side is `size`."""
-        height, width = self.sprite(name, None, size).shape[:2]
-        return width, height
+        return size_within(self.glyphs[name], size)
 
     def contrast(self, name: str, color: str | None, rgb: tuple[int, int, int]) -> float:
         """Share (0..1) of the glyph that stands out from a ground of colour `rgb`."""

@@ -5,10 +5,9 @@ into a batch.
 """
 
 import numpy as np
-import torch
 
 from semhitok.image_processing_semhitok import to_pixel_values
-from unimllm.data.picture_ids import place_ids, place_pixels
+from unimllm.data.picture_ids import place_ids
 from unimllm.scenes.program import Scene
 from unimllm.scenes.render import Renderer
 
@@ -39,10 +38,11 @@ class ScenePixels:
     def __init__(self, renderer: Renderer):
         self.renderer = renderer
 
-    def load(self, number: int, scene: Scene) -> torch.Tensor:
-        """(3, S, S) float32 in -1..1."""
-        return to_pixel_values(self.renderer.render(scene)[None])[0]
+    def load(self, number: int, scene: Scene) -> np.ndarray:
+        """(S, S, 3) uint8 RGB."""
+        return self.renderer.render(scene)
 
-    def place(self, batch: dict, loaded: list[torch.Tensor], placeholder: int) -> None:
-        """See `place_pixels`."""
-        place_pixels(batch, loaded)
+    def place(self, batch: dict, loaded: list[np.ndarray], placeholder: int) -> None:
+        """Add `pixel_values` as `place_pixels` does, (pictures, 3, S, S) float32 in -1..1."""
+        if loaded:
+            batch["pixel_values"] = to_pixel_values(np.stack(loaded)).contiguous()

@@ -14,6 +14,7 @@ Whatever is chosen by looking at scores is chosen on the validation split.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +30,7 @@ SHADINGS = ("plain", "from above", "from the left")
 MIN_CONTRAST = 0.6  # share of a glyph that must stand out from the ground
 SIZES = {1: (0.34, 0.55), 2: (0.30, 0.48), 3: (0.28, 0.42), 4: (0.26, 0.38)}  # of the width, by number of objects
 KIND_WEIGHTS = {"single": 0.25, "two": 0.33, "same": 0.24, "mixed": 0.18}
+REMEMBERED = 4096  # sets of objects of which a world remembers what may join them
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,12 @@ class World:
         self.num_groups = len(self.classes) // 4
         self._index = {name: i for i, name in enumerate(self.classes)}
         self._affinity = {s: self._affinities(s) for s in SPLITS}
-        self._contrast: dict[tuple[str, str | None], np.ndarray] = {}
+        self._tints = {(name, s): [*self.colors_of(name, s), *self.tints] for name in self.classes for s in SPLITS}
+        self._contrast: dict[tuple[str, str | None], list[float]] = {}
+        self._kinds, self._first = Weighted(list(KIND_WEIGHTS.values())), Weighted(self.popularity)
+        self._joining = lru_cache(maxsize=REMEMBERED)(self._weigh_joining)
+        self.companions = lru_cache(maxsize=REMEMBERED)(self._companions)
+        self.popular = lru_cache(maxsize=1)(self._popular)
 
     # ---- the split ---------------------------------------------------------------------------------------------
 
@@ -121,21 +128,20 @@ class World:
         """(classes,) weights with which an object is drawn: the first of the list twice as often as the last."""
         return np.linspace(2.0, 1.0, len(self.classes))
 
-    def popular(self) -> list[str]:
+    def _popular(self) -> tuple[str, ...]:
         """All names, the most frequent in training first (POPE's popular negatives)."""
-        return [self.classes[i] for i in np.argsort(-self.popularity, kind="stable")]
+        return tuple(self.classes[i] for i in np.argsort(-self.popularity, kind="stable"))
 
-    def companions(self, names: tuple[str, ...]) -> list[str]:
+    def _companions(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """All other names, those that most often meet `names` in training first (POPE's adversarial negatives)."""
         weight = sum(self._affinity["train"][self._index[n]] for n in names) * self.popularity
-        return [self.classes[i] for i in np.argsort(-weight, kind="stable") if self.classes[i] not in names]
+        return tuple(self.classes[i] for i in np.argsort(-weight, kind="stable") if self.classes[i] not in names)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator, split: str = "train") -> Scene:
         """A scene of one of SPLITS."""
-        kinds = list(KIND_WEIGHTS)
-        kind = kinds[rng.choice(len(kinds), p=list(KIND_WEIGHTS.values()))]
+        kind = list(KIND_WEIGHTS)[self._kinds.draw(rng)]
         names = self._sample_names(kind, rng, split)
         tint_all = self._sample_color(names[0], rng, split) if kind == "same" and rng.random() < 0.7 else False
         colors = [self._sample_color(n, rng, split) if tint_all is False else tint_all for n in names]
@@ -148,8 +154,7 @@ class World:
             yield self.sample(rng, split)
 
     def _sample_names(self, kind: str, rng: np.random.Generator, split: str) -> list[str]:
-        weights = self.popularity
-        first = int(rng.choice(len(self.classes), p=weights / weights.sum()))
+        first = self._first.draw(rng)
         if kind == "single":
             return [self.classes[first]]
         if kind == "same":
@@ -160,19 +165,20 @@ class World:
             if kind == "mixed" and rng.random() < 0.35:  # "two dogs and a cat"
                 chosen.append(chosen[int(rng.integers(len(chosen)))])
                 continue
-            # Whatever joins must be allowed beside every object that is already there.
-            allowed = np.prod([self._affinity[split][i] for i in set(chosen)], axis=0) * weights
-            if allowed.sum() == 0:
-                chosen.append(chosen[0])
-            else:
-                chosen.append(int(rng.choice(len(self.classes), p=allowed / allowed.sum())))
+            joining = self._joining(split, frozenset(chosen))
+            chosen.append(chosen[0] if joining is None else joining.draw(rng))
         return [self.classes[i] for i in chosen]
+
+    def _weigh_joining(self, split: str, chosen: frozenset[int]) -> "Weighted | None":
+        """What may be drawn beside every object that is already there; None if nothing may."""
+        allowed = np.prod([self._affinity[split][i] for i in chosen], axis=0) * self.popularity
+        return Weighted(allowed) if allowed.any() else None
 
     def _sample_color(self, name: str, rng: np.random.Generator, split: str) -> str | None:
         if rng.random() < 0.35:
             return None
-        colors = [*self.colors_of(name, split), *self.tints]
-        return colors[int(rng.integers(len(colors)))]
+        tints = self._tints[name, split]
+        return tints[int(rng.integers(len(tints)))]
 
     def compose(self, wanted: list[tuple[str, str | None]], rng: np.random.Generator) -> Scene:
         """Place the wanted (name, colour) objects without overlap and choose a ground they stand out from."""
@@ -182,14 +188,17 @@ class World:
             # would still fail about once in 100,000 scenes, somewhere in the middle of a training run.
             shrink = max(0.0, 1 - attempt / 100)
             boxes: list[Box] = []
-            sizes = []
-            for name, _ in wanted:
+            sizes, is_apart = [], True
+            for name, _ in wanted:  # to the end, so that every try takes as many random numbers
                 size = round(self.image_size * (low + (high - low) * shrink * rng.random()))
                 width, height = self.atlas.box_size(name, size)
-                x, y = (int(rng.integers(0, self.image_size - side + 1)) for side in (width, height))
-                boxes.append((x, y, x + width, y + height))
+                x = int(rng.integers(self.image_size - width + 1))
+                y = int(rng.integers(self.image_size - height + 1))
+                box = (x, y, x + width, y + height)
+                is_apart = is_apart and not any(_overlap(box, other) for other in boxes)
+                boxes.append(box)
                 sizes.append(size)
-            if not any(_overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]):
+            if is_apart:
                 break
         else:
             raise RuntimeError(f"no room for {wanted} in {self.image_size} pixels")
@@ -197,16 +206,33 @@ class World:
         return Scene(objects, self._choose_ground(wanted, rng), int(rng.integers(len(SHADINGS))))
 
     def _choose_ground(self, wanted: list[tuple[str, str | None]], rng: np.random.Generator) -> int:
-        contrast = np.min([self.ground_contrast(*w) for w in wanted], axis=0)
-        good = np.flatnonzero(contrast >= MIN_CONTRAST)
-        return int(rng.choice(good)) if len(good) else int(contrast.argmax())
+        contrast = [min(shares) for shares in zip(*(self.ground_contrast(*w) for w in wanted), strict=True)]
+        good = [ground for ground, share in enumerate(contrast) if share >= MIN_CONTRAST]
+        return good[int(rng.integers(len(good)))] if good else contrast.index(max(contrast))
 
-    def ground_contrast(self, name: str, color: str | None) -> np.ndarray:
+    def ground_contrast(self, name: str, color: str | None) -> list[float]:
         """(grounds,) share of the glyph that stands out from each ground."""
         key = (name, color)
         if key not in self._contrast:
-            self._contrast[key] = np.array([self.atlas.contrast(name, color, rgb) for rgb in GROUNDS])
+            self._contrast[key] = [self.atlas.contrast(name, color, rgb) for rgb in GROUNDS]
         return self._contrast[key]
+
+
+class Weighted:
+    """Numbers from 0 on, drawn by weight: those that `Generator.choice(p=...)` draws, without its checks each time.
+
+    Args:
+        weights: of each, to any scale.
+    """
+
+    def __init__(self, weights: np.ndarray | list[float]):
+        shares = np.asarray(weights, np.float64)
+        shares = shares / shares.sum()
+        self.bounds = shares.cumsum()
+        self.bounds /= self.bounds[-1]
+
+    def draw(self, rng: np.random.Generator) -> int:
+        return int(self.bounds.searchsorted(rng.random(), side="right"))
 
 
 def _overlap(a: Box, b: Box, gap: int = 1) -> bool:
