@@ -244,13 +244,13 @@ def test_faults_are_counted_and_named_by_line_before_training(faulty, processor)
     ]  # fmt: skip
     assert found.counts() == {"understanding": 9, "drawing": 4, "text": 3}
     assert "20 samples in 1 JSON file: 9 understanding, 4 drawing, 3 text" in told
-    assert f"  missing picture: 1 left out\n    {faulty}:5: a/4.png" in told
-    assert f"  duplicate id: 1 used all the same\n    {faulty}:10: as in sample 8" in told
+    assert f"  missing picture: 1 left out\n    {faulty}:5: {faulty.parent}/images/a/4.png" in told
+    assert f"  duplicate id: 1 used all the same\n    {faulty}:10: as in {faulty}:8; both are used" in told
     assert "turns fit into 80 ids" in told and f"{faulty}:15: a text holds <|end|>" in told
 
 
 def test_strict_stops_at_the_first_fault(faulty, processor):
-    with pytest.raises(UserError, match=r"data.jsonl:5: missing picture: a/4.png \(--strict\)"):
+    with pytest.raises(UserError, match=r"data.jsonl:5: missing picture: .*/images/a/4.png \(--strict\)"):
         survey(faulty, processor, strict=True)
     empty = faulty.parent / "shards"
     empty.mkdir()
@@ -269,6 +269,23 @@ def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, proc
     assert np.array_equal(np.delete(second.lengths, 4), np.delete(first.lengths, 4))
     with pytest.raises(UserError, match="broken JSON"):
         survey(faulty, processor, cache=cache, strict=True)
+
+
+def test_pictures_that_lie_elsewhere_end_the_run(llava, processor, tmp_path):
+    def look(root: Path):
+        index = open_samples(str(llava), None, root)
+        pictures = OnlinePixels(processor.image_processor)
+        return survey_samples(index, tokenizer(processor), pictures.check, pictures.name, cache=tmp_path)
+
+    assert not look(llava.parent / "images").findings
+    with pytest.raises(UserError, match="no sample of .* has its pictures; the first: .*/elsewhere/.*--image-root"):
+        look(tmp_path / "elsewhere")  # though another root was looked through before
+
+
+def test_samples_on_one_line_are_told_by_number(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(llava_rows()[:3]))
+    assert open_samples(str(path), None, None).key(1) == f"{path}:1, sample 2"
 
 
 def test_workers_survey_alike(faulty, processor, monkeypatch):

@@ -93,8 +93,8 @@ def test_llava_json_and_jsonl(tmp_path, options):
     assert [sample.task for sample in samples] == TASKS
     assert [colours(sample) for sample in samples] == [[10], [], [20], [30, 40], [50]]
     assert [sample.id for sample in samples] == ["a", "b", "3", "", ""]
-    line = {True: 7}.get(lines, 1 if not options else None)  # a blank line lies between two of them
-    assert line is None or index.key(3) == f"{path}:{line}"
+    place = "7" if lines else "1, sample 4" if not options else None  # a blank line lies between two of them
+    assert place is None or index.key(3) == f"{path}:{place}"
     if options.get("indent"):
         start = text[: text.index("First")].count("\n")
         assert 0 <= start - int(index.key(3).rpartition(":")[2]) + 1 < 12

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import unimllm
 from unimllm.errors import UserError
-from unimllm.training import checkpoint
+from unimllm.training import checkpoint, language_model
 
 SFT = Path(__file__).parent.parent / "train" / "sft.py"
 STEPS = 4
@@ -92,9 +93,27 @@ def test_two_processes_go_on_where_one_stopped(command, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"init_from": "a", "language_model": ""}, ""),
+        ({"init_from": "b", "language_model": ""}, "began from b; a is not read: name a new --output-dir"),
+        ({"init_from": None, "language_model": "c"}, "began from c; a is not read"),
+    ],
+)
+def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(language_model, "latest", lambda folder: folder / "step-000001")
+    monkeypatch.setattr(language_model, "read_run", lambda folder: {"recipe": before})
+    args = Namespace(output_dir=tmp_path, init_from="a")
+    language_model.warn_of_start(args, Namespace(language_model=""))
+    out = capsys.readouterr().out
+    assert told in out and bool(told) == out.startswith("warning: ")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--ratios", "1:1:1"], "--ratios is about --data"),
+        (["--data", SFT, "--format", "llava", "--image-root", "nowhere"], "--image-root nowhere: no such folder"),
         (["--data", "nowhere.json"], "--data nowhere.json: no such file or folder"),
         (["--validation-data", SFT, "--format", "llava"], "is about --data"),
         (

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from conftest import load_program
+from released_siglips import siglip_alone
 from transformers import SiglipConfig, SiglipVisionModel
 
 from semhitok import SemHiTokModel
@@ -86,6 +87,14 @@ def test_a_preset_s_teacher_may_be_another_one_s(preset, owner, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"runs/{owner}/teacher: .*; run train/teacher.py first"):
         tokenizer.find_teacher(Namespace(preset=preset, teacher=None))
+
+
+def test_a_teacher_whose_patches_are_scaled_is_told(tmp_path, capsys):
+    siglip_alone(tmp_path)
+    for patch_size, told in ((0, False), (8, False), (4, True)):
+        teacher = tokenizer.open_teacher(Namespace(preset="x", teacher=str(tmp_path)), patch_size)
+        assert teacher.vision_model.config.patch_size == (patch_size or 8)
+        assert ("note: the preset scales its patches of 8 pixels to 4" in capsys.readouterr().out) is told
 
 
 def test_where_there_is_no_meaning_to_learn_a_teacher_is_enough():

@@ -222,6 +222,7 @@ def test_overrides_reach_any_field():
         (["--preset", "smal"], "unknown preset 'smal' (did you mean 'small'?)"),
         (["--train.learning_rat", "1"], "has no 'learning_rat' (did you mean 'learning_rate'?)"),
         (["--model.text_config.vocab_sise", "1"], "did you mean 'vocab_size'"),
+        (["--train.tokens", "1"], "train has no 'tokens'; it has seed, max_steps, batch_size, "),
         (["--shar", "1"], "unknown option --shar (did you mean '--share'?)"),
         (["--train.max_steps", "many"], "train.max_steps is a int"),
         (["--train.max_steps"], "needs a value"),
@@ -234,6 +235,13 @@ def test_bad_options_are_named_with_the_nearest(argv, message):
     with pytest.raises(UserError) as caught:
         parse(*argv)
     assert message in str(caught.value)
+
+
+def test_help_names_the_fields(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    told = capsys.readouterr().out
+    assert "Fields of a preset are options too" in told and "train.batch_size" in told and "model.*, share" in told
 
 
 def test_an_unknown_key_is_never_swallowed_by_a_transformers_config():

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from logging import getLogger
 from typing import NoReturn
 
 from semhitok.checkpoints import find_tokenizer, load_tokenizer
@@ -119,6 +120,7 @@ def silence_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes").setLevel("ERROR")  # on a CPU it asks for a package that nobody needs
     hub_logging.set_verbosity_error()
     if sys.stderr.isatty():  # a download of gigabytes must show that it moves
         enable_progress_bars()

@@ -43,7 +43,9 @@ class JsonSamples:
         self.chunk_sizes = np.array([len(spans)], np.int64)  # any sample is as near as any other
 
     def key(self, i: int) -> str:
-        return f"{self.path}:{self.spans[i, 2]}"
+        lines = self.spans[:, 2]
+        alone = lines[i] not in lines[max(i - 1, 0) : i] and lines[i] not in lines[i + 1 : i + 2]
+        return f"{self.path}:{lines[i]}" + ("" if alone else f", sample {i + 1:,}")
 
     def read(self, i: int) -> Sample:
         start, end, _ = self.spans[i].tolist()

@@ -121,7 +121,7 @@ def fingerprint(indices: list[SampleIndex], surveys: list[Survey], mixture: Mixt
 def describe(plan: RowPlan, indices: list[SampleIndex], num_rows: int) -> str:
     """How full the rows are, and how often the run goes through what it reads."""
     mixture = plan.mixture
-    lines = [f"{num_rows:,} rows of {plan.max_length:,} ids, {plan.fill():.0%} of them samples, go through"]
+    lines = [f"{num_rows:,} rows of {plan.max_length:,} ids, {plan.fill():.0%} full, go through"]
     windows = len(plan.ends) * num_rows / plan.ends[-1]
     for stream in mixture.streams:
         passes = windows * mixture.window_size * stream.share / stream.size

@@ -95,7 +95,7 @@ class Surveyor:
             longest = max(longest, len(tokenized))
         for picture in pictures_of(kept):
             if fault := self.check_picture(picture):
-                raise BadSample(fault, picture.key)
+                raise BadSample(fault, str(picture.path) if fault == "missing picture" else picture.key)
         if len(kept) < len(messages):
             message = f"the first {len(kept)} of {len(messages)} turns fit into {self.tokenizer.max_length:,} ids"
             found.findings.append((number, "cut short", message))
@@ -120,7 +120,7 @@ def survey_samples(
         cache: folder where the survey is kept.
 
     Raises:
-        UserError: a fault, with `strict`; or no sample can be used.
+        UserError: a fault, with `strict`; no sample can be used, or none of those that have pictures, for these lack.
     """
     if strict and index.faults:
         raise UserError(f"{index.faults[0]} (--strict)")
@@ -144,7 +144,20 @@ def survey_samples(
         raise UserError(
             f"no sample of {index.name} can be used; the first: {Fault(reason, index.key(number), message)}"
         )
+    check_pictures(index, survey)
     return survey
+
+
+def check_pictures(index: SampleIndex, survey: Survey) -> None:
+    """UserError where pictures lack and no sample with a picture is left: then they lie elsewhere."""
+    lacking = [finding for finding in survey.findings if finding[1] in PICTURE_FAULTS]
+    seen = (survey.lengths > 0) & (survey.tasks != TASKS.index("text"))
+    if lacking and not seen.any():
+        number, reason, message = lacking[0]
+        raise UserError(
+            f"no sample of {index.name} has its pictures; the first: {Fault(reason, index.key(number), message)}; name "
+            "the folder that the paths begin in with --image-root, or other --codes"
+        )
 
 
 def _remembered(file: Path | None, rank: int, world_size: int) -> Survey | None:
@@ -193,19 +206,20 @@ def duplicates(survey: Survey, index: SampleIndex) -> list[Finding]:
     _, first, which = np.unique(survey.ids[usable], return_index=True, return_inverse=True)
     again = np.flatnonzero(first[which] != np.arange(len(usable)))
     return [
-        (int(usable[a]), "duplicate id", f"as in sample {usable[first[which[a]]] + 1:,} of the source; both are used")
+        (int(usable[a]), "duplicate id", f"as in {index.key(int(usable[first[which[a]]]))}; both are used")
         for a in again
     ]
 
 
 def survey_key(index: SampleIndex, tokenizer: SampleTokenizer, pictures_from: str) -> str:
-    """Changes with the files, with the text tokenizer, with the positions of a picture and with what fits."""
+    """Changes with the files, their image root, the text tokenizer, the positions of a picture and with what fits."""
     conversation = tokenizer.conversation
     text = conversation.tokenizer
     files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in index.files()]
     vocabulary = sorted(text.get_vocab().items())
     words = [index.fingerprint, files, vocabulary, text.chat_template, conversation.num_positions]
-    words += [tokenizer.max_length, pictures_from]
+    roots = [str(shard.image_root.resolve()) for shard in index.shards if hasattr(shard, "image_root")]
+    words += [tokenizer.max_length, pictures_from, roots]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 

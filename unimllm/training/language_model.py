@@ -99,6 +99,8 @@ def train_language_model(
     rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
     about: dict = {"init_from": args.init_from}
+    if rank == 0:
+        warn_of_start(args, recipe)
     if args.data:
         source, held_out, described = data_source(args, recipe, model, trained_with, rank, world_size)
         about |= described
@@ -122,6 +124,19 @@ def train_language_model(
         task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures,
         held_out=held_out,
     )  # fmt: skip
+
+
+def warn_of_start(args: Namespace, recipe: SftRecipe) -> None:
+    """Say so where the output folder holds a run that began from something else, for it is gone on with."""
+    found = latest(args.output_dir)
+    before = read_run(found)["recipe"] if found else {}
+    if "init_from" not in before:
+        return
+    began = before["init_from"] or before.get("language_model") or "an untrained model"
+    asked = args.init_from or recipe.language_model or "an untrained model"
+    if began != asked:
+        print(f"warning: this run goes on from {found}, which began from {began}; {asked} is not read: name a new "
+              "--output-dir to begin from it", flush=True)  # fmt: skip
 
 
 def picture_drawer(
@@ -192,16 +207,18 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
             raise UserError("LoRA tunes a unified model that was trained: name it with --init-from")
         if args.image_tokenizer:
             raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
+    if recipe.world is None and not args.data:
+        raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
     for word in args.data:
         find_files(parse_data(word).place, args.format)
+    if args.image_root and not args.image_root.is_dir():
+        raise UserError(f"--image-root {args.image_root}: no such folder")
     check_validation(args, recipe)
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
         if getattr(args, name) and not args.data:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
-    if recipe.world is None and not args.data:
-        raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
 
 
 def check_validation(args: Namespace, recipe: SftRecipe) -> None:

@@ -249,7 +249,8 @@ def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int)
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in task.parameters() if p.requires_grad)
     print(
         f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
-        f"{torch.get_num_threads()} thread(s) each, {config.describe_precision()}",
+        f"{torch.get_num_threads()} thread(s) each, {config.describe_precision()}"
+        + ("; the first step compiles (--train.compile false: not)" if config.compile else ""),
         flush=True,
     )
 

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def parse_arguments(
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
     for name, options in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    parser.epilog = told_fields(next(iter(presets.values()))())
     args, rest = parser.parse_known_args(argv)
     if args.preset not in presets:
         raise UserError(f"unknown preset {args.preset!r}{nearest(args.preset, presets)}; known: {', '.join(presets)}")
@@ -106,6 +108,16 @@ def field_names(config: Any) -> list[str]:
     return [f.name for f in fields(config)] if is_dataclass(config) else []
 
 
+def told_fields(recipe: Any) -> str:
+    """For --help: the fields that may be set, those of configs in a word."""
+    names = []
+    for name in field_names(recipe):
+        part = getattr(recipe, name)
+        inner = [] if isinstance(part, PreTrainedConfig) else field_names(part)
+        names += [f"{name}.{field}" for field in inner] or [f"{name}.*" if field_names(part) else name]
+    return textwrap.fill(f"Fields of a preset are options too, as --train.learning_rate 1e-3: {', '.join(names)}", 80)
+
+
 def set_field(recipe: Any, key: str, text: str) -> Any:
     """Set one dotted field from its text and return its value.
 
@@ -118,7 +130,8 @@ def set_field(recipe: Any, key: str, text: str) -> Any:
         names = field_names(target)
         if name not in names:
             where = ".".join(parents[:depth]) or "the preset"
-            raise UserError(f"unknown field {key!r}: {where} has no {name!r}{nearest(name, names)}")
+            known = f"; it has {', '.join(names)}" if is_dataclass(type(target)) and len(names) < 50 else ""
+            raise UserError(f"unknown field {key!r}: {where} has no {name!r}{nearest(name, names) or known}")
         if depth < len(parents):
             target = getattr(target, name)
     value = parse_value(key, text, getattr(target, last))

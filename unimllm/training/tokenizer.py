@@ -41,10 +41,13 @@ def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
     """
     try:
         teacher = load_teacher(find_teacher(args))
+        own = teacher.vision_model.config.patch_size
         if patch_size:
             teacher.vision_model = scale_patches(teacher.vision_model, patch_size)
     except (ValueError, OSError) as error:
         raise UserError(f"--teacher: {error}") from error
+    if patch_size not in (0, own):
+        teacher.notes.append(f"the preset scales its patches of {own} pixels to {patch_size} (--patch_size 0: not)")
     print_once("\n".join([teacher.describe(), *(f"note: {note}" for note in teacher.notes)]))
     return teacher
 
