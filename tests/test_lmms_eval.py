@@ -284,8 +284,9 @@ def test_scenes_mme_by_hand():
     assert scores.count(entries) == 100 * 3 / 4 + 100 / 2 and scores.color(entries) == 0
     assert scores.total(entries) == 125
     assert scores.acc(entries) == 3 / 6 and scores.acc_plus(entries) == pytest.approx(1 / 3)
-    with pytest.raises(UserError, match="count has one alone: make --limit even"):
-        scores.acc(entries[:3])
+    for metric in (scores.acc, scores.count, scores.total):
+        with pytest.raises(SystemExit, match="error: MME asks .* count has one alone: make --limit even"):
+            metric(entries[:3])
 
 
 def test_scenes_vqa_asks_every_kind_and_wants_the_right_words(scenes_tasks):
@@ -365,6 +366,7 @@ def test_mme_local_reads_both_layouts_and_scores_by_hand(local_tasks, tmp_path, 
     assert scores.total([entry["mme_cognition"] for entry in entries[4:]]) == 50
     assert capsys.readouterr().err.startswith("note: 2 of 4 questions of MME were asked (--limit)")
     assert math.isnan(scores.group_total(perception))  # nine sub-tasks are missing
+    assert "note: no total of MME's perception without count, position, color, " in capsys.readouterr().err
     whole = [entry | {"set": task, "num_questions": 40} for task in mme.PERCEPTION for entry in perception]
     assert scores.group_total(whole) == scores.total(whole) == 10 * scores.total(perception)
     assert math.isnan(scores.group_total(whole[:38]))  # of the last sub-task two questions

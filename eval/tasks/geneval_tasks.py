@@ -9,7 +9,7 @@ that had it drawn.
 import json
 import math
 import os
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -64,13 +64,12 @@ def doc_to_visual(doc: dict) -> list:
     return []
 
 
-@cache
 def open_detector():
     """The detector and the CLIP, on this process's device."""
-    from unimllm.metrics.geneval_detector import GenEvalDetector
+    from unimllm.metrics.geneval_detector import load_once
 
     options = ("GENEVAL_DETECTOR", "GENEVAL_CLIP")
-    return GenEvalDetector.load(*map(needed, options), local_gpu(), options)
+    return load_once(*map(needed, options), local_gpu(), options)
 
 
 @ending_lmms_eval

@@ -7,7 +7,7 @@ import math
 import sys
 from functools import partial
 
-from unimllm.errors import UserError
+from unimllm.errors import UserError, ending_lmms_eval
 from unimllm.metrics import mme
 from unimllm.scenes.examination import MME_KINDS
 
@@ -46,6 +46,7 @@ def pairs(entries: list[dict]) -> list[mme.Answered]:
     return [mme.Answered(e["picture"], e["question"], e["answer"], e["said"]) for e in rows]
 
 
+@ending_lmms_eval
 def score(entries: list[dict], task: str) -> float:
     """100 acc + 100 acc+ of one sub-task; nan: --limit left it out."""
     kept = [e for e in entries if e["set"] == task]
@@ -55,20 +56,26 @@ def score(entries: list[dict], task: str) -> float:
 def total(entries: list[dict]) -> float:
     """The sum over the sub-tasks; nan with a line that tells why: --limit left questions out."""
     num_questions = entries[0]["num_questions"]
+    summed = sum(score(entries, task) for task in dict.fromkeys(e["set"] for e in entries))
     if len(entries) < num_questions:
         told = f"{len(entries):,} of {num_questions:,} questions of MME were asked (--limit)"
         print(f"note: {told}: a total over a part compares with no other, so there is none", file=sys.stderr)
         return math.nan
-    return sum(score(entries, task) for task in dict.fromkeys(e["set"] for e in entries))
+    return summed
 
 
 def group_total(entries: list[dict]) -> float:
-    """`total` over all sub-tasks of a group; nan: the folder lacks one."""
-    asked = {e["set"] for e in entries}
-    summed = total(entries)
-    return summed if asked in map(set, mme.GROUPS.values()) else math.nan
+    """`total` over all sub-tasks of a group; nan with a line that tells why: the folder lacks some."""
+    summed, asked = total(entries), {e["set"] for e in entries}
+    group = next(name for name, tasks in mme.GROUPS.items() if asked <= set(tasks))
+    lacking = [task for task in mme.GROUPS[group] if task not in asked]
+    if lacking:
+        print(f"note: no total of MME's {group} without {', '.join(lacking)}", file=sys.stderr)
+        return math.nan
+    return summed
 
 
+@ending_lmms_eval
 def share(entries: list[dict], name: str) -> float:
     """`acc` or `acc_plus` over all questions or pictures."""
     return mme.score(pairs(entries))[name]

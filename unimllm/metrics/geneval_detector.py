@@ -10,6 +10,7 @@ Shapes: H, W of the picture; h, w scaled; Q queries; C = 80 classes, told by ind
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -218,6 +219,12 @@ class GenEvalDetector:
             for i, color in zip(wanted, self.colors.classify(crops, name) if crops else [], strict=True):
                 colors[i] = color
         return Record(file, self.name, boxes, scores, classes, colors)
+
+
+@cache
+def load_once(detector: str, clip: str, device: str | None, options: tuple[str, str]) -> GenEvalDetector:
+    """`GenEvalDetector.load`, kept in this module: lmms-eval executes a task's file anew for each of its functions."""
+    return GenEvalDetector.load(detector, clip, device, options)
 
 
 def load_named(kind, name: str, option: str):
