@@ -434,6 +434,14 @@ def test_a_detector_of_geneval_s_that_is_none_is_told_before_anything_is_drawn(g
         geneval_tasks.docs([{"images_per_prompt": 2}])
 
 
+def test_a_task_s_file_executed_again_opens_no_second_detector(geneval_tasks, monkeypatch):
+    from unimllm.metrics.geneval_detector import GenEvalDetector
+
+    monkeypatch.setenv("GENEVAL_DETECTOR", "opened once")
+    monkeypatch.setattr(GenEvalDetector, "load", lambda *_: object())
+    assert geneval_tasks.open_detector() is load_tasks("geneval_tasks").open_detector()
+
+
 def test_a_picture_is_drawn_from_words_alone(loaded, tmp_path):
     with pytest.raises(UserError, match="question 0 of toy: it shows a picture; unimllm draws from words alone"):
         draw_asked(*loaded, [read_simple(simple(0), TASK_DICT)], 1, tmp_path)
