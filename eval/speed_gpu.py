@@ -20,13 +20,15 @@ import functools
 import gc
 import itertools
 import math
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,7 @@ class Bench:
             return False
         if rows is None:  # outside of the except clause, whose traceback holds the tensors
             self.out_of_memory.append(name)
-            self._tell(f"{name}: out of memory, at {memory_gib(self.device):.1f} GiB")
+            self._tell(f"{name}: out of memory")
             return False
         for row in rows:
             self.rows.append(row)
@@ -117,10 +119,6 @@ class Bench:
     def figure(self, key: str) -> float | None:
         """A figure that was measured before; None where it was not."""
         return next((row.value for row in self.rows if row.key == key), None)
-
-    def modes(self) -> tuple[bool, ...]:
-        """Whether blocks are compiled: not, then where asked for."""
-        return (False, True) if self.compile else (False,)
 
     def share_of_products(self, flops: float, seconds: float, key: str, what: str) -> list[Row]:
         """A row on what share of the measured products a call reaches; none where those were not measured."""
@@ -275,11 +273,12 @@ def measure_tokenizer(bench: Bench) -> None:
         row = Row(f"SemHiTok, {name}", pictures / seconds, f"{key}_per_s", {"pictures": pictures}, "pictures/s")
         return [row, *bench.share_of_products(flops[name], seconds, f"{key}_of_limit", f"{name}, of the products")]
 
-    for is_compiled in bench.modes():
-        if is_compiled:
-            compile_blocks(model)
+    for name in calls:
+        bench.measure(f"tokenizer {name}", functools.partial(rate, name, ""))
+    if bench.compile:
+        compile_blocks(model)
         for name in calls:
-            bench.measure(f"tokenizer {name}{told(is_compiled)}", functools.partial(rate, name, suffix(is_compiled)))
+            bench.measure(f"tokenizer {name} compiled", functools.partial(rate, name, "_compiled"))
 
 
 @group("cheers")
@@ -333,15 +332,15 @@ def measure_cheers(bench: Bench) -> None:
         return rows
 
     bench.measure("cheers limit", limit)
-    for is_compiled in bench.modes():
-        if is_compiled:
-            compile_blocks(model.vision_tokenizer)
-            compile_blocks(model.flow_head)
-            for layer in model.language_model.get_decoder().layers:  # its attention writes a cache by layer number
-                layer.mlp.compile(dynamic=False)
-        for pictures in (1, AT_ONCE):
-            name = f"cheers {pictures}{told(is_compiled)}"
-            bench.measure(name, functools.partial(drawn, pictures, suffix(is_compiled)))
+    for pictures in (1, AT_ONCE):
+        bench.measure(f"cheers {pictures}", functools.partial(drawn, pictures, ""))
+    if bench.compile:  # for one batch size: of each, ten kinds of blocks would have to be compiled
+        vision = model.vision_tokenizer
+        for part in (vision.vae_decoder_projector, vision.vision_representation, model.flow_head):
+            compile_blocks(part)
+        for layer in model.language_model.get_decoder().layers:  # its attention writes a cache by layer number
+            layer.mlp.compile(dynamic=False)
+        bench.measure("cheers 1 compiled", functools.partial(drawn, 1, "_compiled"))
 
 
 def read_bytes(model: CheersForConditionalGeneration) -> int:
@@ -398,7 +397,21 @@ def measure_largest(bench: Bench) -> None:
         recipe, name = preset(), preset.__name__
         recipe.train.micro_batch_size = 1
         recipe.train.batch_size = max(1, recipe.train.batch_size // NUM_GPUS)
-        bench.measure(f"largest {name}", functools.partial(trained_if_it_fits, bench, recipe, name))
+        bench.measure(f"largest {name}", functools.partial(in_fresh_process, bench, recipe, name))
+
+
+def in_fresh_process(bench: Bench, recipe: SftRecipe, name: str) -> list[Row]:
+    """`trained_if_it_fits` in a process of its own: DeepSpeed's ZeRO 3 gives no memory back."""
+    alone = replace(bench, json=None)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(start_and_train, alone, recipe, name).result()
+
+
+def start_and_train(bench: Bench, recipe: SftRecipe, name: str) -> list[Row]:
+    """In the fresh process."""
+    start_process(bench.device)
+    os.environ.pop("MASTER_PORT", None)  # the other process listens there
+    return trained_if_it_fits(bench, recipe, name)
 
 
 def trained_if_it_fits(bench: Bench, recipe: SftRecipe, name: str) -> list[Row]:
@@ -575,16 +588,6 @@ def random_codes(config, num_pictures: int) -> torch.Tensor:
 # ---- the program ---------------------------------------------------------------------------------------------------
 
 
-def suffix(is_compiled: bool) -> str:
-    """Of a key."""
-    return "_compiled" if is_compiled else ""
-
-
-def told(is_compiled: bool) -> str:
-    """Behind the name of a measurement."""
-    return " compiled" if is_compiled else ""
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/speed_gpu.py", __doc__)
     parser.add_argument("--only", help=f"some of {','.join(GROUPS)}, with commas (default: all)")
@@ -605,17 +608,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def start_process(device: torch.device) -> None:
+    """The same random numbers every time, no noise."""
+    silence_libraries()
+    torch.manual_seed(0)
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.json:
         check_writable(args.json)
-    silence_libraries()
-    torch.manual_seed(0)
-    if args.device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
+    start_process(device)
     if args.compile:
         torch._dynamo.config.recompile_limit = 64  # every kind and size of block is a compilation of the same code
-    device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
     bench = Bench(device, args.tiny, args.compile, args.seconds, args.json)
     print(f"{device_told(device)}, torch {torch.__version__}", flush=True)
     for name in (name for name in GROUPS if name in args.only):
