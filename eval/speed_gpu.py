@@ -519,12 +519,15 @@ def with_rows(recipe: SftRecipe, rows_at_once: int) -> SftRecipe:
 
 
 def tiny_recipe() -> SftRecipe:
+    """In the place of the presets over Qwen and Vicuna."""
     recipe = unified_qwen25_0_5b_sft()
-    recipe.model, recipe.max_length, recipe.train.batch_size = tiny_discrete(image_head="flat"), 64, 8
+    recipe.model, recipe.max_length = tiny_discrete(image_head="flat"), 64
+    recipe.train.batch_size, recipe.train.micro_batch_size = 8, 2
     return recipe
 
 
 def tiny_cheers_recipe() -> SftRecipe:
+    """In the place of `cheers_1_5b_sft`."""
     recipe = cheers_1_5b_sft()
     recipe.model, recipe.max_length, recipe.train.batch_size = tiny_cheers(), 64, 2 * NUM_GPUS
     return recipe
