@@ -89,6 +89,7 @@ class Bench:
     out_of_memory: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    machine: dict = field(default_factory=lambda: describe_machine(__file__))
 
     def measure(self, name: str, once: Callable[[], list[Row]]) -> bool:
         """Add the figures that `once` returns; False where it was too late, the memory too small, or it failed."""
@@ -150,7 +151,7 @@ class Bench:
                 "num_samples": num_samples, "failed": self.failed, "out_of_memory": self.out_of_memory,
                 "skipped": self.skipped, "tiny": self.is_tiny, "device": device_told(self.device),
             }  # fmt: skip
-            write_json(self.json, figures | describe_machine(__file__) | state)
+            write_json(self.json, figures | self.machine | state)
 
 
 GROUPS: dict[str, Callable[[Bench], None]] = {}
@@ -449,7 +450,7 @@ def trained(bench: Bench, recipe: SftRecipe, key: str, is_compiled: bool = False
         if is_compiled:
             compile_blocks(task.model.language_model)
         engine.train()
-        batches = itertools.cycle(rows_of(recipe, bench))
+        batches = itertools.cycle(rows_of(recipe))
 
         def step() -> dict[str, float]:
             return take_step(engine, task, batches, None, 0, FaultLog())
@@ -536,22 +537,25 @@ def tiny_cheers_recipe() -> SftRecipe:
 # ---- samples -------------------------------------------------------------------------------------------------------
 
 
-def rows_of(recipe: SftRecipe, bench: Bench) -> list[dict[str, torch.Tensor]]:
+def rows_of(recipe: SftRecipe) -> list[dict[str, torch.Tensor]]:
     """Micro-batches of packed rows for two steps: ids of pictures of a model of codes, else the pictures themselves."""
-    config, rows_at_once = recipe.model, recipe.train.per_device(1)[0]
-    samples = make_samples(config, 12 * recipe.train.batch_size, recipe.max_length)
+    config, size = recipe.model, recipe.train.batch_size
+    samples = make_samples(config, 12 * size, recipe.max_length)
     has_codes = hasattr(config, "image_offset")
     counts = [sample.input_ids.count(config.image_token_id) // config.num_positions for sample in samples]
     stored = [
         random_codes(config, n) if has_codes else torch.full((n, config.num_positions), config.image_token_id)
         for n in counts
     ]
-    batches = list(packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, rows_at_once))
-    batches = [batch for batch in batches if len(batch["input_ids"]) == rows_at_once]
+    (rows,) = packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, len(samples))
+    order = torch.randperm(len(rows["input_ids"]), generator=torch.Generator().manual_seed(0))  # else the longest first
+    chosen = {name: column[order[: 2 * size]] for name, column in rows.items()}
+    parts = {name: column.split(recipe.train.per_device(1)[0]) for name, column in chosen.items()}
+    batches = [dict(zip(parts, columns, strict=True)) for columns in zip(*parts.values(), strict=True)]
     for batch in () if has_codes else batches:
         pictures = int((batch["input_ids"] == config.image_token_id).sum()) // config.num_positions
         batch["pixel_values"] = torch.rand(pictures, 3, config.image_size, config.image_size) * 2 - 1
-    return batches[: 2 * recipe.train.per_device(1)[1]]
+    return batches
 
 
 def make_samples(config, num_samples: int, max_length: int) -> list[Tokenized]:
