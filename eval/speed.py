@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.cheers.sampling import Prompt, without_text
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
-from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.conversation import ConversationTokenizer, Tokenized, text_message
 from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.data.row_plan import best_fit
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
@@ -57,6 +57,7 @@ from unimllm.training.sft import SftTask
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through
+PADDED_AT_ONCE = 16  # samples of a batch of LLaVA's
 
 PEERS = {
     "quantize": {
@@ -266,25 +267,12 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
             task(num_items=torch.tensor(100.0), **batch)["loss"].backward()
 
     def padded() -> None:
-        for start in range(0, len(samples), 16):
-            rows = []
-            for sample in samples[start : start + 16]:
-                row = PackedRow(max(map(len, samples[start : start + 16])), conversation.ids["pad"])
-                row.add(sample.input_ids, sample.is_target)
-                rows.append(row)
-            batch = stack_rows(rows) | {"pixel_values": torch.cat(pictures[start : start + 16]) * 2 - 1}
-            train_on(batch | {"attention_mask": batch["input_ids"] != conversation.ids["pad"]})
+        for batch in padded_batches(samples, pictures, conversation.ids["pad"]):
+            train_on(batch)
 
     def packed() -> None:
-        rows = []
-        for members in best_fit(np.array(list(map(len, samples))), 512):
-            rows.append(PackedRow(512, conversation.ids["pad"]))
-            for member in members:
-                ids = iter(stored[member].flatten().tolist())
-                with_codes = [next(ids) if token == placeholder else token for token in samples[member].input_ids]
-                rows[-1].add(with_codes, samples[member].is_target)
-        for start in range(0, len(rows), 4):
-            train_on(stack_rows(rows[start : start + 4]))
+        for batch in packed_batches(samples, stored, placeholder, conversation.ids["pad"], 512, 4):
+            train_on(batch)
 
     slow, fast, n = cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples)
     on, unit = {"samples": n}, "samples/CPU-s"
@@ -293,6 +281,33 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
         Row("packed, codes stored", n / fast, "train_packed_samples_per_s", on, unit),
         Row("speed-up", slow / fast, "train_speedup_over_padded", on, "times"),
     ]
+
+
+def padded_batches(samples: list[Tokenized], pictures: list[torch.Tensor], pad_id: int) -> Iterator[dict]:
+    """LLaVA's batches: 16 samples padded to the longest, with their pictures, (0 or more, 3, S, S) in 0..1 of each."""
+    for start in range(0, len(samples), PADDED_AT_ONCE):
+        part = samples[start : start + PADDED_AT_ONCE]
+        rows = []
+        for sample in part:
+            rows.append(PackedRow(max(map(len, part)), pad_id))
+            rows[-1].add(sample.input_ids, sample.is_target)
+        batch = stack_rows(rows) | {"pixel_values": torch.cat(pictures[start : start + PADDED_AT_ONCE]) * 2 - 1}
+        yield batch | {"attention_mask": batch["input_ids"] != pad_id}
+
+
+def packed_batches(
+    samples: list[Tokenized], stored: list[torch.Tensor], image_id: int, pad_id: int, max_length: int, num_rows: int
+) -> Iterator[dict]:
+    """Ours: packed rows, in which placeholders `image_id` have become the ids `stored` of the samples' pictures."""
+    rows = []
+    for members in best_fit(np.array(list(map(len, samples))), max_length):
+        rows.append(PackedRow(max_length, pad_id))
+        for member in members:
+            ids = iter(stored[member].flatten().tolist())
+            with_codes = [next(ids) if token == image_id else token for token in samples[member].input_ids]
+            rows[-1].add(with_codes, samples[member].is_target)
+    for start in range(0, len(rows), num_rows):
+        yield stack_rows(rows[start : start + num_rows])
 
 
 def conversations(count: int) -> list[list[dict]]:

@@ -107,7 +107,7 @@ def train(
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
-    engine, optimizer = _build_engine(task, config, world_size)
+    engine, optimizer = build_engine(task, config, world_size)
     apart, found = digest(task), checkpoint.latest(output_dir)
     run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
     step, cpu_before = run["step"], run["cpu_seconds"]
@@ -123,7 +123,7 @@ def train(
             _seed_step(config.seed, step, rank)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            values = _step(engine, task, batches, before_step, step, skipped)
+            values = take_step(engine, task, batches, before_step, step, skipped)
             step += 1
             observer.after(step, values)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
@@ -136,8 +136,8 @@ def train(
     return task
 
 
-def _build_engine(task: nn.Module, config: TrainConfig, world_size: int):
-    """DeepSpeed's engine around a task, and the optimiser in it."""
+def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
+    """DeepSpeed's engine around a task, and the optimiser in it; after `start_processes`."""
     import deepspeed
 
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -178,10 +178,10 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
     return dict(skipped.counts)
 
 
-def _step(
+def take_step(
     engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
 ) -> dict[str, float]:
-    """One optimiser step; returns its mean values."""
+    """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values."""
     accumulation = engine.gradient_accumulation_steps()
     started = time.perf_counter()
     micro_batches = list(itertools.islice(batches, accumulation))
