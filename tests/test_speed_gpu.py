@@ -23,6 +23,12 @@ def launch(*words: str | Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
+def training(program):
+    """What it imports for training."""
+    return sys.modules["gpu_training"]
+
+
+@pytest.fixture(scope="module")
 def program():
     """The program as a module."""
     sys.path.insert(0, str(PROGRAM.parent))  # where it finds speed.py
@@ -74,9 +80,9 @@ def test_what_fails_is_told_and_the_rest_goes_on(program, tmp_path, capsys):
     assert written["out_of_memory"] == ["second"] and written["skipped"] == ["fourth"]
 
 
-def test_models_are_built_random_and_their_tokenizers_whole(program):
-    recipe = program.tiny_recipe()
-    task = program.new_task(recipe, torch.device("cpu"))
+def test_models_are_built_random_and_their_tokenizers_whole(training):
+    recipe = training.tiny_recipe()
+    task = training.new_task(recipe, torch.device("cpu"))
     weights = dict(task.model.named_parameters())
     for name, weight in weights.items():
         whole = name.startswith("image_tokenizer.")
@@ -84,7 +90,7 @@ def test_models_are_built_random_and_their_tokenizers_whole(program):
         assert weight.ndim < 2 or weight.float().std() > 0.001, name
     rotary = task.model.language_model.get_decoder().rotary_emb
     assert rotary.inv_freq.dtype == torch.float32 and rotary.inv_freq[0] == 1
-    batches = program.rows_of(program.with_rows(recipe, 4))
+    batches = training.rows_of(training.with_rows(recipe, 4))
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 64)] * 4  # two steps of eight rows
     assert all(int(batch["input_ids"].max()) < recipe.model.vocab_size for batch in batches)
     assert not any((batch["input_ids"] == recipe.model.image_token_id).any() for batch in batches)
@@ -92,11 +98,11 @@ def test_models_are_built_random_and_their_tokenizers_whole(program):
     assert 0.05 < (targets >= recipe.model.image_offset).float().mean() < 0.4  # drawings, and not only those
 
 
-def test_a_preset_that_cannot_fit_is_not_tried(program):
-    seven_b = program.llava15_vicuna7b_sft()
+def test_a_preset_that_cannot_fit_is_not_tried(training):
+    seven_b = training.llava15_vicuna7b_sft()
     seven_b.train.micro_batch_size = 1
-    assert 112 < program.needed_bytes(seven_b) / 2**30 < 135  # 16 bytes for each of 7.5 billion parameters, and more
-    assert program.needed_bytes(program.tiny_recipe()) < 4 * 2**30
+    assert 112 < training.needed_bytes(seven_b) / 2**30 < 135  # 16 bytes for each of 7.5 billion parameters, and more
+    assert training.needed_bytes(training.tiny_recipe()) < 4 * 2**30
 
 
 def test_mistakes_are_told_in_one_line(program, call):
