@@ -93,7 +93,7 @@ def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> Onlin
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
-    return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight)
+    return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight, recipe.time_shift)
 
 
 def first_stage_keeps(model: CheersForConditionalGeneration) -> list[nn.Module]:

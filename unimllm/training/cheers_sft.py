@@ -8,6 +8,7 @@ from torch import nn
 
 from unimllm.cheers.alignment import FeatureAlignment
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+from unimllm.flow_matching import time_shift
 from unimllm.vocabulary import IGNORE
 
 
@@ -18,13 +19,19 @@ class CheersTask(nn.Module):
         model: the model.
         loss_weights: weight of each part, "text" and "flow".
         alignment_weight: that of `FeatureAlignment` with the model's SigLIP as it is now; 0 leaves it out.
+        time_shift: of the times that training draws (`flow_matching.time_shift`); 1: uniform, as in the paper.
     """
 
     def __init__(
-        self, model: CheersForConditionalGeneration, loss_weights: dict[str, float], alignment_weight: float = 0.0
+        self,
+        model: CheersForConditionalGeneration,
+        loss_weights: dict[str, float],
+        alignment_weight: float = 0.0,
+        time_shift: float = 1.0,
     ):
         super().__init__()
         self.model, self.loss_weights, self.alignment_weight = model, loss_weights, alignment_weight
+        self.time_shift = time_shift
         vision = model.vision_tokenizer
         for unused in (vision.vae_model, getattr(vision.vision_representation, "head", None)):
             if unused is not None:  # `from_pretrained` has made every weight trainable; SigLIP's pooling nobody reads
@@ -77,8 +84,8 @@ class CheersTask(nn.Module):
         self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
         """See the model's; in training with `FeatureAlignment`. Else a row has the same times and noise each time."""
-        if not self.training and pixel_values is not None:
-            batch |= self.fixed_noise(batch)
+        if pixel_values is not None:
+            batch |= self.shifted_times(batch, len(pixel_values)) if self.training else self.fixed_noise(batch)
         outputs = self.model(
             **batch | self.mark_drawn(batch), pixel_values=pixel_values, loss_weights=self.loss_weights,
             num_items=num_items, use_cache=False,
@@ -91,6 +98,14 @@ class CheersTask(nn.Module):
             aligned = self.alignment(outputs.semantics, pictures[outputs.with_flow]) / count
             losses |= {"loss": outputs.loss + self.alignment_weight * aligned, "alignment": aligned.detach()}
         return losses
+
+    def shifted_times(self, batch: dict[str, torch.Tensor], num_pictures: int) -> dict[str, torch.Tensor]:
+        """`t` (P,) for training, 1 where a picture is read; nothing where the model's own uniform times do."""
+        if self.time_shift == 1 or not num_pictures:
+            return {}
+        drawn = self.model.to_draw(self.mark_drawn(batch)["input_ids"], num_pictures)
+        t = time_shift(torch.rand(num_pictures, device=drawn.device), self.time_shift)
+        return {"t": torch.where(drawn, t, 1.0)}
 
     def fixed_noise(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`t` (P,), 1 where a picture is read, and `noise` (P, C, h, h): for each row a function of its ids alone.

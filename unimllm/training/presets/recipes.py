@@ -119,3 +119,5 @@ class SftRecipe:
     pictures are counted apart, that of the mean over text beside the mean over pictures."""
     alignment_weight: float = 0.0
     """CHEERS: weight of `cheers.alignment` beside the flow's 1, with the SigLIP that the run starts with."""
+    time_shift: float = 1.0
+    """CHEERS: the times of pictures to draw are uniform, then shifted so; below 1: more of them near the noise."""
