@@ -20,6 +20,7 @@ from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.errors import UserError
+from unimllm.flow_matching import time_shift
 from unimllm.scenes import Renderer, World
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.pictures import ScenePixels
@@ -166,6 +167,18 @@ def test_alignment_touches_its_weights_without_a_picture_too():
     losses = task(**text)
     losses["loss"].backward()
     assert losses["alignment"] == 0 and all(p.grad is not None for p in task.alignment.mlp.parameters())
+
+
+def test_times_of_training_may_lie_nearer_the_noise():
+    task, batch = CheersTask(make_model(), {}, time_shift=0.4).double().train(), branching_batch()
+    torch.manual_seed(0)
+    t = task.shifted_times(batch, 2)["t"]
+    torch.manual_seed(0)
+    assert t[0] == 1 and t[1] == time_shift(torch.rand(2)[1], 0.4)  # the first is read
+    assert CheersTask(make_model(), {}).shifted_times(batch, 2) == task.shifted_times(batch, 0) == {}
+    given = {"t": torch.tensor([1.0, 0.9]).double(), "noise": torch.randn(2, 16, 4, 4).double()}
+    losses = [task(pixel_values=pictures(2), **batch, **given)["flow"] for _ in range(2)]
+    assert losses[0] == losses[1]
 
 
 def test_weights_in_bf16_go_with_an_autoencoder_and_buffers_in_float32():

@@ -14,6 +14,7 @@ from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import adm_center_crop, for_size, for_tokenizer, to_pixel_values, to_uint8
 from semhitok.losses import ReconstructionLosses, coarse_loss, teacher_distance
 from semhitok.stages import DecoderStage, PixelStage, SemanticStage, confuse
+from semhitok.transformer import attention
 
 
 @pytest.fixture(params=["conv", "vit"])
@@ -263,3 +264,10 @@ def test_a_wrong_colour_weighs_in_the_coarse_loss_and_a_fine_pattern_does_not():
     losses = ReconstructionLosses(l2=0, edges=0, coarse=2)(shifted, true, torch.nn.Parameter(torch.ones(1)))
     assert losses["loss"].item() == pytest.approx(0.5 + 2 * 0.5)
     assert "coarse" not in ReconstructionLosses()(shifted, true, torch.nn.Parameter(torch.ones(1)))
+
+
+def test_attention_of_an_empty_batch_is_empty_and_has_a_gradient():
+    empty = torch.zeros(0, 2, 3, 4, requires_grad=True)
+    mixed = attention(empty, empty, empty)
+    mixed.sum().backward()
+    assert mixed.shape == empty.shape and empty.grad is not None

@@ -13,9 +13,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
     """Bidirectional attention, (B, h, N, D/h) each.
 
     On a CPU the backward of `scaled_dot_product_attention` takes half of a training step at these lengths; two matrix
-    products and a softmax do not.
+    products and a softmax do not. On a GPU it may return None for an empty batch (torch 2.11).
     """
-    if query.device.type == "cpu" and query.requires_grad:
+    if not len(query) or (query.device.type == "cpu" and query.requires_grad):
         weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)  # (B, h, N, N)
         return weights @ value
     return nn.functional.scaled_dot_product_attention(query, key, value)

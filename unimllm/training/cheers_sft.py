@@ -84,8 +84,10 @@ class CheersTask(nn.Module):
         self, num_items: dict[str, torch.Tensor] | None = None, pixel_values: torch.Tensor | None = None, **batch
     ) -> dict[str, torch.Tensor]:
         """See the model's; in training with `FeatureAlignment`. Else a row has the same times and noise each time."""
-        if pixel_values is not None:
-            batch |= self.shifted_times(batch, len(pixel_values)) if self.training else self.fixed_noise(batch)
+        if pixel_values is not None and self.training:
+            batch = self.shifted_times(batch, len(pixel_values)) | batch
+        elif pixel_values is not None:
+            batch |= self.fixed_noise(batch)
         outputs = self.model(
             **batch | self.mark_drawn(batch), pixel_values=pixel_values, loss_weights=self.loss_weights,
             num_items=num_items, use_cache=False,
