@@ -3,14 +3,18 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from unimllm.discrete.configuration_unimllm import tiny_config
+from unimllm.discrete.image_heads import build_image_head
 from unimllm.training.language_model import OPTIONS, train_language_model
 from unimllm.training.language_plan import build_on_meta
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
 from unimllm.training.sft import SftTask
 from unimllm.training.start_model import freeze_language_model
+from unimllm.training.step_log import Speed
 from unimllm.training.throughput import training_flops
 
 
@@ -63,6 +67,44 @@ def test_operations_by_hand():
     freeze_language_model(task.model)
     assert task.flops_per_token() == 4 * weights + 2 * 40 * 16 + 6 * 16 * 10
     assert training_flops(10, 4, 2, 8, 100) == 4 * 10 + 2 * 4 + 6 * 2 * 8 * 100
+
+
+@pytest.mark.parametrize("kind", ["flat", "factorised"])
+@pytest.mark.parametrize("num_targets", [0, 3, 40])
+def test_image_heads_tell_their_products(kind, num_targets):
+    """As torch counts them, fewer and more positions than semantic codes among them."""
+    config = tiny_config(image_head=kind)
+    image, head = config.image_tokenizer_config, build_image_head(config)
+    assert 3 < image.num_semantic_codes < 40
+    tables = (torch.randn(image.num_semantic_codes, image.semantic_dim),
+              torch.randn(image.num_semantic_codes, image.num_pixel_codes, image.pixel_dim))  # fmt: skip
+    hidden, codes = torch.randn(num_targets, 16), torch.zeros(num_targets, 2, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        head.loss(hidden, codes, tables)
+    assert 2 * head.num_products(num_targets) == counter.get_total_flops()
+
+
+def test_operations_of_a_batch_are_those_of_its_targets():
+    config = tiny_config(image_head="flat")
+    task = SftTask(build_on_meta(SimpleNamespace(model=config)), {}, max_length=6)
+    placeholder, image = config.image_token_id, config.image_offset
+    labels = torch.tensor([[20, 21, 22, image, image + 1, -100], [-100, -100, -100, placeholder, placeholder, 23]])
+    batch = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": labels}  # the first label has no id before it
+    assert {kind: int(count) for kind, count in task.count_kinds(batch).items()} == {"text": 3, "image": 4}
+    blocks, codes = 4 * 16 * 16 + 3 * 16 * 32, config.image_tokenizer_config.num_codes
+    body = 12 * (6 * blocks + 6 * 16 * 6)
+    assert task.flops_of(batch) == body + 3 * 6 * 40 * 16 + 4 * 6 * codes * 16
+    freeze_language_model(task.model)  # the head is tied to the table, which stays trained
+    task.model.image_head.requires_grad_(False)
+    assert task.flops_of(batch) == body - 12 * 2 * blocks + 3 * 6 * 40 * 16 + 4 * 4 * codes * 16
+
+
+def test_mfu_is_the_share_of_the_peak():
+    speed = Speed(torch.device("cpu"), world_size=4)
+    sums = {"tokens": 50.0, "flops": 300.0, "waited": 1.0}
+    assert speed.values(sums, 2.0)["tokens_per_second"] == 100 and "mfu" not in speed.values(sums, 2.0)
+    speed.peak = 600.0
+    assert speed.values(sums, 2.0)["mfu"] == 0.25 and "mfu" not in speed.values({"waited": 1.0}, 2.0)
 
 
 def test_lora_is_in_the_plan(capsys, tmp_path):

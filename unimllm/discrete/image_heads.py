@@ -11,6 +11,11 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.sampling import Sampler
 
 
+def products_of(*layers: nn.Linear) -> int:
+    """Multiplications of a row through all of them (ZeRO 3 keeps no weights to count)."""
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
 class FlatHead(nn.Module):
     """One softmax over all K * m ids, as SemHiTok appends them to the vocabulary."""
 
@@ -18,6 +23,10 @@ class FlatHead(nn.Module):
         super().__init__()
         self.num_pixel_codes = config.image_tokenizer_config.num_pixel_codes
         self.proj = nn.Linear(config.text_config.hidden_size, config.image_tokenizer_config.num_codes, bias=False)
+
+    def num_products(self, num_targets: int) -> int:
+        """Multiplications of `loss` for so many positions."""
+        return num_targets * products_of(self.proj)
 
     def loss(self, hidden: torch.Tensor, codes: torch.Tensor, tables) -> dict[str, torch.Tensor]:
         """Summed cross-entropy: hidden (P, H), codes (P, 2) -> {"image": scalar}."""
@@ -43,6 +52,14 @@ class FactorisedHead(nn.Module):
         self.semantic = nn.Linear(hidden, image.num_semantic_codes)
         self.proposal = nn.Sequential(nn.Linear(hidden + image.semantic_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.candidate = nn.Sequential(nn.Linear(image.pixel_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.num_pixel_codes = image.num_pixel_codes
+
+    def num_products(self, num_targets: int) -> int:
+        """Multiplications of `loss` for so many positions; no more candidates are made than there are."""
+        proposed = products_of(self.semantic, self.proposal[0], self.proposal[2])
+        scored = self.num_pixel_codes * self.candidate[2].out_features
+        candidates = min(num_targets, self.semantic.out_features) * self.num_pixel_codes
+        return num_targets * (proposed + scored) + candidates * products_of(self.candidate[0], self.candidate[2])
 
     def pixel_logits(self, hidden: torch.Tensor, semantic: torch.Tensor, tables) -> torch.Tensor:
         """Scores of the m candidates under `semantic` (P,): (P, H) -> (P, m) float32."""

@@ -91,8 +91,9 @@ def train(
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
             micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
-            counts several kinds. One that defines `count_tokens(batch)` and `flops_per_token()` has tokens a second
-            and MFU in its log. One that defines `apart()` keeps frozen parts from the engine (training.apart).
+            counts several kinds. One that defines `count_tokens(batch)` has tokens a second in its log, one that
+            defines `flops_of(batch)`, operations of a micro-batch, MFU. One that defines `apart()` keeps frozen parts
+            from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
@@ -217,7 +218,9 @@ def take_step(
     sums["grad_norm"] = norm if told is None else float(told)
     sums["waited"] = waited
     if hasattr(task, "count_tokens"):
-        sums["tokens"] = float(sum(task.count_tokens(b) for b in micro_batches))
+        sums["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
+    if hasattr(task, "flops_of"):
+        sums["flops"] = float(sum(map(task.flops_of, micro_batches)))
     return mean_over_ranks(sums, engine.device)
 
 

@@ -36,7 +36,7 @@ class Observer:
         self.log = None
         if dist.get_rank() == 0:
             curves = Curves(output_dir, first_step, config.wandb_project, recipe)
-            self.log = StepLog(curves, config, first_step, Speed(task, engine.device, dist.get_world_size()))
+            self.log = StepLog(curves, config, first_step, Speed(engine.device, dist.get_world_size()))
 
     def after(self, step: int, values: dict[str, float]) -> None:
         """Log what a step returned and whatever is due at it; called by all ranks."""

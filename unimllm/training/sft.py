@@ -54,29 +54,50 @@ class SftTask(nn.Module):
         """Ids of a micro-batch that the language model goes through, padding included."""
         return batch["input_ids"].numel()
 
+    def count_kinds(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Targets of a micro-batch that are "text" and those that are "image" ids, placeholders among them."""
+        targets, config = batch["labels"][:, 1:], self.model.config
+        is_image = (targets >= config.image_offset) | (targets == config.image_token_id)
+        return {"text": ((targets != IGNORE) & ~is_image).sum(), "image": is_image.sum()}
+
     def target_sums(self, batch: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of a micro-batch's text and of its pictures: summed cross-entropy and number of targets, (2,) float64.
 
         A picture's is that of its ids: semantic and pixel code together, where the head tells them apart.
         """
-        targets, config = batch["labels"][:, 1:], self.model.config
-        is_image = (targets >= config.image_offset) | (targets == config.image_token_id)
-        counts = {"image": is_image.sum(), "text": ((targets != IGNORE) & ~is_image).sum()}
+        counts = self.count_kinds(batch)
         image = sum(value for name, value in outputs.items() if name not in ("loss", "text"))
         means = {"text": outputs["text"], "image": image}
         return {part: torch.stack([mean.double() * counts[part], counts[part]]) for part, mean in means.items()}
 
     def flops_per_token(self) -> float:
-        """Of a training step: language model and text head; the image head is left out, it runs on a part of them."""
+        """Of a training step, as far as it can be told without data: a text target behind each id."""
+        return self.decoder_flops(self.max_length) + self.text_head_flops()
+
+    def flops_of(self, batch: dict[str, torch.Tensor]) -> float:
+        """Of a training step over a micro-batch: all its ids through the blocks, each head over its own targets.
+
+        The adapter and pictures that the step encodes are left out.
+        """
+        ids, counts = batch["input_ids"], self.count_kinds(batch)
+        blocks, text = ids.numel() * self.decoder_flops(ids.shape[1]), int(counts["text"]) * self.text_head_flops()
+        head = self.model.image_head
+        passes = 3 if any(p.requires_grad for p in head.parameters()) else 2
+        return blocks + text + passes * 2 * head.num_products(int(counts["image"]))
+
+    def decoder_flops(self, length: int) -> float:
+        """Of an id in a row of `length` through the language model's blocks."""
         text = self.model.config.text_config
-        weights = matrix_weights(self.model.language_model, but=("model.embed_tokens",))
+        weights = matrix_weights(self.model.language_model, but=("model.embed_tokens", "lm_head"))
         if self.four_bits:  # hidden from `matrix_weights` by the loop
             layers = [getattr(parent, name) for parent, name in self.four_bits]
             weights = weights[0] + sum(layer.in_features * layer.out_features for layer in layers), weights[1]
-        if text.tie_word_embeddings:  # the head's product all the same
-            weights = tuple(n + text.vocab_size * text.hidden_size for n in weights)
         heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return training_flops(*weights, text.num_hidden_layers, heads * text.num_attention_heads, self.max_length)
+        return training_flops(*weights, text.num_hidden_layers, heads * text.num_attention_heads, length)
+
+    def text_head_flops(self) -> float:
+        """Of a text target through the head, tied or not."""
+        return training_flops(*matrix_weights(self.model.get_output_embeddings()))
 
     @torch.no_grad()
     def place_images(

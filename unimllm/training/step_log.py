@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from semhitok.errors import first_line
@@ -15,24 +14,23 @@ from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.throughput import memory_gib, peak_flops
 
-RATES = ("tokens", "waited")
-"""What a step brings of `Speed.values`, of one process: ids, and seconds spent on waiting for its batches."""
+RATES = ("tokens", "flops", "waited")
+"""What a step brings of `Speed.values`, of one process: ids, operations, seconds spent on waiting for its batches."""
 
 
 class Speed:
     """What a task's steps amount to: tokens and MFU where the task counts them, the wait for data, memory."""
 
-    def __init__(self, task: nn.Module, device: torch.device, world_size: int):
+    def __init__(self, device: torch.device, world_size: int):
         self.device, self.world_size, self.peak = device, world_size, peak_flops(device)
-        self.flops_per_token = task.flops_per_token() if hasattr(task, "flops_per_token") else None
 
     def values(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
         """Of what RATES names, summed over so many seconds."""
         values, tokens = {"waiting": sums["waited"] / seconds}, sums.get("tokens")
         if tokens is not None:
             values["tokens_per_second"] = tokens * self.world_size / seconds
-            if self.peak and self.flops_per_token:
-                values["mfu"] = tokens * self.flops_per_token / seconds / self.peak
+        if self.peak and "flops" in sums:
+            values["mfu"] = sums["flops"] / seconds / self.peak
         return values | {"memory_gib": memory_gib(self.device)}
 
 

@@ -21,7 +21,7 @@ def peak_flops(device: torch.device) -> float | None:
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
-def training_flops(num_matrix: int, num_trained: int, num_layers: int, hidden: int, length: int) -> float:
+def training_flops(num_matrix: int, num_trained: int, num_layers: int = 0, hidden: int = 0, length: int = 0) -> float:
     """Operations of a training step for one token of a packed row.
 
     Two for each weight in a product forward, two for the gradient of its input backward, two more where the weight is
@@ -29,9 +29,9 @@ def training_flops(num_matrix: int, num_trained: int, num_layers: int, hidden: i
     (PaLM, arXiv 2204.02311, appendix B, halved for causality). Recomputed activations do not count.
 
     Args:
-        num_matrix: weights of all matrices that a token passes, a tied head included.
+        num_matrix: weights of all matrices that a token passes.
         num_trained: those of them that are trained.
-        num_layers, hidden, length: layers, channels of all heads together, ids of a row.
+        num_layers, hidden, length: layers with attention, channels of all heads together, ids of a row.
     """
     return 4 * num_matrix + 2 * num_trained + 6 * num_layers * hidden * length
 
