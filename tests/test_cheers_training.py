@@ -354,6 +354,8 @@ def test_parts_that_are_none_are_one_line(changes, message, parts, tmp_path, mon
         ("scenes_64", {"teacher": "x"}, "--teacher: an image tokenizer of codes has its SigLIP in it"),
         ("scenes_64_cheers", {"teacher": "x", "init_from": "y"}, "--teacher: the model of --init-from has its SigLIP"),
         ("scenes_64_cheers", {"codes": "x"}, "--codes: this family reads pictures"),
+        ("scenes_64_cheers", {"time_shift": 0.0}, "--time_shift 0.0: it must be above 0"),
+        ("scenes_64", {"time_shift": 0.4}, "--time_shift are for CHEERS"),
         ("scenes_64_cheers", {"lora_rank": 4}, "--lora_rank and --quantize_base are for models of codes"),
         ("scenes_64_cheers", {"attention": "flash_attention_2"}, "cannot let a picture see all of itself"),
     ],
@@ -362,7 +364,7 @@ def test_options_of_the_other_family_are_one_line(preset, options, message):
     recipe = SFT_PRESETS[preset]()
     names = ("teacher", "init_from", "codes", "language_model", "image_tokenizer")
     args = Namespace(preset=preset, overrides={}, **dict.fromkeys(names) | options)
-    for name in ("lora_rank", "attention"):
+    for name in ("lora_rank", "attention", "time_shift"):
         setattr(recipe, name, options.get(name, getattr(recipe, name)))
     with pytest.raises(UserError, match=message):
         check_options(args, recipe)

@@ -28,6 +28,8 @@ model_class, processor_class = UniMLLMForConditionalGeneration, UniMLLMProcessor
 def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if args.teacher:
         raise UserError("--teacher: an image tokenizer of codes has its SigLIP in it; leave it out")
+    if recipe.alignment_weight or recipe.time_shift != 1:
+        raise UserError("--alignment_weight and --time_shift are for CHEERS; leave them out")
 
 
 def open_vision(args: Namespace) -> SemHiTokModel:
