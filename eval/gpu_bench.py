@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from speed import Row, in_words
+from speed import Row, figures_of, in_words
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
@@ -28,9 +28,12 @@ class Bench:
     """One run of the program: where it measures, until when, and what it has found.
 
     Attributes:
+        is_tiny: sizes to try the program with.
         compile: whether to measure with compiled blocks too.
         seconds: since the start; after them no measurement begins.
         json: where the figures go.
+        failed, out_of_memory, skipped: measurements by name that brought no figures.
+        started: on the clock of `time.monotonic`.
     """
 
     device: torch.device
@@ -84,28 +87,33 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def seconds_of(self, once: Callable[[], object], repeats: int) -> float:
-        """Median wall-clock time of some calls; a first call, not counted, warms up."""
-        once()
+    def seconds_of(
+        self, once: Callable[[], object], repeats: int, warm_up: Callable[[], object] | None = None
+    ) -> float:
+        """Median wall-clock time of some calls, behind `warm_up` (default: a call) that is not counted.
+
+        Raises:
+            RuntimeError: something was compiled in the time that counts.
+        """
+        (warm_up or once)()
         seconds = []
-        for _ in range(repeats):
-            self.synchronize()
-            started = time.perf_counter()
-            once()
-            self.synchronize()
-            seconds.append(time.perf_counter() - started)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for _ in range(repeats):
+                self.synchronize()
+                started = time.perf_counter()
+                once()
+                self.synchronize()
+                seconds.append(time.perf_counter() - started)
         return statistics.median(seconds)
 
     def _tell(self, line: str) -> None:
         print(f"[{time.monotonic() - self.started:5.1f} s] {line}", flush=True)
         if self.json:
-            figures = {row.key: row.value for row in self.rows}
-            num_samples = {row.key: row.samples for row in self.rows if row.samples}
             state = {
-                "num_samples": num_samples, "failed": self.failed, "out_of_memory": self.out_of_memory,
-                "skipped": self.skipped, "tiny": self.is_tiny, "device": device_told(self.device),
+                "failed": self.failed, "out_of_memory": self.out_of_memory, "skipped": self.skipped,
+                "tiny": self.is_tiny, "device": device_told(self.device),
             }  # fmt: skip
-            write_json(self.json, figures | self.machine | state)
+            write_json(self.json, figures_of(self.rows) | self.machine | state)
 
 
 def start_process(device: torch.device) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from gpu_bench import Bench, build, compile_blocks, free, start_process
-from speed import Row, packed_batches, padded_batches
+from speed import Row, packed_batches, packed_over_padded, padded_batches
 from torch import nn
 
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
@@ -27,6 +27,7 @@ from unimllm.training.presets.llava import llava15_vicuna7b_sft, unified_qwen25_
 from unimllm.training.throughput import memory_gib, peak_flops
 
 MICRO_BATCHES = (5, 10, 20)  # rows at once that training is tried with: the preset's own, and more
+NUM_STEPS = 2  # that batches are made for, gone through in turn
 NUM_GPUS = 8  # that the largest presets are for: one of them has this share of a step's rows
 WORKING_SPACE = 3 * 2**30  # bytes that an estimate of memory leaves to kernels and the allocator
 PAD, FIRST_WORD = 0, 10  # ids; special ones of the tiny models lie between
@@ -42,7 +43,7 @@ def measure_training(bench: Bench) -> None:
             best = max(best, (bench.figure(f"{key}_tokens_per_s"), rows_at_once))
     rows_at_once = best[1]
     best_recipe = with_rows(recipe, rows_at_once)
-    bench.measure("padded loop", functools.partial(packed_over_padded, bench, best_recipe))
+    bench.measure("padded loop", functools.partial(measure_padded_loop, bench, best_recipe))
     if bench.compile:
         key = f"gpu_train_0_5b_{rows_at_once}_rows_compiled"
         compiled = functools.partial(trained, bench, best_recipe, key, is_compiled=True)
@@ -111,7 +112,8 @@ def trained(bench: Bench, recipe: SftRecipe, key: str, is_compiled: bool = False
         if is_compiled:
             compile_blocks(task.model.language_model)
         engine.train()
-        batches = itertools.cycle(rows_of(recipe))
+        micro_batches = rows_of(recipe)
+        batches = itertools.cycle(micro_batches)
 
         def step() -> dict[str, float]:
             return take_step(engine, task, batches, None, 0, FaultLog())
@@ -120,7 +122,7 @@ def trained(bench: Bench, recipe: SftRecipe, key: str, is_compiled: bool = False
         values = step()
         seconds = bench.seconds_of(step, 2)
         memory = memory_gib(bench.device)
-        flops = task.flops_per_token() * values["tokens"] if hasattr(task, "flops_per_token") else None
+        flops = sum(map(task.flops_of, micro_batches)) / NUM_STEPS if hasattr(task, "flops_of") else None
     finally:
         engine.destroy()
     on, what = {"rows": recipe.train.batch_size}, f"{recipe.train.micro_batch_size} rows of {recipe.max_length} at once"
@@ -135,7 +137,7 @@ def trained(bench: Bench, recipe: SftRecipe, key: str, is_compiled: bool = False
     return rows
 
 
-def packed_over_padded(bench: Bench, recipe: SftRecipe) -> list[Row]:
+def measure_padded_loop(bench: Bench, recipe: SftRecipe) -> list[Row]:
     """Samples a second, forward and backward: packed rows and stored codes, against LLaVA's loop (see eval/speed.py).
 
     LLaVA's loop is given its image tokenizer in bf16, which here never encodes what is trained on.
@@ -143,7 +145,7 @@ def packed_over_padded(bench: Bench, recipe: SftRecipe) -> list[Row]:
     task, config = new_task(recipe, bench.device), recipe.model
     task.model.image_tokenizer.to(torch.bfloat16)
     samples = make_samples(config, 8 if bench.is_tiny else 96, recipe.max_length)
-    counts = [sample.input_ids.count(config.image_token_id) // config.num_positions for sample in samples]
+    counts = count_pictures(samples, config)
     pictures = [torch.rand(n, 3, config.image_size, config.image_size) for n in counts]
     stored = [random_codes(config, n) for n in counts]
     targets = torch.tensor(100.0, device=bench.device)
@@ -157,12 +159,7 @@ def packed_over_padded(bench: Bench, recipe: SftRecipe) -> list[Row]:
     packed = list(packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, rows_at_once))
     slow = bench.seconds_of(lambda: [train_on(batch) for batch in padded], 2)
     fast = bench.seconds_of(lambda: [train_on(batch) for batch in packed], 2)
-    n, on = len(samples), {"samples": len(samples)}
-    return [
-        Row("padded, pictures encoded in the step", n / slow, "gpu_train_padded_samples_per_s", on, "samples/s"),
-        Row("packed, codes stored", n / fast, "gpu_train_packed_samples_per_s", on, "samples/s"),
-        Row("speed-up", slow / fast, "gpu_train_speedup_over_padded", on, "times"),
-    ]
+    return packed_over_padded(slow, fast, len(samples), "gpu_train", "samples/s")
 
 
 def new_task(recipe: SftRecipe, device: torch.device) -> nn.Module:
@@ -199,18 +196,20 @@ def tiny_cheers_recipe() -> SftRecipe:
 
 
 def rows_of(recipe: SftRecipe) -> list[dict[str, torch.Tensor]]:
-    """Micro-batches of packed rows for two steps: ids of pictures of a model of codes, else the pictures themselves."""
+    """Micro-batches of packed rows for NUM_STEPS steps, (micro-batch, max_length) ids.
+
+    Pictures are ids in them where the model's are codes, else `pixel_values` (pictures, 3, S, S) in -1..1 beside them.
+    """
     config, size = recipe.model, recipe.train.batch_size
     samples = make_samples(config, 12 * size, recipe.max_length)
     has_codes = hasattr(config, "image_offset")
-    counts = [sample.input_ids.count(config.image_token_id) // config.num_positions for sample in samples]
     stored = [
         random_codes(config, n) if has_codes else torch.full((n, config.num_positions), config.image_token_id)
-        for n in counts
+        for n in count_pictures(samples, config)
     ]
     (rows,) = packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, len(samples))
     order = torch.randperm(len(rows["input_ids"]), generator=torch.Generator().manual_seed(0))  # else the longest first
-    chosen = {name: column[order[: 2 * size]] for name, column in rows.items()}
+    chosen = {name: column[order[: NUM_STEPS * size]] for name, column in rows.items()}
     parts = {name: column.split(recipe.train.per_device(1)[0]) for name, column in chosen.items()}
     batches = [dict(zip(parts, columns, strict=True)) for columns in zip(*parts.values(), strict=True)]
     for batch in () if has_codes else batches:
@@ -237,12 +236,17 @@ def make_samples(config, num_samples: int, max_length: int) -> list[Tokenized]:
     return samples
 
 
+def count_pictures(samples: list[Tokenized], config) -> list[int]:
+    """Of each sample."""
+    return [sample.input_ids.count(config.image_token_id) // config.num_positions for sample in samples]
+
+
 def words(rng: np.random.Generator, config, shortest: int, longest: int) -> list[int]:
     """Random ids of text."""
-    return rng.integers(FIRST_WORD, words_of(config), int(rng.integers(shortest, longest))).tolist()
+    return rng.integers(FIRST_WORD, end_of_words(config), int(rng.integers(shortest, longest))).tolist()
 
 
-def words_of(config) -> int:
+def end_of_words(config) -> int:
     """The first id behind those of words: the last thousand of a large vocabulary may be special ones."""
     size = config.text_config.vocab_size
     return size - 1000 if size > 10_000 else size

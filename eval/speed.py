@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,12 +274,16 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
         for batch in packed_batches(samples, stored, placeholder, conversation.ids["pad"], 512, 4):
             train_on(batch)
 
-    slow, fast, n = cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples)
-    on, unit = {"samples": n}, "samples/CPU-s"
+    return packed_over_padded(cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples), "train", "samples/CPU-s")
+
+
+def packed_over_padded(padded: float, packed: float, num_samples: int, key: str, unit: str) -> list[Row]:
+    """Both loops' rates in `unit` from their seconds over the same samples, and the speed-up; keys begin with `key`."""
+    on = {"samples": num_samples}
     return [
-        Row("padded, pictures encoded in the step", n / slow, "train_padded_samples_per_s", on, unit),
-        Row("packed, codes stored", n / fast, "train_packed_samples_per_s", on, unit),
-        Row("speed-up", slow / fast, "train_speedup_over_padded", on, "times"),
+        Row("padded, pictures encoded in the step", num_samples / padded, f"{key}_padded_samples_per_s", on, unit),
+        Row("packed, codes stored", num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
+        Row("speed-up", padded / packed, f"{key}_speedup_over_padded", on, "times"),
     ]
 
 
@@ -364,12 +368,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the program: the figures mean nothing")
     args = parser.parse_args(argv)
-    args.only = args.only.split(",") if args.only else [n for n, m in MEASUREMENTS.items() if not m.is_slow]
-    for name in args.only:
-        if name not in MEASUREMENTS:
-            raise UserError(f"--only {name}: no such measurement{nearest(name, MEASUREMENTS)}; known: "
-                            f"{', '.join(MEASUREMENTS)}")  # fmt: skip
+    args.only = split_only(args.only, MEASUREMENTS) or [n for n, m in MEASUREMENTS.items() if not m.is_slow]
     return args
+
+
+def split_only(only: str | None, known: Iterable[str]) -> list[str]:
+    """The names in --only, none where it is not given; UserError for one that is not known."""
+    names = only.split(",") if only else []
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only {name}: no such measurement{nearest(name, known)}; known: {', '.join(known)}")
+    return names
 
 
 def start_process() -> None:
@@ -390,10 +399,13 @@ def main(argv: list[str] | None = None) -> None:
     where = describe_machine(__file__)
     Console(width=max(110, Console().width)).print(make_table(rows, where))
     if args.json:
-        every = [row for group in rows.values() for row in group]
-        figures = {row.key: row.value for row in every}
-        num_samples = {row.key: row.samples for row in every if row.samples}
-        write_json(args.json, figures | where | {"num_samples": num_samples, "tiny": args.tiny})
+        figures = figures_of([row for group in rows.values() for row in group])
+        write_json(args.json, figures | where | {"tiny": args.tiny})
+
+
+def figures_of(rows: list[Row]) -> dict:
+    """What the JSON holds of them: each value under its key, and in "num_samples" what it was measured on."""
+    return {row.key: row.value for row in rows} | {"num_samples": {row.key: row.samples for row in rows if row.samples}}
 
 
 def make_table(rows: dict[str, list[Row]], where: dict) -> Table:

@@ -1,6 +1,6 @@
 """Speed on one GPU, beside what that GPU can do at best: random weights, random data, medians of synchronised calls.
 
-    python eval/speed_gpu.py --json gpu.json                  # all groups, under 4 minutes
+    python eval/speed_gpu.py --json gpu.json                  # all groups
     python eval/speed_gpu.py --compile --seconds 220          # each also with its blocks compiled
     python eval/speed_gpu.py --device cpu --tiny              # to try the program
 
@@ -18,14 +18,13 @@ import argparse
 import functools
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from gpu_bench import Bench, build, compile_blocks, device_told, flops_of, start_process
-from gpu_training import FIRST_WORD, measure_largest, measure_training, words_of
-from speed import Row
+from gpu_training import FIRST_WORD, end_of_words, measure_largest, measure_training
+from speed import Row, split_only
 
 from semhitok import SemHiTokModel
 from semhitok.command_line import number
@@ -33,7 +32,7 @@ from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
 from unimllm import CheersConfig, CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.cheers.sampling import Prompt
-from unimllm.command_line import CommandLine, nearest, run
+from unimllm.command_line import CommandLine, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.training.presets.semhitok import semhitok_256_pixel
@@ -109,23 +108,20 @@ def measure_cheers(bench: Bench) -> None:
     num_steps, length = (2, 8) if bench.is_tiny else (NUM_STEPS, 32)
 
     def prompts(pictures: int) -> torch.Tensor:
-        ids = torch.randint(FIRST_WORD, words_of(config), (pictures, length), device=bench.device)
+        ids = torch.randint(FIRST_WORD, end_of_words(config), (pictures, length), device=bench.device)
         ids[:, -1] = config.image_start_token_id
         return ids
 
     def draw(pictures: int, steps: int) -> torch.Tensor:
-        latents = model.generate(
-            prompts(pictures), generation_mode="image", guidance_scale=GUIDANCE, num_steps=steps
-        )  # fmt: skip
-        return model.decode_image_tokens(latents)
+        options = {"guidance_scale": GUIDANCE, "num_steps": steps}
+        return model.decode_image_tokens(model.generate(prompts(pictures), generation_mode="image", **options))
 
     @torch.no_grad()
     def limit() -> list[Row]:
         ids = prompts(1)
         prompt = Prompt(model, ids, torch.ones_like(ids), None, GUIDANCE)
-        x = torch.randn(
-            1, config.vae_config.patched_channels, config.latent_size, config.latent_size, device=bench.device
-        )
+        shape = (1, config.vae_config.patched_channels, config.latent_size, config.latent_size)
+        x = torch.randn(shape, device=bench.device)
         step = flops_of(lambda: prompt.velocity(x, torch.tensor(0.5, device=bench.device)))
         decoding = flops_of(lambda: model.decode_image_tokens(x))
         return [
@@ -135,13 +131,9 @@ def measure_cheers(bench: Bench) -> None:
         ]
 
     def drawn(pictures: int, ending: str) -> list[Row]:
-        draw(pictures, 3)
-        bench.synchronize()
-        started = time.perf_counter()
-        draw(pictures, num_steps)
-        bench.synchronize()
-        seconds, on, key = time.perf_counter() - started, {"pictures": pictures}, f"gpu_cheers_{pictures}{ending}"
+        on, key = {"pictures": pictures}, f"gpu_cheers_{pictures}{ending}"
         what = f"{num_steps} steps, guidance {GUIDANCE}, decoded"
+        seconds = bench.seconds_of(lambda: draw(pictures, num_steps), 2, warm_up=lambda: draw(pictures, 3))
         rows = [
             Row(what, seconds / pictures, f"{key}_s_per_picture", on, "s a picture"),
             Row(what, pictures / seconds, f"{key}_per_s", on, "pictures/s"),
@@ -206,10 +198,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the program: the figures mean nothing")
     parser.add_argument("--seconds", type=number(float, 0), default=math.inf, help="begin nothing after so many")
     args = parser.parse_args(argv)
-    args.only = args.only.split(",") if args.only else list(GROUPS)
-    for name in args.only:
-        if name not in GROUPS:
-            raise UserError(f"--only {name}: no such group{nearest(name, GROUPS)}; known: {', '.join(GROUPS)}")
+    args.only = split_only(args.only, GROUPS) or list(GROUPS)
     if args.device not in ("cpu", "cuda"):
         raise UserError(f"--device {args.device}: choose cuda, or cpu to try the program")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -224,7 +213,8 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
     start_process(device)
     if args.compile:
-        torch._dynamo.config.recompile_limit = 64  # every kind and size of block is a compilation of the same code
+        torch._dynamo.config.recompile_limit = 64  # sizes of one kind of block: beyond, blocks would run uncompiled
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     bench = Bench(device, args.tiny, args.compile, args.seconds, args.json)
     print(f"{device_told(device)}, torch {torch.__version__}", flush=True)
     for name in (name for name in GROUPS if name in args.only):

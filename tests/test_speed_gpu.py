@@ -80,6 +80,15 @@ def test_what_fails_is_told_and_the_rest_goes_on(program, tmp_path, capsys):
     assert written["out_of_memory"] == ["second"] and written["skipped"] == ["fourth"]
 
 
+def test_what_compiles_in_the_time_that_counts_fails(program):
+    bench = program.Bench(torch.device("cpu"))
+    double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    small, large = torch.ones(3), torch.ones(5)
+    assert bench.seconds_of(lambda: double(small), 2) > 0
+    with pytest.raises(RuntimeError, match="fail_on_recompile"):
+        bench.seconds_of(lambda: double(large), 2, warm_up=lambda: double(small))
+
+
 def test_models_are_built_random_and_their_tokenizers_whole(training):
     recipe = training.tiny_recipe()
     task = training.new_task(recipe, torch.device("cpu"))
