@@ -283,6 +283,7 @@ def test_a_real_process_ends_with_2(tmp_path):
 def test_models_that_ship_have_names_but_folders_go_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert folder_of("scenes") == folder_of(Path("scenes")) == DEFAULT_MODEL
+    assert folder_of("scenes-cheers") == DEFAULT_MODEL / "cheers"
     assert folder_of("runs/none") == Path("runs/none")
     Path("scenes").mkdir()
     assert folder_of("scenes") == Path("scenes")

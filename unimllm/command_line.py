@@ -24,7 +24,7 @@ class CommandLine(command_line.CommandLine):
 
     def add_model_options(self) -> None:
         """--model and --device."""
-        self.add_argument("--model", help="folder or hub id of a checkpoint (default: scenes, which ships)")
+        self.add_argument("--model", help="folder or hub id of a checkpoint; scenes (default) and scenes-cheers ship")
         self.add_device_option()
 
     def add_drawing_options(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
 DEFAULT_NAME = "scenes"
-SHIPPED_MODELS = {DEFAULT_NAME: DEFAULT_MODEL}
+SHIPPED_MODELS = {DEFAULT_NAME: DEFAULT_MODEL, "scenes-cheers": DEFAULT_MODEL / "cheers"}
 """By the names under which `load` knows them; a folder of that name goes first."""
 MAX_NEW_TOKENS = 64
 NEEDED_FILES = (
