@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 from gpu_bench import Bench, build, compile_blocks, free, start_process
-from speed import Row, packed_batches, packed_over_padded, padded_batches
+from packing_loops import packed_batches, packed_over_padded, padded_batches
+from speed_rows import Row
 from torch import nn
 
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers

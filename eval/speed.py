@@ -19,16 +19,18 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from packing_loops import packed_batches, packed_over_padded, padded_batches
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from speed_rows import Row, figures_of, in_words, split_only
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Qwen2Config, SiglipVisionConfig
 
@@ -41,12 +43,9 @@ from unimllm import CheersConfig, CheersForConditionalGeneration, UniMLLMForCond
 from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.cheers.sampling import Prompt, without_text
-from unimllm.command_line import CommandLine, nearest, run, silence_libraries
-from unimllm.conversation import ConversationTokenizer, Tokenized, text_message
-from unimllm.data.packing import PackedRow, stack_rows
-from unimllm.data.row_plan import best_fit
+from unimllm.command_line import CommandLine, run, silence_libraries
+from unimllm.conversation import ConversationTokenizer, text_message
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
-from unimllm.errors import UserError
 from unimllm.flow_matching import guide
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_MODEL
@@ -57,7 +56,6 @@ from unimllm.training.sft import SftTask
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through
-PADDED_AT_ONCE = 16  # samples of a batch of LLaVA's
 
 PEERS = {
     "quantize": {
@@ -79,25 +77,6 @@ PEERS = {
     "cheers": {"CHEERS's released code, the same sizes": 13.3},
 }
 """CPU seconds, measured elsewhere: 1,024 vectors, one picture of 256 pixels, one step of drawing one."""
-
-
-@dataclass
-class Row:
-    """One figure.
-
-    Attributes:
-        what: for people.
-        value: the figure.
-        key: its name in the JSON.
-        samples: what it was measured on -> how many: "positions", "pictures", "samples"; empty where it is of none.
-        unit: of the value.
-    """
-
-    what: str
-    value: float
-    key: str
-    samples: dict[str, int]
-    unit: str = "CPU-s"
 
 
 @dataclass
@@ -277,43 +256,6 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
     return packed_over_padded(cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples), "train", "samples/CPU-s")
 
 
-def packed_over_padded(padded: float, packed: float, num_samples: int, key: str, unit: str) -> list[Row]:
-    """Both loops' rates in `unit` from their seconds over the same samples, and the speed-up; keys begin with `key`."""
-    on = {"samples": num_samples}
-    return [
-        Row("padded, pictures encoded in the step", num_samples / padded, f"{key}_padded_samples_per_s", on, unit),
-        Row("packed, codes stored", num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
-        Row("speed-up", padded / packed, f"{key}_speedup_over_padded", on, "times"),
-    ]
-
-
-def padded_batches(samples: list[Tokenized], pictures: list[torch.Tensor], pad_id: int) -> Iterator[dict]:
-    """LLaVA's batches: 16 samples padded to the longest, with their pictures, (0 or more, 3, S, S) in 0..1 of each."""
-    for start in range(0, len(samples), PADDED_AT_ONCE):
-        part = samples[start : start + PADDED_AT_ONCE]
-        rows = []
-        for sample in part:
-            rows.append(PackedRow(max(map(len, part)), pad_id))
-            rows[-1].add(sample.input_ids, sample.is_target)
-        batch = stack_rows(rows) | {"pixel_values": torch.cat(pictures[start : start + PADDED_AT_ONCE]) * 2 - 1}
-        yield batch | {"attention_mask": batch["input_ids"] != pad_id}
-
-
-def packed_batches(
-    samples: list[Tokenized], stored: list[torch.Tensor], image_id: int, pad_id: int, max_length: int, num_rows: int
-) -> Iterator[dict]:
-    """Ours: packed rows, in which placeholders `image_id` have become the ids `stored` of the samples' pictures."""
-    rows = []
-    for members in best_fit(np.array(list(map(len, samples))), max_length):
-        rows.append(PackedRow(max_length, pad_id))
-        for member in members:
-            ids = iter(stored[member].flatten().tolist())
-            with_codes = [next(ids) if token == image_id else token for token in samples[member].input_ids]
-            rows[-1].add(with_codes, samples[member].is_target)
-    for start in range(0, len(rows), num_rows):
-        yield stack_rows(rows[start : start + num_rows])
-
-
 def conversations(count: int) -> list[list[dict]]:
     """Six tenths ask about a picture, three draw one, one is text alone; each kind of a length of its own."""
     rng = np.random.default_rng(0)
@@ -372,15 +314,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def split_only(only: str | None, known: Iterable[str]) -> list[str]:
-    """The names in --only, none where it is not given; UserError for one that is not known."""
-    names = only.split(",") if only else []
-    for name in names:
-        if name not in known:
-            raise UserError(f"--only {name}: no such measurement{nearest(name, known)}; known: {', '.join(known)}")
-    return names
-
-
 def start_process() -> None:
     """One thread, the same random numbers every time, no noise."""
     silence_libraries()
@@ -401,11 +334,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         figures = figures_of([row for group in rows.values() for row in group])
         write_json(args.json, figures | where | {"tiny": args.tiny})
-
-
-def figures_of(rows: list[Row]) -> dict:
-    """What the JSON holds of them: each value under its key, and in "num_samples" what it was measured on."""
-    return {row.key: row.value for row in rows} | {"num_samples": {row.key: row.samples for row in rows if row.samples}}
 
 
 def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
@@ -429,11 +357,6 @@ def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
         for peer, seconds in PEERS.get(name, {}).items():
             table.add_row(peer, f"{seconds:.3g}", "CPU-s", in_words(group[0].samples), "elsewhere")
     return table
-
-
-def in_words(samples: dict[str, int]) -> str:
-    """`{"positions": 1024}` -> "1,024 positions"."""
-    return ", ".join(f"{n:,} {what.removesuffix('s') if n == 1 else what}" for what, n in samples.items())
 
 
 if __name__ == "__main__":

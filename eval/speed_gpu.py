@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from gpu_bench import Bench, build, compile_blocks, device_told, flops_of, start_process
 from gpu_training import FIRST_WORD, end_of_words, measure_largest, measure_training
-from speed import Row, split_only
+from speed_rows import Row, split_only
 
 from semhitok import SemHiTokModel
 from semhitok.command_line import number

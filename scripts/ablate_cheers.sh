@@ -14,7 +14,7 @@
 #   --teacher FOLDER    instead of runs/scenes_64/teacher (trained first where it is missing)
 #   --vae FOLDER        instead of runs/scenes_64_cheers/vae (trained first where it is missing)
 #   --out FOLDER        instead of runs/ablation_cheers
-#   --steps NUMBER      of each model instead of 1200, half an hour on two CPU cores with AMX
+#   --steps NUMBER      of each model instead of 1200, some 40 minutes on two CPU cores with AMX
 #   --split NAME        measure on these scenes instead of validation
 #   --smoke             20 steps of everything, autoencoder and teacher too where none are named, all of it below OUT
 #                       (then runs/ablation_cheers_smoke): to see that it runs

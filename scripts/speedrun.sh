@@ -2,7 +2,7 @@
 # Trains every stage of a scenes preset from nothing, one after the other, and exports the model.
 #
 #   bash scripts/speedrun.sh [PRESET]      scenes_64: about two and a half hours on two CPU cores with AMX
-#                                          scenes_64_cheers: over the teacher of scenes_64; about three hours there
+#                                          scenes_64_cheers: over the teacher of scenes_64; three and a half there (estimate)
 #                                          scenes_128, scenes_128_cheers: for a GPU; untrained by us
 #
 # Run it again after a kill: finished stages end at once, the broken one goes on from its last checkpoint. On a CPU it

@@ -65,6 +65,7 @@ def test_operations_by_hand():
     weights = 4 * 16 * 16 + 3 * 16 * 32 + 40 * 16
     assert task.flops_per_token() == 6 * weights + 6 * 16 * 10
     freeze_language_model(task.model)
+    task = SftTask(task.model, {}, max_length=10)
     assert task.flops_per_token() == 4 * weights + 2 * 40 * 16 + 6 * 16 * 10
     assert training_flops(10, 4, 2, 8, 100) == 4 * 10 + 2 * 4 + 6 * 2 * 8 * 100
 
@@ -94,6 +95,7 @@ def test_operations_of_a_batch_are_those_of_its_targets():
     blocks, codes = 4 * 16 * 16 + 3 * 16 * 32, config.image_tokenizer_config.num_codes
     body = 12 * (6 * blocks + 6 * 16 * 6)
     assert task.flops_of(batch) == body + 3 * 6 * 40 * 16 + 4 * 6 * codes * 16
+    task = SftTask(task.model, {}, max_length=6)
     freeze_language_model(task.model)  # the head is tied to the table, which stays trained
     task.model.image_head.requires_grad_(False)
     assert task.flops_of(batch) == body - 12 * 2 * blocks + 3 * 6 * 40 * 16 + 4 * 4 * codes * 16

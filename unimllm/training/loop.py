@@ -91,9 +91,8 @@ def train(
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
             micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
-            counts several kinds. One that defines `count_tokens(batch)` has tokens a second in its log, one that
-            defines `flops_of(batch)`, operations of a micro-batch, MFU. One that defines `apart()` keeps frozen parts
-            from the engine (training.apart).
+            counts several kinds. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`,
+            operations of a micro-batch, MFU. `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.

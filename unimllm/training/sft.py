@@ -1,10 +1,13 @@
 """The training task of the discrete family: cross-entropy over text and image ids in packed rows."""
 
+from functools import cached_property
+
 import torch
 from torch import nn
 
 from semhitok import SemHiTokModel
 from unimllm.discrete.four_bits import four_bit_layers
+from unimllm.discrete.image_heads import products_of
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
 from unimllm.training.throughput import matrix_weights, training_flops
@@ -85,15 +88,21 @@ class SftTask(nn.Module):
         passes = 3 if any(p.requires_grad for p in head.parameters()) else 2
         return blocks + text + passes * 2 * head.num_products(int(counts["image"]))
 
+    @cached_property
+    def block_weights(self) -> tuple[int, int]:
+        """(all, trained) numbers in the matrices of the blocks, counted once: what is trained stays so."""
+        every, trained = matrix_weights(self.model.language_model, but=("model.embed_tokens", "lm_head"))
+        if self.four_bits:  # hidden from `matrix_weights` by the loop
+            every += products_of(*(getattr(parent, name) for parent, name in self.four_bits))
+        return every, trained
+
     def decoder_flops(self, length: int) -> float:
         """Of an id in a row of `length` through the language model's blocks."""
         text = self.model.config.text_config
-        weights = matrix_weights(self.model.language_model, but=("model.embed_tokens", "lm_head"))
-        if self.four_bits:  # hidden from `matrix_weights` by the loop
-            layers = [getattr(parent, name) for parent, name in self.four_bits]
-            weights = weights[0] + sum(layer.in_features * layer.out_features for layer in layers), weights[1]
         heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return training_flops(*weights, text.num_hidden_layers, heads * text.num_attention_heads, length)
+        return training_flops(
+            *self.block_weights, text.num_hidden_layers, heads * text.num_attention_heads, length
+        )  # fmt: skip
 
     def text_head_flops(self) -> float:
         """Of a text target through the head, tied or not."""

@@ -51,7 +51,7 @@ def scenes_128_cheers() -> SftRecipe:
     """CHEERS beside `scenes_128`: the same teacher, language model and scenes, 64 positions a picture for 256.
 
     deepspeed train/sft.py --preset scenes_128_cheers
-    One GPU, 7.5 GiB (estimate of `--dry-run 1`). Untrained by us.
+    One GPU, 8.8 GiB (estimate of `--dry-run 1`). Untrained by us.
     """
     recipe = _over_scenes(scenes_128_sft(), scenes_128_cheers_vae().model)
     recipe.max_length = 176
