@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from llava_files import write_llava
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionModel
 
 import unimllm
@@ -167,6 +169,21 @@ def test_alignment_touches_its_weights_without_a_picture_too():
     losses = task(**text)
     losses["loss"].backward()
     assert losses["alignment"] == 0 and all(p.grad is not None for p in task.alignment.mlp.parameters())
+
+
+@pytest.mark.parametrize("is_first_stage", [False, True])
+def test_operations_of_a_step_are_those_that_torch_counts(is_first_stage):
+    """But for the autoencoder's encoder, and for what the language model's mask hides."""
+    model, batch, seen = make_model(), branching_batch(), pictures(2)
+    if is_first_stage:
+        freeze_language_model(model)
+    task = CheersTask(model, {})
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as encoding:
+        model.vision_tokenizer.encode(seen)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as step:  # it knows no flash attention on a CPU
+        task(**batch, pixel_values=seen)["loss"].backward()
+    counted = step.get_total_flops() - encoding.get_total_flops()
+    assert task.flops_of(batch) == pytest.approx(counted, rel=0.05)
 
 
 def test_times_of_training_may_lie_nearer_the_noise():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimllm.discrete.configuration_unimllm import tiny_config
@@ -15,7 +16,7 @@ from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
 from unimllm.training.sft import SftTask
 from unimllm.training.start_model import freeze_language_model
 from unimllm.training.step_log import Speed
-from unimllm.training.throughput import training_flops
+from unimllm.training.throughput import counted_flops, training_flops
 
 
 def plan(presets: dict, *options, freeze=None, capsys) -> dict[str, str]:
@@ -68,6 +69,14 @@ def test_operations_by_hand():
     task = SftTask(task.model, {}, max_length=10)
     assert task.flops_per_token() == 4 * weights + 2 * 40 * 16 + 6 * 16 * 10
     assert training_flops(10, 4, 2, 8, 100) == 4 * 10 + 2 * 4 + 6 * 2 * 8 * 100
+
+
+def test_operations_of_a_network_and_its_backward_pass():
+    with torch.device("meta"):
+        layer, x = nn.Linear(3, 5), torch.empty(7, 3)
+        assert counted_flops(layer, x) == 2 * 2 * 7 * 3 * 5  # forward, and the gradient of the weight
+        assert counted_flops(layer, x.requires_grad_()) == 3 * 2 * 7 * 3 * 5
+        assert counted_flops(layer.requires_grad_(False), x) == 2 * 2 * 7 * 3 * 5  # the gradient of the input alone
 
 
 @pytest.mark.parametrize("kind", ["flat", "factorised"])

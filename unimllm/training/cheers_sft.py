@@ -3,12 +3,17 @@
 Shapes: B rows, T positions, P pictures of the batch in reading order, N positions of a picture.
 """
 
+from functools import cached_property
+
 import torch
 from torch import nn
 
 from unimllm.cheers.alignment import FeatureAlignment
+from unimllm.cheers.flow_head import FlowHead
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.flow_matching import time_shift
+from unimllm.training.throughput import LanguageModelFlops, counted_flops
 from unimllm.vocabulary import IGNORE
 
 
@@ -71,6 +76,39 @@ class CheersTask(nn.Module):
     def count_tokens(batch: dict[str, torch.Tensor]) -> int:
         """Ids of a micro-batch that the language model goes through, padding included."""
         return batch["input_ids"].numel()
+
+    def flops_of(self, batch: dict[str, torch.Tensor]) -> float:
+        """Of a training step over a micro-batch: all its ids through the blocks, text targets through their head,
+        all pictures through the vision tokenizer, those with a flow loss through the flow head.
+
+        The autoencoder's encoder and the alignment's SigLIP, which stay as they are, are left out.
+        """
+        ids, counts = batch["input_ids"], self.count_targets(batch)
+        num_pictures = int(self.model.is_picture(ids).sum()) // self.model.config.num_positions
+        seen, drawn = self.picture_flops
+        blocks = ids.numel() * self.language_flops.of_id(ids.shape[1])
+        text = counts["text"] * self.language_flops.of_text_target()
+        return blocks + text + num_pictures * seen + counts["flow"] * drawn
+
+    @cached_property
+    def language_flops(self) -> LanguageModelFlops:
+        return LanguageModelFlops(self.model)
+
+    @cached_property
+    def picture_flops(self) -> tuple[float, float]:
+        """Of a picture in the vision tokenizer and, where it is drawn, in the flow head, as they are trained now."""
+        config = self.model.config
+        with torch.device("meta"):
+            vision, flow_head = VisionTokenizer(config), FlowHead(config)
+            z_t = torch.empty(1, config.vae_config.patched_channels, config.latent_size, config.latent_size)
+            hidden = torch.empty(1, config.num_positions, config.text_config.hidden_size, requires_grad=True)
+            details = torch.empty(1, config.latent_size**2, config.vision_config.hidden_size)
+            t = torch.empty(1)
+        for copy, net in ((vision, self.model.vision_tokenizer), (flow_head, self.model.flow_head)):
+            copy.requires_grad_(False)
+            for name, parameter in net.named_parameters():
+                copy.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return counted_flops(vision, z_t), counted_flops(flow_head, hidden, details, t)
 
     def target_sums(self, batch: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of a micro-batch's text and of its pictures: summed loss and number of targets, (2,) float64."""

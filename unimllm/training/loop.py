@@ -28,6 +28,7 @@ from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.observer import Observer
+from unimllm.training.throughput import peak_flops
 from unimllm.training.validation import HeldOut
 
 
@@ -218,7 +219,7 @@ def take_step(
     sums["waited"] = waited
     if hasattr(task, "count_tokens"):
         sums["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
-    if hasattr(task, "flops_of"):
+    if hasattr(task, "flops_of") and peak_flops(engine.device):
         sums["flops"] = float(sum(map(task.flops_of, micro_batches)))
     return mean_over_ranks(sums, engine.device)
 

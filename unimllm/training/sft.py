@@ -10,7 +10,7 @@ from unimllm.discrete.four_bits import four_bit_layers
 from unimllm.discrete.image_heads import products_of
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
-from unimllm.training.throughput import matrix_weights, training_flops
+from unimllm.training.throughput import LanguageModelFlops
 from unimllm.vocabulary import IGNORE
 
 CODE_SIZES = ("num_semantic_codes", "num_pixel_codes", "semantic_dim", "pixel_dim", "num_positions")
@@ -75,7 +75,7 @@ class SftTask(nn.Module):
 
     def flops_per_token(self) -> float:
         """Of a training step, as far as it can be told without data: a text target behind each id."""
-        return self.decoder_flops(self.max_length) + self.text_head_flops()
+        return self.language_flops.of_id(self.max_length) + self.language_flops.of_text_target()
 
     def flops_of(self, batch: dict[str, torch.Tensor]) -> float:
         """Of a training step over a micro-batch: all its ids through the blocks, each head over its own targets.
@@ -83,30 +83,17 @@ class SftTask(nn.Module):
         The adapter and pictures that the step encodes are left out.
         """
         ids, counts = batch["input_ids"], self.count_kinds(batch)
-        blocks, text = ids.numel() * self.decoder_flops(ids.shape[1]), int(counts["text"]) * self.text_head_flops()
+        blocks = ids.numel() * self.language_flops.of_id(ids.shape[1])
+        text = int(counts["text"]) * self.language_flops.of_text_target()
         head = self.model.image_head
         passes = 3 if any(p.requires_grad for p in head.parameters()) else 2
         return blocks + text + passes * 2 * head.num_products(int(counts["image"]))
 
     @cached_property
-    def block_weights(self) -> tuple[int, int]:
-        """(all, trained) numbers in the matrices of the blocks, counted once: what is trained stays so."""
-        every, trained = matrix_weights(self.model.language_model, but=("model.embed_tokens", "lm_head"))
-        if self.four_bits:  # hidden from `matrix_weights` by the loop
-            every += products_of(*(getattr(parent, name) for parent, name in self.four_bits))
-        return every, trained
-
-    def decoder_flops(self, length: int) -> float:
-        """Of an id in a row of `length` through the language model's blocks."""
-        text = self.model.config.text_config
-        heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return training_flops(
-            *self.block_weights, text.num_hidden_layers, heads * text.num_attention_heads, length
-        )  # fmt: skip
-
-    def text_head_flops(self) -> float:
-        """Of a text target through the head, tied or not."""
-        return training_flops(*matrix_weights(self.model.get_output_embeddings()))
+    def language_flops(self) -> LanguageModelFlops:
+        """Of the language model; layers of 4 bits are hidden from it by the loop."""
+        in_four_bits = (getattr(parent, name) for parent, name in self.four_bits)
+        return LanguageModelFlops(self.model, products_of(*in_four_bits))
 
     @torch.no_grad()
     def place_images(

@@ -5,6 +5,7 @@ import sys
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 PEAK_FLOPS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
@@ -45,6 +46,41 @@ def matrix_weights(module: nn.Module, but: tuple[str, ...] = ()) -> tuple[int, i
             every += shape.numel()
             trained += shape.numel() * parameter.requires_grad
     return every, trained
+
+
+class LanguageModelFlops:
+    """Operations of a training step in a language model's blocks and in its head.
+
+    Counted once from what is trained when it is made; embeddings are looked up, not multiplied.
+
+    Args:
+        model: the whole model.
+        hidden: numbers in matrices that are no parameters of it now (of layers in 4 bits); they are not trained.
+    """
+
+    def __init__(self, model: nn.Module, hidden: int = 0):
+        every, trained = matrix_weights(model.language_model, but=("model.embed_tokens", "lm_head"))
+        self.blocks, self.head = (every + hidden, trained), matrix_weights(model.get_output_embeddings())
+        text = model.config.text_config
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.attention = text.num_hidden_layers, size * text.num_attention_heads
+
+    def of_id(self, length: int) -> float:
+        """Of an id in a row of `length` through the blocks."""
+        return training_flops(*self.blocks, *self.attention, length)
+
+    def of_text_target(self) -> float:
+        """Of a text target through the head, tied or not."""
+        return training_flops(*self.head)
+
+
+def counted_flops(net: nn.Module, *inputs: torch.Tensor) -> float:
+    """Operations of `net(*inputs)` and of its backward pass, as torch counts them; on the meta device too."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        outputs = net(*inputs)
+        told = [out for out in (outputs if isinstance(outputs, tuple) else (outputs,)) if out.requires_grad]
+        torch.autograd.backward(told, [torch.empty_like(out) for out in told])
+    return float(counter.get_total_flops())
 
 
 def memory_gib(device: torch.device) -> float:
