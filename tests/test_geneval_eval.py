@@ -68,6 +68,8 @@ def test_a_detector_that_is_none_is_told(mask2former, clip, tmp_path):
         GenEvalDetector.load(str(tmp_path), str(clip), "cpu")
     with pytest.raises(UserError, match="--clip .* cannot be loaded"):
         GenEvalDetector.load(str(mask2former), str(tmp_path), "cpu")
+    with pytest.raises(UserError, match="--clip .*nowhere: no such folder"):
+        GenEvalDetector.load(str(mask2former), str(tmp_path / "nowhere"), "cpu")
     tiny_mask2former(79).save_pretrained(tmp_path / "79")
     with pytest.raises(UserError, match="knows 79 classes"):
         GenEvalDetector.load(str(tmp_path / "79"), str(clip), "cpu")

@@ -1,6 +1,7 @@
 """LoRA: nothing changes at first, merged and adapted compute the same, an adapter is laid over its model again."""
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import add_lora, load_lora, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
+from unimllm.training.presets import SFT_PRESETS
 from unimllm.training.sft import SftTask
-from unimllm.training.start_model import train_image_tokens
+from unimllm.training.start_model import choose_trained, start_model, train_image_tokens
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -90,3 +92,19 @@ def test_adapters_that_do_not_fit_are_told(adapted, tiny_checkpoint, tmp_path):
         load_lora(UniMLLMForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "lora")
     with pytest.raises(UserError, match="has no layers q_proj, k_proj, .* of 0"):
         add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), 2, 0, 0)
+
+
+def test_adapters_begin_as_the_run_s_seed_says(tiny_checkpoint):
+    recipe = SFT_PRESETS["scenes_64"]()
+    recipe.lora_rank = 2
+    args = Namespace(preset="scenes_64", init_from=str(tiny_checkpoint), image_tokenizer=None)
+
+    def begin(seed: int, before: int) -> torch.Tensor:
+        torch.manual_seed(before)
+        recipe.train.seed = seed
+        model, _ = start_model(args, recipe, None)
+        choose_trained(model, recipe, None)
+        return torch.cat([p.flatten() for name, p in model.named_parameters() if ".lora_A" in name])
+
+    assert torch.equal(begin(seed=0, before=1), begin(seed=0, before=2))
+    assert not torch.equal(begin(seed=0, before=1), begin(seed=3, before=1))

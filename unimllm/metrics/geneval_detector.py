@@ -12,13 +12,14 @@ Shapes: H, W of the picture; h, w scaled; Q queries; C = 80 classes, told by ind
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semhitok.checkpoints import choose_device
+from semhitok.checkpoints import choose_device, may_be_hub_id
 from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import THRESHOLD
@@ -230,6 +231,8 @@ def load_once(detector: str, clip: str, device: str | None, options: tuple[str, 
 def load_named(kind, name: str, option: str):
     """`from_pretrained`; UserError with the option that named what cannot be loaded, or whose weights are not all."""
     is_model = issubclass(kind, torch.nn.Module)
+    if not Path(name).is_dir() and not may_be_hub_id(name):  # the hub takes more than a minute to refuse a path
+        raise UserError(f"{option} {name}: no such folder")
     try:
         options = {"output_loading_info": True, "dtype": torch.float32} if is_model else {}
         loaded = kind.from_pretrained(name, **options)

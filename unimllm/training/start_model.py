@@ -68,6 +68,7 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
     # An engine that computes in bf16 keeps its own float32 weights; twice the memory for loading would buy nothing.
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     family = family_of(recipe.model)
+    seed_everything(recipe.train.seed)  # new weights, and those of adapters that `choose_trained` adds
     if args.init_from:
         model, processor = load(args.init_from, "cpu", "--init-from", dtype)
         if family_of(model.config) is not family:
@@ -80,7 +81,6 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
         recipe.pad_to_square = recipe.pad_to_square or getattr(processor.image_processor, "pad_to_square", False)
         return model, make_processor(model, processor.tokenizer, recipe)
     vision, language_model = family.open_vision(args), None
-    seed_everything(recipe.train.seed)
     if recipe.language_model:
         language_model, text_tokenizer = open_backbone(recipe, dtype)
         name_special_ids(recipe, language_model.config, text_tokenizer)
