@@ -124,6 +124,16 @@ def test_two_models_stand_side_by_side(program, call, two):
     assert "- A: `python eval/scenes.py --model 'A'`, commit abcdef0 with changes, seed 0, weights 0123" in ended.out
 
 
+def test_a_tokenizer_alone_shows_what_drawing_through_it_could_reach(program, call, tmp_path):
+    content = scenes("TOKENIZER")
+    for of_models in ("pope", "geneval"):
+        del content[of_models]
+    save(tmp_path / "scenes.json", content)
+    table = table_of(call(program, tmp_path).out)
+    assert table["**GenEval-style: overall**"] == ["", "**0.900**"] and table["GenEval-style: colors"] == ["", "0.854"]
+    assert table["**Scenes, test split, seed 0: ceilings of drawing**"] == ["", ""]
+
+
 def test_what_a_tokenizer_of_latents_does_not_have_is_left_out(program, call, tmp_path):
     content = scenes("CHEERS")
     del content["semantic_code_use"], content["flat_code_use"]

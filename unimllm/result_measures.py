@@ -88,6 +88,9 @@ def of_scenes(r: dict) -> Iterator[Measure]:
         yield from of_answers(r, f"{on}: understanding")
     if "geneval" in r:
         yield from of_drawings(r, f"{on}: drawing")
+    else:  # a tokenizer alone, or a model that was not to draw
+        for tag, share in r.get("tokenizer_ceiling", {}).items():
+            yield Measure(f"{on}: ceilings of drawing", f"GenEval-style: {plain(tag)}", share, main=tag == "overall")
     for name in ("picture", "picture_batched", "answer"):
         if f"seconds_per_{name}" in r:
             title = f"seconds for one {name.partition('_')[0]}{' of a batch' if 'batched' in name else ''}"
