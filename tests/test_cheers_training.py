@@ -375,6 +375,7 @@ def test_parts_that_are_none_are_one_line(changes, message, parts, tmp_path, mon
         ("scenes_64", {"time_shift": 0.4}, "--time_shift are for CHEERS"),
         ("scenes_64_cheers", {"lora_rank": 4}, "--lora_rank and --quantize_base are for models of codes"),
         ("scenes_64_cheers", {"attention": "flash_attention_2"}, "cannot let a picture see all of itself"),
+        ("scenes_64_cheers", {"attention": "varlen"}, "cannot let a picture see all of itself"),
     ],
 )
 def test_options_of_the_other_family_are_one_line(preset, options, message):

@@ -1,11 +1,14 @@
-"""Packed rows through flash attention: no mask, the samples' bounds instead, and the loss of samples one by one."""
+"""Packed rows through flash attention, flash-attn's or torch's: no mask, but bounds, and the loss of samples alone."""
+
+import copy
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import modeling_flash_attention_utils as flash
 
-from unimllm.data.packing import PackedRow, stack_rows, varlen_arguments
+from unimllm.data.packing import PackedRow, flash_arguments, stack_rows
+from unimllm.discrete import varlen
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
@@ -51,7 +54,7 @@ def calls(monkeypatch) -> list[dict]:
 def test_the_bounds_of_samples_by_hand(batch):
     assert batch["position_ids"][0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 0]
     assert batch["position_ids"][1].tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
-    found = varlen_arguments(batch["position_ids"])
+    found = flash_arguments(batch["position_ids"])
     assert found["cu_seq_lens_q"].tolist() == [0, 3, 11, 12, 14, 20, 24] and found["cu_seq_lens_q"].dtype == torch.int32
     assert found["max_length_q"] == found["max_length_k"] == 8
 
@@ -77,6 +80,74 @@ def test_branches_are_refused(model, calls):
     model.language_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="knows no branches"):
         model(**stack_rows([row], with_mask=True))
+
+
+# ---- torch's own ---------------------------------------------------------------------------------------------------
+
+
+def gradients(model, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    model(**batch, num_items=1).loss.backward()
+    return [p.grad for p in model.language_model.parameters() if p.grad is not None]
+
+
+def test_varlen_and_sdpa_compute_the_same(model, batch, monkeypatch):
+    copied = copy.deepcopy(model)
+    choose_attention(copied, "varlen")
+    masks = []
+    monkeypatch.setattr(varlen, "sdpa_attention_forward", lambda *_, **__: masks.append(1))
+    torch.testing.assert_close(copied(**batch).last_hidden_state, model(**batch).last_hidden_state)
+    torch.testing.assert_close(gradients(copied, batch), gradients(model, batch))
+    assert not masks
+
+
+def test_varlen_is_sdpa_where_rows_are_not_packed(model):
+    """Branches, padding and a cache."""
+    copied = copy.deepcopy(model)
+    choose_attention(copied, "varlen")
+    row = PackedRow(12, pad_id=0)
+    row.add_branches([8, 9], [False, True], [([10, 11], [False, True]), ([12, 13], [False, True])])
+    rows = stack_rows([row], with_mask=True)
+    torch.testing.assert_close(copied(**rows).last_hidden_state, model(**rows).last_hidden_state)
+    ids = torch.tensor([[0, 0, 8, 9], [10, 11, 12, 13]])
+    prompt = {"input_ids": ids, "attention_mask": (ids != 0).long(), "max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(copied.generate(**prompt), model.generate(**prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_torch_s_kernel_is_given_the_bounds_in_half_precision(monkeypatch, dtype):
+    """A loop over the samples in its place."""
+    told = []
+
+    def kernel(query, key, value, bounds, bounds_k, longest, longest_k, *, scale, window_size):
+        told.append((query.dtype, bounds.tolist(), bounds_k.tolist(), longest, longest_k, window_size))
+        return varlen.one_by_one(query, key, value, bounds, scale)
+
+    monkeypatch.setattr(varlen, "import_varlen", lambda: kernel)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: {"cuda": torch.bfloat16}[device])
+    query, key, value = torch.randn(3, 12, 2, 8, dtype=dtype).unbind()
+    bounds = torch.tensor([0, 5, 12, 12])
+    found = varlen.flash(query, key, value, bounds, 12, 0.5)
+    used = torch.bfloat16 if dtype == torch.float32 else dtype
+    assert told == [(used, [0, 5, 12, 12], [0, 5, 12, 12], 12, 12, (-1, 0))]
+    expected = varlen.one_by_one(query, key, value, bounds, 0.5)
+    torch.testing.assert_close(found.to(dtype), expected, atol=3e-2, rtol=3e-2)
+
+
+def test_bounds_are_filled_up_with_the_last(batch):
+    bounds = varlen.varlen_arguments(batch["position_ids"])["varlen_bounds"].tolist()
+    assert len(bounds) == 64 and bounds[:7] == [0, 3, 11, 12, 14, 20, 24] and set(bounds[7:]) == {24}
+
+
+def test_what_varlen_lacks_is_told(monkeypatch):
+    query = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="no dropout"):
+        varlen.varlen_attention(None, query, query, query, None, dropout=0.1, varlen_bounds=torch.tensor([0, 4]))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, is_causal: query)
+    with pytest.raises(UserError, match="^--attention varlen needs torch 2.11"):
+        varlen.import_varlen()
+
+
+# ---- the others ----------------------------------------------------------------------------------------------------
 
 
 def test_sdpa_gets_one_mask_for_all_heads(model, batch, monkeypatch):

@@ -85,20 +85,25 @@ def stack_rows(rows: list[PackedRow], with_mask: bool = False) -> dict[str, torc
     return columns
 
 
-def varlen_arguments(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
-    """Where the samples of packed rows without branches lie, in the words of transformers' flash attention.
+def sample_bounds(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where each sample of packed rows without branches begins, and the last one ends: (samples + 1,) int32.
 
-    No mask of T x T is made. All rows count as one long one, so that a batch may have several.
+    All rows count as one long one, so that a batch may have several.
 
     Args:
         position_ids: (B, T) int64, 0 where a sample begins, as at the beginning of every row.
-
-    Returns:
-        cu_seq_lens_q and _k: (samples + 1,) int32, where each begins and the last ends; max_length_q and _k: ids of the
-        longest.
     """
     starts = (position_ids.flatten() == 0).nonzero().flatten()
-    bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
+    return torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
+
+
+def flash_arguments(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """`sample_bounds` in the words of transformers' flash attention; no mask of T x T is made.
+
+    Returns:
+        cu_seq_lens_q and _k: the bounds; max_length_q and _k: ids of the longest sample.
+    """
+    bounds = sample_bounds(position_ids)
     longest = int(bounds.diff().max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 

@@ -18,11 +18,13 @@ from transformers.utils import ModelOutput
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
-from unimllm.data.packing import varlen_arguments
+from unimllm.data.packing import flash_arguments
 from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
+from unimllm.discrete.varlen import NAME as VARLEN
+from unimllm.discrete.varlen import varlen_arguments
 from unimllm.drawing import save_drawing_options
 
 
@@ -224,7 +226,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             pixel_values: (pictures, 3, S, S) in -1..1, in reading order of the placeholders.
             attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look. Packed rows
                 without branches need none: `position_ids` that start again at 0 separate their samples. Of those SDPA
-                gets a mask of (B, 1, T, T) bool, 64 MiB a row at 8,192 ids; flash attention none.
+                gets a mask of (B, 1, T, T) bool, 64 MiB a row at 8,192 ids; flash attention and varlen none.
             labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
             loss_weights: weight of each part of the loss (default 1).
             num_items: number of targets that the summed loss is divided by; default: those of this batch.
@@ -237,9 +239,15 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             input_ids = self.place_images(input_ids, pixel_values)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
-        is_flash = decoder.config._attn_implementation.startswith("flash_attention")
+        attention = decoder.config._attn_implementation
+        is_flash = attention.startswith("flash_attention")
         is_packed = position_ids is not None and attention_mask is None and past_key_values is None
-        if attention_mask is not None and attention_mask.dim() == 4:  # eager attention adds it to the scores
+        bounds = {}
+        if is_packed and is_flash:
+            bounds = flash_arguments(position_ids)
+        elif is_packed and attention == VARLEN:
+            bounds, attention_mask = varlen_arguments(position_ids), embeds.new_empty(1, 1, 1, 1)  # so none is made
+        elif attention_mask is not None and attention_mask.dim() == 4:  # eager attention adds it to the scores
             if is_flash:
                 raise ValueError("flash attention knows no branches in a row: pack without them, or use sdpa")
             lowest = torch.finfo(embeds.dtype).min
@@ -251,7 +259,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             # With a cache, transformers does not look for packed samples: they would see one another.
             use_cache=use_cache and labels is None,
-            **(varlen_arguments(position_ids) if is_flash and is_packed else {}),
+            **bounds,
         )
         hidden = outputs.last_hidden_state
         if labels is not None:

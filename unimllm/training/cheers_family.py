@@ -14,6 +14,7 @@ from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.cheers.processing_cheers import CheersProcessor
 from unimllm.data.picture_ids import OnlinePixels
+from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_autoencoder
 from unimllm.scenes.pictures import ScenePixels
@@ -45,7 +46,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError(f"--time_shift {recipe.time_shift}: it must be above 0 (1: uniform times)")
     if recipe.lora_rank or recipe.quantize_base:
         raise UserError("--lora_rank and --quantize_base are for models of codes; this family is trained whole")
-    if recipe.attention.startswith("flash_attention"):
+    if recipe.attention.startswith("flash_attention") or recipe.attention == VARLEN:
         raise UserError(f"--attention {recipe.attention}: it cannot let a picture see all of itself; use sdpa")
 
 

@@ -15,6 +15,8 @@ from unimllm.discrete.backbone import OnlyRows, add_image_tokens, add_tokens, lo
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
+from unimllm.discrete.varlen import NAME as VARLEN
+from unimllm.discrete.varlen import import_varlen
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
@@ -142,6 +144,8 @@ def name_special_ids(recipe: SftRecipe, text_config: PreTrainedConfig, text_toke
 
 def choose_attention(model: PreTrainedModel, name: str) -> None:
     """Compute the language model's attention by another implementation; UserError where it is not to be had."""
+    if name == VARLEN and torch.cuda.is_available():
+        import_varlen()
     try:
         model.language_model.set_attn_implementation(name)
     except (ImportError, ValueError) as error:

@@ -1,0 +1,112 @@
+"""Attention of packed rows sample by sample, `--attention varlen`: flash attention as torch brings it.
+
+Nothing has to be installed for it, no mask is made, and no score between two samples is computed. transformers finds it
+under NAME. Where the bounds of samples are not told (branches, a cache, padding) it is SDPA.
+
+Shapes: B rows, T positions, h heads, g heads of keys and values, d channels of a head.
+"""
+
+import inspect
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from unimllm.data.packing import sample_bounds
+from unimllm.errors import UserError
+
+NAME = "varlen"
+BOUNDS_AT_ONCE = 64  # their number is a multiple of it, so that compiled blocks meet few lengths
+
+
+def varlen_arguments(position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What tells `varlen_attention` where samples lie: `bounds` of `packing.sample_bounds`, the last repeated.
+
+    Args:
+        position_ids: (B, T) int64 of packed rows without branches.
+    """
+    bounds = sample_bounds(position_ids)
+    return {"varlen_bounds": F.pad(bounds, (0, -len(bounds) % BOUNDS_AT_ONCE), value=position_ids.numel())}
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    varlen_bounds: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each sample, by the words of transformers' attention interface.
+
+    Args:
+        query: (B, h, T, d).
+        key, value: (B, g, T, d).
+        attention_mask: for SDPA alone.
+        varlen_bounds: of `varlen_arguments`; None: SDPA.
+
+    Returns:
+        (B, T, h, d) of the query's dtype, and None.
+
+    Raises:
+        ValueError: dropout, which torch's kernel does not have.
+    """
+    if varlen_bounds is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )  # fmt: skip
+    if dropout:
+        raise ValueError("varlen attention knows no dropout: set attention_dropout 0, or use sdpa")
+    groups, (rows, _, length, _) = query.shape[1] // key.shape[1], query.shape
+    flat = [rearrange(x, "b h t d -> (b t) h d") for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    if query.is_cuda:
+        found = flash(*flat, varlen_bounds, length, scaling)
+    else:
+        found = one_by_one(*flat, varlen_bounds, scaling)
+    return rearrange(found.to(query.dtype), "(b t) h d -> b t h d", b=rows), None
+
+
+def flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
+    scaling: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """(B * T, h, d) each, on a GPU; computed in half precision whatever they are in."""
+    halves = (torch.bfloat16, torch.float16)
+    dtype = query.dtype if query.dtype in halves else torch.get_autocast_dtype("cuda")
+    halved = [x.to(dtype) for x in (query, key, value)]
+    return import_varlen()(*halved, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+
+
+@torch.compiler.disable
+def one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """The same where torch has no such kernel."""
+    lengths = [length for length in bounds.diff().tolist() if length]
+    parts = [
+        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in sample), is_causal=True, scale=scaling)
+        for sample in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, 1).transpose(0, 1)
+
+
+def import_varlen():
+    """torch's kernel; UserError where this torch has none that knows windows, by which it is causal."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        varlen_attn = None
+    if varlen_attn is None or "window_size" not in inspect.signature(varlen_attn).parameters:
+        raise UserError(f"--attention {NAME} needs torch 2.11 or newer, this is {torch.__version__}; or use sdpa")
+    return varlen_attn
+
+
+AttentionInterface.register(NAME, varlen_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
