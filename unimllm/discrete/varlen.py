@@ -90,11 +90,12 @@ def one_by_one(
 ) -> torch.Tensor:
     """The same where torch has no such kernel."""
     lengths = [length for length in bounds.diff().tolist() if length]
+    heads_first = [rearrange(x, "t h d -> 1 h t d").split(lengths, 2) for x in (query, key, value)]
     parts = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in sample), is_causal=True, scale=scaling)
-        for sample in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+        F.scaled_dot_product_attention(*sample, is_causal=True, scale=scaling)
+        for sample in zip(*heads_first, strict=True)
     ]
-    return torch.cat(parts, 1).transpose(0, 1)
+    return rearrange(torch.cat(parts, 2), "1 h t d -> t h d")
 
 
 def import_varlen():
