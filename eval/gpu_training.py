@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
 from unimllm.conversation import Tokenized
 from unimllm.data.faults import FaultLog
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_discrete
+from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.training.families import family_of
 from unimllm.training.loop import build_engine, start_processes, take_step
 from unimllm.training.plan import BF16_SHARE, count, count_trained, state_bytes
 from unimllm.training.presets import SftRecipe
 from unimllm.training.presets.cheers import cheers_1_5b_sft
 from unimllm.training.presets.llava import llava15_vicuna7b_sft, unified_qwen25_0_5b_sft, unified_qwen25_7b_sft
+from unimllm.training.start_model import choose_attention
 from unimllm.training.throughput import memory_gib, peak_flops
 
 MICRO_BATCHES = (5, 10, 20)  # rows at once that training is tried with: the preset's own, and more
@@ -43,13 +46,17 @@ def measure_training(bench: Bench) -> None:
         if bench.measure(f"training {rows_at_once} rows", functools.partial(trained, bench, tried, key)):
             best = max(best, (bench.figure(f"{key}_tokens_per_s"), rows_at_once))
     rows_at_once = best[1]
-    best_recipe = with_rows(recipe, rows_at_once)
+    best_recipe, unmasked = with_rows(recipe, rows_at_once), with_rows(recipe, rows_at_once)
+    unmasked.attention = VARLEN
+    key = f"gpu_train_0_5b_{rows_at_once}_rows_varlen"
+    if bench.measure(f"training {rows_at_once} rows varlen", functools.partial(trained, bench, unmasked, key)):
+        best_recipe = max((best[0], best_recipe), (bench.figure(f"{key}_tokens_per_s"), unmasked), key=itemgetter(0))[1]
     bench.measure("padded loop", functools.partial(measure_padded_loop, bench, best_recipe))
     if bench.compile:
         key = f"gpu_train_0_5b_{rows_at_once}_rows_compiled"
         compiled = functools.partial(trained, bench, best_recipe, key, is_compiled=True)
         bench.measure(f"training {rows_at_once} rows compiled", compiled)
-    sparing = with_rows(recipe, rows_at_once)
+    sparing = with_rows(best_recipe, rows_at_once)
     sparing.train.gradient_checkpointing = True
     key = f"gpu_train_0_5b_{rows_at_once}_rows_checkpointing"
     bench.measure(f"training {rows_at_once} rows checkpointing", functools.partial(trained, bench, sparing, key))
@@ -160,7 +167,8 @@ def measure_padded_loop(bench: Bench, recipe: SftRecipe) -> list[Row]:
     packed = list(packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, rows_at_once))
     slow = bench.seconds_of(lambda: [train_on(batch) for batch in padded], 2)
     fast = bench.seconds_of(lambda: [train_on(batch) for batch in packed], 2)
-    return packed_over_padded(slow, fast, len(samples), "gpu_train", "samples/s")
+    attention = recipe.attention or "sdpa"
+    return packed_over_padded(slow, fast, len(samples), "gpu_train", "samples/s", attention)
 
 
 def new_task(recipe: SftRecipe, device: torch.device) -> nn.Module:
@@ -168,6 +176,8 @@ def new_task(recipe: SftRecipe, device: torch.device) -> nn.Module:
     family = family_of(recipe.model)
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     model = build(lambda: family.model_class(copy.deepcopy(recipe.model)), device, dtype)
+    if recipe.attention:
+        choose_attention(model, recipe.attention)
     return family.make_task(model, recipe).train()
 
 

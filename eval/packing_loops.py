@@ -13,12 +13,18 @@ from unimllm.data.row_plan import best_fit
 PADDED_AT_ONCE = 16  # samples of a batch of LLaVA's
 
 
-def packed_over_padded(padded: float, packed: float, num_samples: int, key: str, unit: str) -> list[Row]:
-    """Both loops' rates in `unit` from their seconds over the same samples, and the speed-up; keys begin with `key`."""
+def packed_over_padded(
+    padded: float, packed: float, num_samples: int, key: str, unit: str, attention: str
+) -> list[Row]:  # fmt: skip
+    """Both loops' rates in `unit` from their seconds over the same samples, and the speed-up; keys begin with `key`.
+
+    Args:
+        attention: of the packed rows.
+    """
     on = {"samples": num_samples}
     return [
         Row("padded, pictures encoded in the step", num_samples / padded, f"{key}_padded_samples_per_s", on, unit),
-        Row("packed, codes stored", num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
+        Row(f"packed, codes stored, {attention}", num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
         Row("speed-up", padded / packed, f"{key}_speedup_over_padded", on, "times"),
     ]
 

@@ -46,6 +46,7 @@ from unimllm.cheers.sampling import Prompt, without_text
 from unimllm.command_line import CommandLine, run, silence_libraries
 from unimllm.conversation import ConversationTokenizer, text_message
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
+from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.flow_matching import guide
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_MODEL
@@ -53,6 +54,7 @@ from unimllm.report import describe_machine, write_json
 from unimllm.training.presets.scenes import scenes_64_sft
 from unimllm.training.presets.semhitok import semhitok_256_pixel
 from unimllm.training.sft import SftTask
+from unimllm.training.start_model import choose_attention
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through
@@ -253,7 +255,11 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
         for batch in packed_batches(samples, stored, placeholder, conversation.ids["pad"], 512, 4):
             train_on(batch)
 
-    return packed_over_padded(cpu_seconds(padded, 2), cpu_seconds(packed, 2), len(samples), "train", "samples/CPU-s")
+    slow, masked = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
+    choose_attention(task.model, VARLEN)
+    fast, on, unit = cpu_seconds(packed, 2), {"samples": len(samples)}, "samples/CPU-s"
+    through_sdpa = Row("packed, codes stored, sdpa", len(samples) / masked, "train_packed_sdpa_samples_per_s", on, unit)
+    return [*packed_over_padded(slow, fast, len(samples), "train", unit, VARLEN), through_sdpa]
 
 
 def conversations(count: int) -> list[list[dict]]:

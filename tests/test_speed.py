@@ -25,7 +25,8 @@ def test_every_measurement_runs_and_writes_its_keys(tmp_path):
     keys = {
         "quantize_1024_cpu_s", "quantize_1024_flat_cpu_s", "quantize_1024_llamagen_cpu_s", "encode_256_cpu_s",
         "encode_256_peak_mib", "tokenizer_256_weights_mib", "cache_bytes_per_image", "cache_decode_us_per_image",
-        "train_speedup_over_padded", "cheers_step_cpu_s", "cheers_step_by_branch_cpu_s", "cheers_decode_cpu_s",
+        "train_speedup_over_padded", "train_packed_sdpa_samples_per_s", "cheers_step_cpu_s",
+        "cheers_step_by_branch_cpu_s", "cheers_decode_cpu_s",
     }  # fmt: skip
     assert keys <= set(figures) and all(figures[key] > 0 for key in keys)
     assert figures["tiny"] is True and figures["versions"]["torch"] and figures["encode_256_peak_mib"] > 10

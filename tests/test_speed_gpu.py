@@ -51,6 +51,7 @@ def test_every_group_runs_and_writes_its_keys(tmp_path):
         "gpu_train_tiny_cheers_recipe_tokens_per_s", "gpu_train_tiny_cheers_recipe_estimated_gib",
     }  # fmt: skip
     assert keys <= set(figures) and all(figures[key] > 0 for key in keys)
+    assert any(key.endswith("_rows_varlen_tokens_per_s") for key in figures)  # of the best number of rows
     assert figures["failed"] == figures["out_of_memory"] == figures["skipped"] == []
     assert figures["tiny"] is True and figures["device"] == {"name": "cpu"} and figures["versions"]["torch"]
     assert figures["num_samples"]["gpu_cheers_8_per_s"] == {"pictures": 8}

@@ -20,6 +20,7 @@ from unimllm.data.packing import sample_bounds
 from unimllm.errors import UserError
 
 NAME = "varlen"
+HALVES = (torch.bfloat16, torch.float16)  # what torch's kernel computes in
 BOUNDS_AT_ONCE = 64  # their number is a multiple of it, so that compiled blocks meet few lengths
 
 
@@ -66,8 +67,9 @@ def varlen_attention(
         raise ValueError("varlen attention knows no dropout: set attention_dropout 0, or use sdpa")
     groups, (rows, _, length, _) = query.shape[1] // key.shape[1], query.shape
     flat = [rearrange(x, "b h t d -> (b t) h d") for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
-    if query.is_cuda:
-        found = flash(*flat, varlen_bounds, length, scaling)
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+    if query.is_cuda and dtype in HALVES:
+        found = flash(*(x.to(dtype) for x in flat), varlen_bounds, length, scaling)
     else:
         found = one_by_one(*flat, varlen_bounds, scaling)
     return rearrange(found.to(query.dtype), "(b t) h d -> b t h d", b=rows), None
@@ -77,18 +79,16 @@ def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
     scaling: float | None,
 ) -> torch.Tensor:  # fmt: skip
-    """(B * T, h, d) each, on a GPU; computed in half precision whatever they are in."""
-    halves = (torch.bfloat16, torch.float16)
-    dtype = query.dtype if query.dtype in halves else torch.get_autocast_dtype("cuda")
-    halved = [x.to(dtype) for x in (query, key, value)]
-    return import_varlen()(*halved, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+    """(B * T, h, d) each, in half precision on a GPU."""
+    kernel = import_varlen()
+    return kernel(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
 
 
 @torch.compiler.disable
 def one_by_one(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """The same where torch has no such kernel."""
+    """The same where torch has no such kernel: on a CPU, or in full precision."""
     lengths = [length for length in bounds.diff().tolist() if length]
     heads_first = [rearrange(x, "t h d -> 1 h t d").split(lengths, 2) for x in (query, key, value)]
     parts = [
