@@ -130,6 +130,23 @@ def test_two_processes_share_an_autoencoder_out(place):
     assert weights(place / "shared-stopped") == weights(place / "shared")
 
 
+@pytest.mark.parametrize("zero_stage", ["2", "3"])
+def test_codes_that_start_at_k_means_stay_there_under_zero(place, zero_stage):
+    """Its optimiser has weights of its own, which must follow what is written in place."""
+    common = ["--adversarial_weight", "0", "--train.num_threads", "1", "--max-steps", "4"]
+    settings = place / "settings.json"
+    settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
+    shared = ["--train.zero_stage", zero_stage, *(["--deepspeed", str(settings)] if zero_stage == "3" else [])]
+    if not (place / "pixel-whole").exists():
+        run(place, "pixel", "pixel-whole", *common, processes=2)
+    run(place, "pixel", f"pixel-zero-{zero_stage}", *common, *shared, processes=2)
+    expected, found = (
+        load_file(checkpoint.latest(place / name) / "model.safetensors")["pixel.codebook.base"]
+        for name in ("pixel-whole", f"pixel-zero-{zero_stage}")
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 def test_a_run_is_not_resumed_with_other_losses(place):
     words = command(place, "pixel", "pixel") + ["--adversarial_weight", "0"]
     result = subprocess.run(words, capture_output=True, text=True, env=environment())

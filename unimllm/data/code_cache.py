@@ -81,7 +81,7 @@ def _encode_share(
         done = number + 1
         if done % SAVE_EVERY == 0 or done == len(chunks):
             codes.flush()
-            temporary = note.with_suffix(".new")
+            temporary = note.with_name(f"{note.name}.new")  # of this rank alone
             temporary.write_text(str(done))
             os.replace(temporary, note)
             speed = (done - first) / (time.monotonic() - start)

@@ -9,11 +9,13 @@ from torch import nn
 from semhitok.discriminator import AdversarialLoss
 from semhitok.losses import PerceptualLoss, ReconstructionLosses
 from semhitok.lpips_weights import LPIPS
+from semhitok.quantization import PixelCodebook
 from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.training.checkpoint import resolve
+from unimllm.training.in_place import written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
 
@@ -93,7 +95,8 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe) -> Callable[[int, dict
 
     def prepare(step: int, batch: dict) -> None:
         if step == recipe.quantize_after and hasattr(task, "initialize_codebook"):
-            task.initialize_codebook(batch["pixel_values"])
+            with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
+                task.initialize_codebook(batch["pixel_values"])
         if adversarial:
             adversarial.active = step >= recipe.adversarial_start
 
