@@ -52,7 +52,8 @@ def codes(llava, tiny_checkpoint, task) -> StoredCodes:
     encode.main(
         [str(llava.parent / "images"), "--out", str(folder), "--model", str(tiny_checkpoint), "--device", "cpu"]
     )
-    return StoredCodes(folder, code_layout(task.model.image_tokenizer), task.model.config.image_offset)
+    layout = code_layout(task.model.image_tokenizer, pad_to_square=False)
+    return StoredCodes(folder, layout, task.model.config.image_offset)
 
 
 def tokenizer(processor, max_length: int = LENGTH) -> SampleTokenizer:
@@ -190,6 +191,23 @@ def test_targets_of_text_and_pictures_are_counted_apart(num_rows, llava, process
         assert sums["text"][0] == 2.0 * expected["text"] and sums["image"][0] == 1.5 * expected["image"]
 
 
+def test_parts_of_the_loss_add_up_over_micro_batches_without_one_of_them(llava, processor, task, codes):
+    batch = source(llava, processor, codes)(range(4))
+    rows = [{name: batch[name][i : i + 1] for name in ("input_ids", "labels", "position_ids")} for i in range(4)]
+    rows.append({name: column.clone() for name, column in rows[0].items()})
+    rows[4]["labels"][rows[4]["labels"] >= task.model.config.image_offset] = IGNORE
+    counted = [task.count_targets(row) for row in rows]
+    assert counted[4]["image"] == 0 < counted[4]["text"] == counted[4]["all"]
+    shares = {name: torch.tensor(sum(c[name] for c in counted) / 5) for name in counted[0]}
+    with torch.no_grad():
+        logged = [task(num_items=shares, **row) for row in rows]
+        alone = [task(**row) for row in rows]
+    for name in ("text", "semantic", "pixel", "loss"):
+        kind = {"text": "text", "loss": "all"}.get(name, "image")
+        expected = sum(part[name] * c[kind] for part, c in zip(alone, counted, strict=True)) / (5 * shares[kind])
+        torch.testing.assert_close(sum(part[name] for part in logged) / 5, expected, check_dtype=False)
+
+
 # ---- who asks does not matter ---------------------------------------------------------------------------------------
 
 
@@ -269,6 +287,26 @@ def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, proc
     assert np.array_equal(np.delete(second.lengths, 4), np.delete(first.lengths, 4))
     with pytest.raises(UserError, match="broken JSON"):
         survey(faulty, processor, cache=cache, strict=True)
+
+
+def test_strict_does_not_stop_at_samples_that_are_used_all_the_same(llava, processor, tmp_path):
+    rows = llava_rows()
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, rows[-1]]))
+    shutil.copytree(llava.parent / "images", tmp_path / "images")
+    _, found = survey(tmp_path / "data.jsonl", processor, strict=True)
+    assert [reason for _, reason, _ in found.findings] == ["duplicate id"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_lost_disk_ends_the_run(llava, processor, tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr("unimllm.data.packed_samples.MAX_LOST", 20)
+    shutil.copytree(llava.parent, tmp_path / "data", ignore=shutil.ignore_patterns("codes"))
+    made = source(tmp_path / "data" / llava.name, processor, cache=tmp_path / "index")
+    shutil.rmtree(tmp_path / "data" / "images")
+    batches = open_batches(made, TrainConfig(batch_size=4, num_workers=num_workers), 0, 1, 0)
+    with pytest.raises(UserError, match="20 samples with pictures in a row cannot be had, .*missing picture.*disk"):
+        for _ in range(40):
+            next(batches)
 
 
 def test_pictures_that_lie_elsewhere_end_the_run(llava, processor, tmp_path):

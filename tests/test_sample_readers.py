@@ -1,5 +1,6 @@
 """Readers of conversations: every format as a real library writes it, every layout, every fault with its place."""
 
+import base64
 import io
 import json
 import tarfile
@@ -177,6 +178,21 @@ def test_parts_may_name_their_pictures_themselves(tmp_path, part):
     assert [picture.path for picture in pictures_of(sample.variants[0])] == [tmp_path / "10.png"]
 
 
+def test_a_picture_may_be_a_data_url(tmp_path):
+    held = base64.b64encode(encoded(picture(10))).decode()
+    rows = []
+    for url in (f"data:image/png;base64,{held}", "data:image/png;base64,no picture", "x" * 5000):
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "a"}]
+        rows.append({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]})
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second, third = read_all(open_samples(str(path), None, None))
+    assert colours(first) == [10]
+    with pytest.raises(UnreadablePicture, match="its data URL is no base64"):
+        colours(second)
+    assert not pictures_of(third.variants[0])[0].is_there()  # the name is too long for a file
+
+
 @pytest.mark.parametrize(
     ("text", "count", "damage"),
     [
@@ -310,6 +326,24 @@ def test_lists_of_pictures_and_paths_in_tables(tmp_path):
     assert colours(samples[0]) == [10] and not pictures_of(samples[1].variants[0])[0].is_there()
     with pytest.raises(UnreadablePicture, match=r"no\.png: No such file"):
         colours(samples[1])
+
+
+def test_rows_without_bytes_name_their_files(tmp_path):
+    """Hugging Face's {bytes, path}; beside it a mask, which is no picture to learn from."""
+    write_pictures(tmp_path / "root")
+    cells = [{"bytes": None, "path": name} for name in ("10.png", "no.png")]
+    pq.write_table(pa.table({"image": cells, "text": ["a", "b"]}), tmp_path / "none.parquet")
+    cells = [{"bytes": encoded(picture(20)), "path": "20.png"}, None, {"bytes": None, "path": "10.png"}]
+    pq.write_table(pa.table({"image": cells, "text": ["a", "b", "c"]}), tmp_path / "some.parquet")
+    pq.write_table(pa.table({"image": ["10.png"], "mask": [b"1"], "text": ["a"]}), tmp_path / "mask.parquet")
+    none, some, mask = (
+        open_samples(str(tmp_path / f"{name}.parquet"), None, tmp_path / "root") for name in ("none", "some", "mask")
+    )
+    there = [pictures_of(sample.variants[0])[0].is_there() for sample in read_all(none)]
+    assert there == [True, False]
+    assert colours(some.read(0)) == [20] and colours(some.read(2)) == colours(mask.read(0)) == [10]
+    with pytest.raises(BadSample, match="0 pictures"):
+        some.read(1)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
     language_model.warn_of_start(args, Namespace(language_model=""))
     out = capsys.readouterr().out
     assert told in out and bool(told) == out.startswith("warning: ")
+    assert language_model.beginning(args) == before["init_from"]
 
 
 @pytest.mark.parametrize(

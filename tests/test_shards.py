@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,6 +208,17 @@ def test_a_shard_of_another_tokenizer_is_refused_by_name(folder):
     (folder.parent / "more" / "codes-000000.bin").rename(folder / "codes-000009.bin")
     with pytest.raises(UserError, match=r"codes-000009\.bin was made by tokenizer ba9876543210 .* 0123456789ab"):
         CodeShards(folder)
+
+
+def test_codes_of_padded_pictures_are_not_those_of_cut_ones(folder):
+    padded = replace(LAYOUT, pad_to_square=True)
+    with pytest.raises(UserError, match=r"which is not .* padded to squares\): .*another folder \(--pad-to-square\)"):
+        CodeShards(folder, padded)
+    with ShardWriter(folder.parent / "padded", padded) as writer:
+        writer.add(["a"], CODES[:1])
+    assert CodeShards(folder.parent / "padded").layout == padded
+    with pytest.raises(UserError, match=r"padded to squares\), which is not"):
+        CodeShards(folder.parent / "padded", LAYOUT)
 
 
 def test_a_cut_off_shard_is_refused_with_both_sizes(folder):

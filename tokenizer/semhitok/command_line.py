@@ -65,7 +65,7 @@ class CommandLine(argparse.ArgumentParser):
             "--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)"
         )
         self.add_argument(
-            "--bf16", action="store_true", help="compute in bfloat16: faster on a GPU, a few codes differ"
+            "--bf16", action="store_true", help="compute in bfloat16: faster on a GPU, a few codes of a hundred differ"
         )
 
 

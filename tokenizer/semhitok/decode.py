@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_tokenizer(args.model, args.device)
     from semhitok.fingerprint import code_layout
 
-    shards.check_tokenizer(code_layout(model))
+    shards.check_tokenizer(code_layout(model, shards.layout.pad_to_square))
     decode_shards(model, processor, shards, args)
     print(f"{args.out}: {counted(len(shards), 'picture')}")
 

@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     from semhitok.fingerprint import code_layout
 
     unreadable = Unreadable()
-    with ShardWriter(args.out, code_layout(model), args.overwrite) as writer:
+    processor.pad_to_square = processor.pad_to_square or args.pad_to_square
+    with ShardWriter(args.out, code_layout(model, processor.pad_to_square), args.overwrite) as writer:
         new = [file for file in files if file.key not in writer]
         encode_files(model, processor, new, writer, unreadable, args)
     unreadable.name_first()
@@ -46,6 +47,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
     parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
     parser.add_argument("--strict", action="store_true", help="exit with 2 if a picture could not be read")
+    parser.add_argument(
+        "--pad-to-square", action="store_true",
+        help="fill pictures up to squares, as presets with pad_to_square train, not cut to them (default: the model's)",
+    )  # fmt: skip
     parser.add_tokenizer_options()
     args = parser.parse_args(argv)
     if not args.pictures or args.out is None:

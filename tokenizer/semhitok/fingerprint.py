@@ -39,9 +39,10 @@ def fingerprint(model: SemHiTokModel) -> str:
     return weights_digest(state, json.dumps(values).encode())
 
 
-def code_layout(model: SemHiTokModel) -> CodeLayout:
-    """What a shard says of the tokenizer that made it."""
+def code_layout(model: SemHiTokModel, pad_to_square: bool) -> CodeLayout:
+    """What a shard says of the tokenizer that made it, and of how its pictures became square."""
     config = model.config
     return CodeLayout(
-        fingerprint(model), config.num_semantic_codes, config.num_pixel_codes, config.num_positions, config.image_size
-    )
+        fingerprint(model), config.num_semantic_codes, config.num_pixel_codes, config.num_positions, config.image_size,
+        pad_to_square,
+    )  # fmt: skip

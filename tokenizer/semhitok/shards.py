@@ -16,7 +16,7 @@ import os
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +44,7 @@ class CodeLayout:
         num_pixel_codes: m, at most 65,536.
         num_positions: N, codes per picture.
         image_size: width and height of a picture in pixels.
+        pad_to_square: whether pictures were filled up to a square, not cut to one; headers name it where they were.
     """
 
     fingerprint: str
@@ -51,6 +52,7 @@ class CodeLayout:
     num_pixel_codes: int
     num_positions: int
     image_size: int
+    pad_to_square: bool = False
 
     def __post_init__(self):
         limits = {"num_semantic_codes": 2**32, "num_pixel_codes": 2**16, "num_positions": 2**24, "image_size": 2**24}
@@ -71,7 +73,8 @@ class CodeLayout:
     def header(self) -> dict:
         """What the header of a shard says of the tokenizer, the widths of the numbers included."""
         widths = {f"{name}_dtype": self.row_dtype[name].base.str for name in ("semantic", "pixel")}
-        return asdict(self) | widths
+        told = asdict(self) | widths
+        return told if self.pad_to_square else {name: value for name, value in told.items() if name != "pad_to_square"}
 
     def pack(self, codes: np.ndarray) -> np.ndarray:
         """(n, N, 2) integers -> (n,) rows; ValueError for another shape, or codes outside 0..K-1 and 0..m-1."""
@@ -98,7 +101,8 @@ class CodeLayout:
     def __str__(self) -> str:
         return (
             f"tokenizer {self.fingerprint} ({self.num_semantic_codes:,} x {self.num_pixel_codes:,} codes, "
-            f"{self.num_positions} positions, {self.image_size} pixels)"
+            f"{self.num_positions} positions, {self.image_size} pixels"
+            + (", padded to squares)" if self.pad_to_square else ")")
         )
 
 
@@ -115,7 +119,8 @@ class CodeShard:
             with path.open("rb") as file:
                 header, start = _read_header(file)
                 size = os.fstat(file.fileno()).st_size
-            self.layout = CodeLayout(**{field.name: header[field.name] for field in fields(CodeLayout)})
+            told = {field.name: header[field.name] for field in fields(CodeLayout) if field.default is MISSING}
+            self.layout = CodeLayout(**told, pad_to_square=header.get("pad_to_square", False) is True)
             num_rows, self._key_bytes = header["num_rows"], header["key_bytes"]
             if not all(type(count) is int and count > 0 for count in (num_rows, self._key_bytes)):
                 raise ValueError(f"its header speaks of {num_rows!r} pictures and {self._key_bytes!r} bytes of keys")
@@ -170,6 +175,7 @@ class CodeShard:
             raise UserError(
                 f"{self.path} was made by {self.layout}, which is not {layout}: "
                 f"take the tokenizer that made it, or encode the pictures again into another folder"
+                + (" (--pad-to-square)" if layout.pad_to_square and not self.layout.pad_to_square else "")
             )
 
 

@@ -17,7 +17,7 @@ from unimllm.data.samples import (
     Sample,
     layout_of,
     make_sample,
-    picture_on_disk,
+    picture_named,
     pictures_in_parts,
 )
 
@@ -63,7 +63,7 @@ class JsonSamples:
         names = named if isinstance(named, list) else [named]
         if not all(isinstance(name, str) and "\0" not in name for name in names):
             raise BadSample("no picture", f"{named!r} is no path of a picture")
-        return make_sample(row, [picture_on_disk(name, self.image_root) for name in names], layout)
+        return make_sample(row, [picture_named(name, self.image_root) for name in names], layout)
 
     def digest(self) -> bytes:
         return self.spans.tobytes()

@@ -64,7 +64,7 @@ def open_data(
     about = {
         "sources": places,
         "samples": sum(sum(survey.counts().values()) for survey in surveys),
-        "fingerprint": fingerprint(indices, surveys, mixture),
+        "fingerprint": fingerprint(indices, surveys, plan),
     }
     return PackedSamples(indices, plan, tokenizer, pictures, text_drop, seed, options.strict), about
 
@@ -110,9 +110,9 @@ def look_through(
     return indices, surveys
 
 
-def fingerprint(indices: list[SampleIndex], surveys: list[Survey], mixture: Mixture) -> str:
+def fingerprint(indices: list[SampleIndex], surveys: list[Survey], plan: RowPlan) -> str:
     """Twelve hex digits that change with anything that decides which samples a row holds."""
-    digest = hashlib.sha256(str(mixture.streams).encode())
+    digest = hashlib.sha256(f"{plan.mixture.streams} {plan.max_length} {plan.seed}".encode())
     for index, survey in zip(indices, surveys, strict=True):
         digest.update(index.fingerprint.encode() + survey.lengths.tobytes() + survey.tasks.tobytes())
     return digest.hexdigest()[:12]

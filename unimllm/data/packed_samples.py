@@ -24,6 +24,7 @@ from unimllm.images import UnreadablePicture
 
 _WORDS = 6  # what a generator is for; the last number of its seed (see `order`)
 
+MAX_LOST = 100  # samples in a row whose pictures cannot be had, after which something else is wrong than a few pictures
 INSTEAD = "its place stays empty"
 
 Member = tuple[int, int, int]  # source, number in it, epoch of its stream
@@ -51,6 +52,7 @@ class PackedSamples:
         self.indices, self.plan, self.tokenizer, self.pictures = indices, plan, tokenizer, pictures
         self.text_drop, self.seed, self.strict, self.num_threads = text_drop, seed, strict, num_threads
         self.ids = tokenizer.conversation.ids
+        self.num_lost = 0  # samples in a row that could not be had
         warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in metadata; what matters is raised
 
     def __call__(self, rows: range) -> dict[str, torch.Tensor | list[Fault]]:
@@ -63,7 +65,8 @@ class PackedSamples:
             samples leave their place in the row empty.
 
         Raises:
-            UserError: with `strict`, a fault; or a file changed since it was looked through.
+            UserError: with `strict`, a fault; MAX_LOST samples in a row without their pictures; or a file changed
+                since it was looked through.
         """
         members = [self.plan.row(number) for number in rows]
         worded = [self._try_words(member) for row in members for member in row]
@@ -73,11 +76,25 @@ class PackedSamples:
         faults = [fault for fault in made if isinstance(fault, Fault)]
         if faults and self.strict:
             raise UserError(f"{faults[0]} (--strict)")
+        self._watch(made)
         queue, loaded = iter(made), []
         packed = [self._pack([next(queue) for _ in row], loaded) for row in members]
         batch = stack_rows(packed)
         self.pictures.place(batch, loaded, self.ids["image"])
         return batch | {"skipped": faults}
+
+    def _watch(self, made: list[Made | Fault]) -> None:
+        """UserError where so many samples in a row cannot be had that their disk must be gone."""
+        for sample in made:
+            if isinstance(sample, Fault):
+                self.num_lost += 1
+            elif sample[1]:
+                self.num_lost = 0
+            if self.num_lost >= MAX_LOST:
+                raise UserError(
+                    f"{MAX_LOST} samples with pictures in a row cannot be had, the last of them {sample}; is their disk"
+                    " there? The same command goes on from the last checkpoint"
+                )
 
     def words(self, source: int, number: int, epoch: int) -> tuple[Tokenized, list[Picture]]:
         """One sample as the row has it: its ids, which are targets, its pictures; BadSample if it is none."""

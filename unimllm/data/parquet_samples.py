@@ -44,6 +44,7 @@ class ParquetSamples:
         self.has_paths = pa.types.is_struct(kind) and any(field.name == "path" for field in kind)
         self.chunk_sizes = np.array([g.num_rows for g in groups], np.int64)
         self.ends = np.cumsum(self.chunk_sizes)
+        self.stored = [no_nulls(group, f"{self.picture_column}.bytes") for group in groups]
         self.memory = max((g.total_byte_size for g in groups), default=0)  # bytes of its largest row group
 
     def key(self, i: int) -> str:
@@ -58,13 +59,17 @@ class ParquetSamples:
         place = f"{self.name}:row {i}"
         if not self.picture_column:
             return []
-        if self.has_paths:  # read without the bytes beside it
+        if self.has_paths and self._all_stored(i):  # read without the bytes beside it
             cell = self._cell(i, self.picture_column, ".path")
             if cell is None:
                 return []
             key = os.path.normpath(cell["path"]) if cell["path"] else place
             return [StoredPicture(key, partial(self._load, i, place))]
         return pictures_in(self._cell(i, self.picture_column), place, self.image_root)
+
+    def _all_stored(self, i: int) -> bool:
+        """Whether each row of a row's group surely has bytes; without, its path counts."""
+        return bool(self.stored[np.searchsorted(self.ends, i, side="right")])
 
     def _load(self, i: int, place: str) -> bytes:
         try:
@@ -82,3 +87,12 @@ class ParquetSamples:
 
     def digest(self) -> bytes:
         return self.chunk_sizes.tobytes() + f"{self.picture_column} {self.num_bytes}".encode()
+
+
+def no_nulls(group: pq.RowGroupMetaData, leaf: str) -> bool:
+    """Whether a row group's statistics tell that a leaf column has a value in every row."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == leaf and column.statistics is not None:
+            return column.statistics.has_null_count and column.statistics.null_count == 0
+    return False

@@ -9,10 +9,13 @@
 Messages are as in `unimllm.conversation`; the picture of an image part lies under its key "image".
 """
 
+import base64
+import hashlib
 import json
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from unimllm.images import UnreadablePicture
@@ -53,7 +56,10 @@ class PictureOnDisk:
     path: Path
 
     def is_there(self) -> bool:
-        return self.path.is_file()
+        try:
+            return self.path.is_file()
+        except OSError:  # a name that no disk takes
+            return False
 
     def read(self) -> bytes:
         try:
@@ -104,9 +110,19 @@ def pictures_of(messages: list[dict]) -> list[Picture]:
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
-def picture_on_disk(name: str, root: Path) -> PictureOnDisk:
-    """The picture that data names by a path below `root`."""
+def picture_named(name: str, root: Path) -> Picture:
+    """The picture that data names by a path below `root`, or holds as a data URL."""
+    if name.startswith("data:"):
+        return StoredPicture(f"data-url-{hashlib.sha256(name.encode()).hexdigest()[:16]}", partial(_read_url, name))
     return PictureOnDisk(posixpath.normpath(name.replace("\\", "/")), root / name)
+
+
+def _read_url(url: str) -> bytes:
+    """What a data URL in base64 holds."""
+    try:
+        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+    except ValueError as error:
+        raise UnreadablePicture("damaged", f"its data URL is no base64: {error}") from error
 
 
 def layout_of(names) -> str:

@@ -116,7 +116,7 @@ def survey_samples(
 
     Args:
         pictures_from: where `check_picture` looks, in a word that changes with it.
-        strict: stop at the first fault.
+        strict: stop at the first sample that cannot be used.
         cache: folder where the survey is kept.
 
     Raises:
@@ -136,9 +136,8 @@ def survey_samples(
     usable = bool((survey.lengths > 0).any())
     if file and changed and usable and rank == 0:
         write_atomically(file, lambda out: _write(survey, out))
-    if strict and survey.findings:
-        number, reason, message = survey.findings[0]
-        raise UserError(f"{Fault(reason, index.key(number), message)} (--strict)")
+    if strict:
+        refuse_unusable(survey.findings, index)
     if not usable:
         number, reason, message = survey.findings[0]
         raise UserError(
@@ -146,6 +145,13 @@ def survey_samples(
         )
     check_pictures(index, survey)
     return survey
+
+
+def refuse_unusable(findings: list[Finding], index: SampleIndex) -> None:
+    """UserError with the first finding that keeps its sample from being used."""
+    for number, reason, message in findings:
+        if reason not in USED:
+            raise UserError(f"{Fault(reason, index.key(number), message)} (--strict)")
 
 
 def check_pictures(index: SampleIndex, survey: Survey) -> None:
@@ -175,9 +181,8 @@ def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_wor
     parts = []
     for numbers, part in loader:
         parts.append((np.asarray(numbers), part))
-        if strict and part.findings:
-            number, reason, message = part.findings[0]
-            raise UserError(f"{Fault(reason, surveyor.index.key(number), message)} (--strict)")
+        if strict:
+            refuse_unusable(part.findings, surveyor.index)
         if rank == 0 and len(parts) % TELL_EVERY == 0:
             print(f"looking at {surveyor.index.name}: {len(parts)}/{len(chunks)} chunks", flush=True)
     if world_size == 1:

@@ -14,7 +14,7 @@ from unimllm.data.samples import (
     Picture,
     StoredPicture,
     layout_of,
-    picture_on_disk,
+    picture_named,
 )
 from unimllm.errors import UserError
 
@@ -38,7 +38,7 @@ def text_columns(names: Sequence[str], layout: str | None, place: str) -> tuple[
 
 
 def picture_column(schema: pa.Schema, place: str) -> str:
-    """The column that holds the pictures, as bytes or as paths; "" if there is none.
+    """The column that holds the pictures, as bytes or as paths; "" if there is none. One that is called so comes first.
 
     Raises:
         UserError: several columns of bytes and none of them is called as pictures usually are.
@@ -47,6 +47,9 @@ def picture_column(schema: pa.Schema, place: str) -> str:
     stored = [field.name for field in schema if holds_bytes(field.type)]
     for name in named:
         if name in stored:
+            return name
+    for name in named:
+        if holds_paths(schema.field(name).type):
             return name
     if len(stored) > 1:
         raise UserError(f"{place} has several columns of bytes ({', '.join(stored)}); call the pictures' one 'image'")
@@ -63,6 +66,13 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def holds_paths(kind: pa.DataType) -> bool:
+    """Whether a column of this type can name pictures: texts, or lists of them."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return holds_paths(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def pictures_in(cell, place: str, image_root: Path) -> list[Picture]:
     """The pictures of one cell: none, bytes, {bytes, path}, a path, or a list of those.
 
@@ -76,4 +86,4 @@ def pictures_in(cell, place: str, image_root: Path) -> list[Picture]:
         data, path = None, data
     if data is not None:
         return [StoredPicture(os.path.normpath(path) if path else place, lambda: data)]
-    return [picture_on_disk(path, image_root)] if path else []
+    return [picture_named(path, image_root)] if path else []

@@ -214,7 +214,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         labels: torch.Tensor | None = None,
         loss_weights: dict[str, float] | None = None,
-        num_items: torch.Tensor | float | None = None,
+        num_items: dict[str, torch.Tensor] | torch.Tensor | float | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         **kwargs,
@@ -229,7 +229,9 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
                 gets a mask of (B, 1, T, T) bool, 64 MiB a row at 8,192 ids; flash attention and varlen none.
             labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
             loss_weights: weight of each part of the loss (default 1).
-            num_items: number of targets that the summed loss is divided by; default: those of this batch.
+            num_items: number of targets that the summed loss is divided by; default: those of this batch. Or by name,
+                "all", "text" and "image": then the parts of the loss are divided by those of their kind, so that they
+                add up over micro-batches of which some have none.
             logits_to_keep: text logits of the last so many positions only (0: all).
 
         Raises:
@@ -273,7 +275,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         hidden: torch.Tensor,
         labels: torch.Tensor,
         weights: dict[str, float],
-        num_items: torch.Tensor | float | None,
+        num_items: dict[str, torch.Tensor] | torch.Tensor | float | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross-entropy over the slice of the vocabulary that is legal at each target: text ids, or image codes."""
         targets = labels[:, 1:].flatten()
@@ -286,11 +288,14 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)
         image = self.image_head.loss(hidden[is_image], codes, self.code_tables())
         sums = {"text": text_loss, **image}
-        counts = {"text": is_text.sum(), **dict.fromkeys(image, is_image.sum())}
-        if num_items is None:
-            num_items = (counts["text"] + is_image.sum()).clamp(min=1)
+        counts = {"text": is_text.sum().clamp(min=1), **dict.fromkeys(image, is_image.sum().clamp(min=1))}
+        if isinstance(num_items, dict):
+            counts = {name: num_items["text" if name == "text" else "image"] for name in sums}
+            num_items = num_items["all"]
+        elif num_items is None:
+            num_items = (targets >= 0).sum().clamp(min=1)
         loss = sum(weights.get(name, 1.0) * value for name, value in sums.items()) / num_items
-        return loss, {name: value.detach() / counts[name].clamp(min=1) for name, value in sums.items()}
+        return loss, {name: value.detach() / counts[name] for name, value in sums.items()}
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)

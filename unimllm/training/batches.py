@@ -65,7 +65,10 @@ def open_batches(
     """
     batches = MicroBatches(source, config, rank, world_size, step)
     if config.num_workers:
-        batches = DataLoader(batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4)
+        batches = DataLoader(
+            batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4,
+            generator=torch.Generator(),  # else it draws from the step's own numbers, in the first step after a break
+        )  # fmt: skip
     for batch in batches:
         if isinstance(batch, UserError):
             raise batch

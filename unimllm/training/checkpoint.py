@@ -22,7 +22,8 @@ from unimllm.training.apart import shown
 from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
-LAYOUT = ("train.precision", "train.zero_stage")  # of `train`, what DeepSpeed's state depends on
+DECISIVE = ("train.precision", "train.zero_stage", "train.batch_size", "train.seed")
+"""Of `train`, what DeepSpeed's state or the course of the data depends on."""
 NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 
@@ -117,6 +118,8 @@ def whole_weights(engine) -> contextlib.AbstractContextManager:
 def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     """Restore the engine from a checkpoint, of any number of processes, and return its run.json.
 
+    Options that are not those of the checkpoint's run and yet let it go on are told.
+
     Args:
         recipe: of this run.
         apart: `apart.digest` of this run.
@@ -135,16 +138,19 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     if not any(state.glob("*_states.pt")):
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
     other_number = engine.zero_optimization_stage() > 0 and run["world_size"] != dist.get_world_size()
+    changed = "; ".join(changes(run["recipe"], json.loads(json.dumps(recipe)))[:NAMED_CHANGES])
     try:
         if other_number:
             load_resharded(engine, state, run["world_size"])
         else:
             engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
     except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
-        changed = "; ".join(changes(run["recipe"], recipe)[:NAMED_CHANGES])
         processes = f" and its number of processes, {run['world_size']}" if other_number else ""
         remedy = f"take the options of that run{processes}, or another --output-dir"
         raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
+    if changed and is_first_process():
+        print(f"warning: {folder.name} was trained by other options: {changed}; from here on the run differs from one "
+              "without a break", flush=True)  # fmt: skip
     return run
 
 
@@ -155,6 +161,6 @@ def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         key, old, new = f"{prefix}{name}", before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             told += changes(old, new, f"{key}.")
-        elif old != new and not (key.startswith(("train.", "data.")) and key not in LAYOUT):
+        elif old != new and not (key.startswith(("train.", "data.")) and key not in DECISIVE):
             told.append(f"{key} was {old} and is {new}")
     return told

@@ -81,7 +81,8 @@ def scene_pictures(
 
 def sample_pictures(args: Namespace, model, processor: UniMLLMProcessor) -> StoredCodes | OnlinePixels:
     if args.codes:
-        return StoredCodes(args.codes, code_layout(model.image_tokenizer), model.config.image_offset)
+        layout = code_layout(model.image_tokenizer, processor.image_processor.pad_to_square)
+        return StoredCodes(args.codes, layout, model.config.image_offset)
     return OnlinePixels(processor.image_processor)
 
 

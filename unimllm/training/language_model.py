@@ -98,7 +98,7 @@ def train_language_model(
     choose_trained(model, recipe, freeze)
     rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
-    about: dict = {"init_from": args.init_from}
+    about: dict = {"init_from": beginning(args)}
     if rank == 0:
         warn_of_start(args, recipe)
     if args.data:
@@ -110,7 +110,7 @@ def train_language_model(
     def export(folder: Path) -> None:
         if is_adapted(model):
             model.save_pretrained(folder, state_dict=merged_state(model))
-            save_lora(model, folder / LORA_FOLDER, args.init_from)
+            save_lora(model, folder / LORA_FOLDER, about["init_from"])
         else:
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -124,6 +124,12 @@ def train_language_model(
         task, source, recipe.train, args.output_dir, export, as_dict(recipe) | about, draw_pictures=pictures,
         held_out=held_out,
     )  # fmt: skip
+
+
+def beginning(args: Namespace) -> str | None:
+    """The checkpoint that the run in --output-dir began from, else the one that it begins from now."""
+    found = latest(args.output_dir)
+    return read_run(found)["recipe"].get("init_from", args.init_from) if found else args.init_from
 
 
 def warn_of_start(args: Namespace, recipe: SftRecipe) -> None:

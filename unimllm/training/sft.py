@@ -47,10 +47,10 @@ class SftTask(nn.Module):
         """
         return [(self.model, "image_tokenizer"), *self.four_bits]
 
-    @staticmethod
-    def count_targets(batch: dict[str, torch.Tensor]) -> int:
-        """Targets of a micro-batch."""
-        return int((batch["labels"][:, 1:] != IGNORE).sum())
+    def count_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, int]:
+        """Targets of a micro-batch: all, by which the loss is divided, and "text" and "image" ids, for its log."""
+        kinds = {name: int(count) for name, count in self.count_kinds(batch).items()}
+        return {"all": sum(kinds.values())} | kinds
 
     @staticmethod
     def count_tokens(batch: dict[str, torch.Tensor]) -> int:
@@ -113,7 +113,10 @@ class SftTask(nn.Module):
         return {"input_ids": placed, "labels": labels, **others}
 
     def forward(
-        self, num_items: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None, **batch
+        self,
+        num_items: dict[str, torch.Tensor] | torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **batch,
     ) -> dict[str, torch.Tensor]:
         """See the model's; `pixel_values` are encoded here and put where input ids and labels have placeholders."""
         if pixel_values is not None:
