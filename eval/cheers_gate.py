@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     model, processor = open_model(args.model, args.device)
+    about = about_model(args.model)
     from unimllm.training.presets import SftRecipe
 
     prompts = list(SftRecipe.shown_prompts)
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         results = {"t": [t for t, _ in curve], "intensity": [i for _, i in curve]}
         results |= {"prompts": prompts, "drawing": options} | describe_run(
-            __file__, argv, **about_model(args.model), seed=0, num_samples={"pictures": len(prompts)}, limited=False
+            __file__, argv, **about, seed=0, num_samples={"pictures": len(prompts)}, limited=False
         )
         write_json(args.json, results)
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_writable, open_picture
+from unimllm.images import check_readable, check_writable, open_picture
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
 from unimllm.questions import answer_questions
@@ -87,7 +87,9 @@ def answer(argv: list[str]) -> None:
     asked = mme.read_release(args.release)
     for path in filter(None, (args.json, *(args.out / f"{task}.txt" for task in asked))):
         check_writable(path)
+    check_readable(row.picture for of_task in asked.values() for row in of_task)
     model, processor = open_model(args.model, args.device)
+    about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
     with out_of_memory_told(args.batch_size):
@@ -98,7 +100,7 @@ def answer(argv: list[str]) -> None:
     for task, of_task in answered.items():
         mme.write_results(args.out / f"{task}.txt", of_task)
     results = score_tasks(answered, args.seed) | {"speed": said.speed}
-    tell(args, results, ["answer", *argv], **about_model(args.model, args.name))
+    tell(args, results, ["answer", *argv], **about)
 
 
 # ---- score ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from semhitok.checkpoints import choose_device
 from semhitok.image_processing_semhitok import adm_center_crop
-from semhitok.picture_files import find_pictures
+from semhitok.picture_files import find_pictures, picture_suffixes
 from unimllm.command_line import (
     CommandLine,
     check_given,
@@ -132,7 +132,9 @@ def compare(argv: list[str]) -> None:
 
 
 def named_pictures(folder: Path) -> dict[str, Path]:
-    """Name below the folder, without its ending -> file, of all pictures in it and in its folders.
+    """Name below the folder, without its endings -> file, of all pictures in it and in its folders.
+
+    `photo.jpg.png`, as `semhitok decode` and `reconstruct` call what they make of it, has the name of `photo.jpg`.
 
     Raises:
         UserError: no such folder, no picture in it, or two of one name.
@@ -141,7 +143,9 @@ def named_pictures(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
     for file in find_pictures([folder])[0]:
-        name = str(PurePosixPath(file.key).with_suffix(""))
+        name = file.key
+        while PurePosixPath(name).suffix.lower() in picture_suffixes():
+            name = str(PurePosixPath(name).with_suffix(""))
         if name in files:
             raise UserError(f"{folder} holds two pictures of one name, {files[name].name} and {file.path.name}")
         files[name] = file.path

@@ -29,7 +29,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_writable, open_picture
+from unimllm.images import check_readable, check_writable, open_picture
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
@@ -141,7 +141,12 @@ def answer(argv: list[str]) -> None:
     written = {path: args.out / f"{path.stem}.jsonl" for path in asked}
     for path in filter(None, (args.json, *written.values())):
         check_writable(path)
+    for path, answers in written.items():
+        if answers.exists() and answers.samefile(path):
+            raise UserError(f"the questions {path} would be overwritten by the answers; choose another --out")
+    check_readable(args.pictures / row["image"] for rows in asked.values() for row in rows)
     model, processor = open_model(args.model, args.device)
+    about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size)
@@ -150,7 +155,7 @@ def answer(argv: list[str]) -> None:
         splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
         write_answers(written[path], splits[-1])
     more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed}
-    tell(args, splits, more, ["answer", *argv], **about_model(args.model, args.name))
+    tell(args, splits, more, ["answer", *argv], **about)
 
 
 def read_questions(path: Path, pictures: Path) -> list[dict]:

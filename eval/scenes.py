@@ -28,7 +28,7 @@ from unimllm.fingerprint import weights_fingerprint
 from unimllm.gallery import folder_from
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
-from unimllm.inference import DEFAULT_NAME, find_checkpoint, folder_of, load
+from unimllm.inference import DEFAULT_NAME, checkpoint_of, folder_of, load
 from unimllm.report import describe_run, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import spread_prompts
@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         model, processor = load(args.model, args.device)
         tokenizer, image_processor = model.image_tokenizer, processor.image_processor
-        folder, sampling = Path(find_checkpoint(args.model)), choose_drawing(model, given_drawing(args))
+        folder, sampling = Path(checkpoint_of(args.model)), choose_drawing(model, given_drawing(args))
+    weights = weights_fingerprint(folder)  # now: a run that goes on may delete it meanwhile
     bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
     results: dict = {"intervals": {}}
     if args.save_pictures:
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             examine_drawing(
                 results, bench, model, processor, prompts, args.images_per_prompt, sampling, args.save_pictures
             )
-    results |= describe(results, args, argv, folder)
+    results |= describe(results, args, argv, weights)
     if args.json:
         write_json(args.json, results)
     print_table(make_table(results), 110)
@@ -140,11 +141,11 @@ def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: P
 # ---- the results ---------------------------------------------------------------------------------------------------
 
 
-def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, folder: Path) -> dict:
+def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, weights: str | None) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
     told = describe_run(
         __file__, argv, model=str(args.tokenizer_only or args.model or DEFAULT_NAME), seed=args.seed,
-        fingerprint=weights_fingerprint(folder), fingerprint_of="weights", limited=args.limit is not None,
+        fingerprint=weights, fingerprint_of="weights", limited=args.limit is not None,
         num_samples={what: results[key] for what, key in SAMPLES.items() if key in results},
     )  # fmt: skip
     reader = "unimllm/default/reader" if args.reader == DEFAULT_READER else str(args.reader)

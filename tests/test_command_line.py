@@ -65,6 +65,15 @@ def test_prompts_of_a_file_are_drawn_as_each_alone(call, tiny_checkpoint, tmp_pa
         assert (tmp_path / "a.png").read_bytes() == (out / line["file"]).read_bytes()
 
 
+def test_a_drawing_broken_off_leaves_no_index_of_other_pictures(call, tiny_checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps(APPLE)}\n{json.dumps(DOGS)}")
+    options = ("--prompts-file", tmp_path / "p.jsonl", "--out-dir", tmp_path / "out", "--model", tiny_checkpoint)
+    assert call(generate, *options).code == 0 and (tmp_path / "out" / "index.jsonl").exists()
+    monkeypatch.setattr(generate, "draw_jobs", lambda *_: (_ for _ in ()).throw(UserError("not enough memory")))
+    assert "not enough memory" in call(generate, *options).refusal()
+    assert sorted(os.listdir(tmp_path / "out")) == ["00000.png", "00001.png"]
+
+
 def test_several_images_of_several_prompts(call, tiny_checkpoint, tmp_path):
     (tmp_path / "p.jsonl").write_text(f"{json.dumps(APPLE)}\n{json.dumps(DOGS)}")
     options = ("--prompts-file", tmp_path / "p.jsonl", "--num-images", 2, "--model", tiny_checkpoint)

@@ -57,6 +57,8 @@ def test_pairs_have_one_name_whatever_their_endings(call, program, networks, tmp
     originals = {f"{folder}/{i}": noise(i) for i, folder in enumerate("aab")}
     changed = {name: (pixels // 2 + 60).astype(np.uint8) for name, pixels in originals.items()}
     reference = write(tmp_path / "reference", {f"{name}.bmp": p for name, p in originals.items()})
+    decoded = write(tmp_path / "decoded", {f"{name}.bmp.png": p for name, p in originals.items()})
+    assert compared(call, program, tmp_path, reference, decoded)[0]["num_pairs"] == 3  # as semhitok decode names them
     generated = write(tmp_path / "generated", {f"{name}.png": p for name, p in changed.items()})
     results, table = compared(call, program, tmp_path, reference, generated, *networks, "--batch-size", 2)
     first, second = (np.stack(list(pictures.values())) for pictures in (originals, changed))

@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
 from unimllm.cheers.released_processor import write_processor
 from unimllm.cheers.sampling import without_text
-from unimllm.conversation import text_message
+from unimllm.conversation import flatten_content, text_message
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.inference import answer_batch
@@ -89,6 +89,15 @@ def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheer
     model, processor = load(tmp_path, "cpu")
     assert choose_drawing(model, {}) == {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
     assert isinstance(processor, CheersProcessor) and processor.num_positions == 4
+    asked = [text_message("user", "Why?", images=1)]
+    assert processor.conversation._render(flatten_content(asked), True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    drawn = [text_message("system", "s"), text_message("user", "a"), text_message("assistant", "", images=1)]
+    assert processor.conversation._render(flatten_content(drawn), False) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<image><|im_end|>\n"
+    )
     settings = json.loads((tmp_path / "config.json").read_text()) | {"no_text_token_id": 99}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     write_processor(tmp_path)

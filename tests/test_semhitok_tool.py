@@ -75,6 +75,33 @@ def test_encode_writes_what_the_model_makes_of_each_picture(call, tokenizer, pho
         assert np.array_equal(shards[key], model.encode(pixel_values)[0].numpy())
 
 
+def test_pictures_are_padded_where_it_is_asked_for(call, tokenizer, photos, tmp_path):
+    words = ("--out", tmp_path / "codes", "--model", tokenizer, "--pad-to-square")
+    assert call(__main__, "encode", photos, *words).code == 0
+    shards = CodeShards(tmp_path / "codes")
+    model, processor = load_tokenizer(str(tokenizer), "cpu")
+    processor.pad_to_square = True
+    pixel_values = processor(open_picture(photos / KEYS[0]), return_tensors="pt")["pixel_values"]
+    assert np.array_equal(shards[KEYS[0]], model.encode(pixel_values)[0].numpy()) and shards.layout.pad_to_square
+    assert "padded to squares), which is not" in call(__main__, "encode", photos, *words[:-1]).refusal()
+    assert call(__main__, "decode", tmp_path / "codes", "--out", tmp_path / "new", "--model", tokenizer).code == 0
+
+
+def test_pictures_of_pillow_are_seen_as_files_are(tokenizer, tmp_path):
+    """16 bits of grey, and a camera that was turned."""
+    processor = load_tokenizer(str(tokenizer), "cpu")[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.linspace(0, 65535, 24 * 16).reshape(24, 16).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "wide.png")
+    Image.fromarray((grey // 256).astype(np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    for name in ("wide.png", "turned.png"):
+        with Image.open(tmp_path / name) as picture:
+            seen = processor(picture, return_tensors="pt")["pixel_values"]
+        expected = processor(open_picture(tmp_path / name), return_tensors="pt")["pixel_values"]
+        assert torch.equal(seen, expected) and abs(float(seen.mean())) < 0.1
+
+
 def test_encode_goes_on_where_it_ended(call, tokenizer, photos, tmp_path):
     options = ("--out", tmp_path / "codes", "--model", tokenizer)
     call(__main__, "encode", photos, *options)
@@ -311,7 +338,9 @@ def test_reconstruct_a_folder(call, tokenizer, photos, tmp_path):
         (["reconstruct", "photos/b.png"], "reconstruct photo.jpg both.png"),
         (["reconstruct", "photos/b.png", "new.xyz"], "has the ending '.xyz'"),
         (["reconstruct", "photos/notes.txt", "new.png"], "photos/notes.txt is no picture"),
-        (["reconstruct", "photos", "photos/b.png"], "cannot write photos/b.png"),
+        (["reconstruct", "photos", "photos/b.png"], "photos/b.png lies in photos, whose pictures are read"),
+        (["reconstruct", "photos", "photos"], "photos lies in photos"),
+        (["reconstruct", "photos/b.png", "photos/b.png"], "would be overwritten by its own reconstruction"),
     ],
 )
 def test_refusals(call, photos, monkeypatch, words, message):

@@ -255,6 +255,13 @@ def coco(tmp_path) -> Path:
     return tmp_path / "coco"
 
 
+def link_of(file: Path, folder: Path) -> Path:
+    """A folder in which the answers' file is a link to the questions."""
+    folder.mkdir()
+    (folder / f"{file.stem}.jsonl").symlink_to(file)
+    return folder
+
+
 def count_pictures(monkeypatch) -> list[int]:
     """How many pictures each call of the image tokenizer gets."""
     calls, encode = [], SemHiTokModel.encode
@@ -298,6 +305,12 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert len(read_rows(written[1])) == 2 and json.loads(scores.read_text())["suffix"] == " yes no"
     numbered = write_rows(tmp_path / "numbered.json", [{"image": 1, "text": "Is it?", "label": "yes"}])
     assert "row 1: 'image' and 'text' must be text" in call(program, "answer", numbered, *words).refusal()
+    assert (
+        "would be overwritten by the answers"
+        in call(program, "answer", *files[:1], *words[:-4], "--out", link_of(files[0], tmp_path / "beside")).refusal()
+    )
+    (coco / "2.png").write_bytes((coco / "2.png").read_bytes()[:60])
+    assert "2.png does not decode" in call(program, "answer", *files, *words).refusal()
     (coco / "1.png").unlink()
     assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
     assert "--pictures is missing" in call(program, "answer", *files).refusal()
@@ -383,6 +396,8 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
+    (release / "OCR" / "2.png").write_bytes(b"no picture")
+    assert "OCR/2.png is no picture" in call(program, "answer", release, *words).refusal()
     assert "--out is missing" in call(program, "answer", release).refusal()
     assert "folder of MME's release is missing" in call(program, "answer").refusal()
     assert "holds no sub-task" in call(program, "answer", tmp_path, *words).refusal()

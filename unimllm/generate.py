@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_model(args.model, args.device)
     options = choose_drawing(model, given_drawing(args))
     check_prompts(model, processor, list(dict.fromkeys(job.prompt for job in jobs)))
+    if args.out_dir:  # an earlier run's would speak of other pictures than lie there, were this one broken off
+        (args.out_dir / INDEX_FILE).unlink(missing_ok=True)
     draw_jobs(model, processor, jobs, args.batch_size, options)
     if args.out_dir:
         write_index(args.out_dir, jobs)

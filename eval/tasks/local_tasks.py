@@ -10,6 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from unimllm.errors import UserError, ending_lmms_eval
+from unimllm.images import open_picture
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme
 
@@ -71,8 +72,7 @@ def doc_of(question_id: str, group: str, question: str, answer: str, picture: Pa
 
 
 def doc_to_visual(doc: dict) -> list[Image.Image]:
-    with Image.open(doc["picture"]) as picture:
-        return [picture.convert("RGB")]
+    return [open_picture(doc["picture"])]
 
 
 def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict) -> str:

@@ -7,6 +7,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from semhitok.configuration_semhitok import SemHiTokConfig
+from semhitok.images import as_seen
 
 GREY = (127, 127, 127)
 
@@ -34,6 +35,12 @@ class SemHiTokImageProcessor(PilBackend):
     def image_size(self) -> int:
         """Pixels along the side of what comes out."""
         return self.crop_size["height"]
+
+    def convert_to_rgb(self, image: Image.Image | np.ndarray, **kwargs) -> np.ndarray:
+        """Pictures of Pillow's as a person would see them (`as_seen`); transformers would clip 16 bits to white."""
+        if isinstance(image, Image.Image):
+            return np.asarray(as_seen(image))
+        return super().convert_to_rgb(image, **kwargs)
 
     def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
         """(3, H, W) uint8 with its shorter side at `size.shortest_edge`, see `adm_resize`; the rest as transformers."""

@@ -85,7 +85,7 @@ def decode_picture(file: BinaryIO, name: str | Path) -> Image.Image:
             with Image.open(file, formats=formats) as image:
                 check_size(image.size, name)
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(image) if _is_turned(image) else image, name)
+                return as_seen(image, name)
     except UnreadablePicture:
         raise
     except Image.DecompressionBombError as error:
@@ -114,6 +114,11 @@ def check_size(size: tuple[int, int], name: str | Path) -> None:
     if max(size) > MAX_RATIO * min(size):
         message = f"{name} is {width} x {height} pixels; a side over {MAX_RATIO} times the other is not read"
         raise UnreadablePicture("too thin", message)
+
+
+def as_seen(image: Image.Image, name: str | Path = "the picture") -> Image.Image:
+    """A picture the way up that EXIF says, as `to_rgb` has it."""
+    return to_rgb(ImageOps.exif_transpose(image) if _is_turned(image) else image, name)
 
 
 def to_rgb(image: Image.Image, name: str | Path = "the picture") -> Image.Image:

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     files, num_others = find_pictures([args.input])
     several = args.input.is_dir()
+    check_apart(args.input, args.out)
     if several:
         check_writable(args.out / f"{files[0].key}.png")
     else:
@@ -63,6 +64,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.input is None or args.out is None:
         raise UserError("name a picture and the picture to write: reconstruct photo.jpg both.png (or two folders)")
     return args
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """UserError where what is written would replace what is read, or be read itself the next time."""
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out} lies in {source}, whose pictures are read; name a folder beside it")
+    if out.exists() and out.samefile(source):
+        raise UserError(f"{out} would be overwritten by its own reconstruction; name another picture")
 
 
 def compare(

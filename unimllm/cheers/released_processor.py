@@ -13,6 +13,21 @@ from unimllm.cheers.processing_cheers import CheersProcessor
 RELEASED_DRAWING = {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
 """Of the released demo (README of AI9Stars/Cheers)."""
 
+RELEASED_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{% set text = message['content'] %}"
+    "{% if message['role'] == 'user' %}"
+    "{% set text = text.replace('<image>\n', '<image>').replace('<image>', '<image>\n') %}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + text + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As the released model was trained: Qwen2.5's turns, another system turn, a line break behind a picture to be read."""
+
 
 def write_processor(folder: Path) -> None:
     """Save a processor and the drawing options into the folder of a converted checkpoint.
@@ -26,6 +41,7 @@ def write_processor(folder: Path) -> None:
     config = CheersConfig.from_pretrained(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = RELEASED_TEMPLATE
         processor = CheersProcessor(for_size(config.image_size), tokenizer, num_positions=config.num_positions)
         ids = processor.conversation.ids
         if other := [role for role in CheersProcessor.image_tokens if ids[role] != getattr(config, f"{role}_token_id")]:
