@@ -255,6 +255,7 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
         for batch in packed_batches(samples, stored, placeholder, conversation.ids["pad"], 512, 4):
             train_on(batch)
 
+    choose_attention(task.model, "sdpa")
     slow, masked = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
     choose_attention(task.model, VARLEN)
     fast, on, unit = cpu_seconds(packed, 2), {"samples": len(samples)}, "samples/CPU-s"

@@ -7,7 +7,7 @@
 limits       bytes a second of a copy, bf16 products a second of a large matrix product
 tokenizer    SemHiTok at 256 pixels: encoding and decoding
 cheers       CHEERS at its released size: a picture of 512 pixels by 50 guided steps
-training     the preset unified_qwen25_0_5b_sft on packed rows and stored codes; beside it LLaVA's padded loop
+training     the preset unified_qwen25_0_5b on packed rows and stored codes; beside it LLaVA's padded loop
 largest      the largest presets that this GPU trains in full
 
 A figure is printed, and the JSON written again, as soon as it is known; a measurement that fails is told in one line

@@ -251,6 +251,17 @@ def test_an_unknown_key_is_never_swallowed_by_a_transformers_config():
     assert not hasattr(recipe.model, "head_dims")
 
 
+@pytest.mark.parametrize("num_layers", [1, 5])
+def test_layers_of_a_language_model_have_their_kinds(num_layers, tmp_path):
+    """transformers names the kind of each, and refuses a config with another number of them."""
+    recipe = Recipe()
+    set_field(recipe, "model.text_config.num_hidden_layers", str(num_layers))
+    model = UniMLLMForConditionalGeneration(recipe.model)
+    assert len(model.language_model.get_decoder().layers) == num_layers
+    recipe.model.save_pretrained(tmp_path)
+    assert len(type(recipe.model).from_pretrained(tmp_path).text_config.layer_types) == num_layers
+
+
 @pytest.mark.parametrize(
     "presets_of_a_stage",
     [

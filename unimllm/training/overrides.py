@@ -136,6 +136,9 @@ def set_field(recipe: Any, key: str, text: str) -> Any:
             target = getattr(target, name)
     value = parse_value(key, text, getattr(target, last))
     setattr(target, last, value)
+    types = getattr(target, "layer_types", None)
+    if last == "num_hidden_layers" and types and value > 0:  # transformers names the kind of attention of each layer
+        target.layer_types = (types * -(-value // len(types)))[:value]
     return value
 
 
