@@ -30,7 +30,7 @@ HEADS="flat factorised" # models that draw, over the phased tokenizer
 PAIR="phased joint"
 
 only="" seeds="" teacher="" out="" split=validation understand=yes
-smoke_tokenizer=() smoke_sft=() smoke_eval=() smoke_probe=()
+smoke_teacher=() smoke_tokenizer=() smoke_sft=() smoke_eval=() smoke_probe=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --only | --seeds | --teacher | --out | --split)
@@ -40,6 +40,7 @@ while [ $# -gt 0 ]; do
             ;;
         --tokenizers-only) understand=no ;;
         --smoke)
+            smoke_teacher=(--max-steps 20)
             smoke_tokenizer=(--max-steps 20 --quantize_after 4)
             smoke_sft=(--max-steps 20 --num_scenes 512 --train.compile false)
             smoke_eval=(--limit 8)
@@ -122,8 +123,9 @@ cd "$ROOT"
 export HF_HUB_OFFLINE=1
 if [ -z "$teacher" ]; then
     teacher=runs/scenes_64/teacher
+    [ ${#smoke_teacher[@]} = 0 ] || teacher=$out/teacher # a hasty one stays out of the way of true ones
     seed=0
-    once "$teacher" train/teacher.py --preset scenes_64
+    once "$teacher" train/teacher.py --preset scenes_64 "${smoke_teacher[@]}"
 fi
 run_variants "$TOKENIZERS $HEADS" "$PAIR" 1 2
 "$VENV_PYTHON" eval/compare.py "$out/results" --json "$out/results/table.json"

@@ -18,7 +18,7 @@ from picture_files import colours, pictures, write_folder, write_parquet, write_
 from PIL import Image
 
 from semhitok.image_processing_semhitok import adm_center_crop
-from unimllm.data import picture_index
+from unimllm.data import picture_index, picture_shards
 from unimllm.data.picture_index import compare_indices, open_pictures
 from unimllm.data.picture_shards import RowGroupCache
 from unimllm.data.pictures import PictureSource
@@ -102,6 +102,16 @@ def test_row_groups_are_kept_within_bounds(tmp_path):
     for group in (0, 1, 0, 2, 3):
         assert cache.get(path, group, "image", "image.bytes")[0].as_py() == {"bytes": bytes(1000)}
     assert [group for _, group, _ in cache.groups] == [2, 3]
+
+
+def test_a_row_group_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 3, rows=3)
+    cache, read = RowGroupCache(max_bytes=7000), picture_shards.pq.ParquetFile
+    monkeypatch.setattr(picture_shards.pq, "ParquetFile", lambda path: read(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        cache.get(path, 0, "image", "image.bytes")
+    monkeypatch.setattr(picture_shards.pq, "ParquetFile", read)
+    assert len(cache.get(path, 0, "image", "image.bytes")) == 3
 
 
 def test_other_files_in_a_folder_are_named(tmp_path):

@@ -13,6 +13,7 @@ from semhitok.quantization import (
     normalize,
     straight_through,
 )
+from semhitok.stages import confuse
 
 # Four codes of five channels, already of unit length.
 CODEBOOK = torch.tensor(
@@ -25,6 +26,23 @@ def test_nearest_code_by_hand():
         torch.tensor([[0.9, 0.1, 0, 0, 0], [0, 0, 1.0, 1.0, 0.1], [0, 0.2, 0, 0, -3.0], [0.4, 0.5, 0, 0, 0]])
     )
     assert nearest_code(vectors, CODEBOOK).tolist() == [0, 2, 3, 1]
+
+
+@pytest.mark.parametrize("num_positions", [3, 64])  # fewer positions than semantic codes, and more
+def test_codes_are_the_same_under_autocast(num_positions):
+    torch.manual_seed(0)
+    codebook, pixel = normalize(torch.randn(2048, 8)), PixelCodebook(32, 16, 8)
+    torch.nn.init.normal_(pixel.bend, std=0.3)
+    vectors, semantic = normalize(torch.randn(num_positions, 8)), torch.randint(32, (num_positions,))
+    expected = nearest_code(vectors, codebook), pixel.search(vectors, semantic), confuse(semantic[None], codebook, 1e-9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = (
+            nearest_code(vectors, codebook),
+            pixel.search(vectors, semantic),
+            confuse(semantic[None], codebook, 1e-9),
+        )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(found[2], semantic[None])  # each code is its own nearest
 
 
 def test_straight_through_gives_the_code_forward_and_the_vectors_gradient_backward():

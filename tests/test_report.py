@@ -324,6 +324,17 @@ def test_a_prompt_that_one_model_did_not_draw_leaves_a_gap(program, call, two, t
     assert len(Page((tmp_path / "report.html").read_text()).of_class("absent")) == 2
 
 
+def test_drawings_of_another_split_are_others(program, call, tmp_path):
+    for split, right in (("test", True), ("validation", False)):
+        gallery = save_gallery(tmp_path / "results" / split, right)
+        save(tmp_path / "results" / f"{split}.json", scenes("A", split=split, gallery=gallery))
+    assert call(program, tmp_path / "results", "--html", tmp_path / "report.html").code == 0
+    text = (tmp_path / "report.html").read_text()
+    for split in ("test", "validation"):
+        assert f"Scenes, {split} split, seed 0: the first prompts" in text
+    assert "0 dog found, 1 wanted" in text
+
+
 # ---- what results carry --------------------------------------------------------------------------------------------
 
 

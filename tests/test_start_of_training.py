@@ -79,6 +79,12 @@ def test_a_discriminator_is_not_shared_out():
         tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=3), None, adversarial_weight=0.5))
 
 
+def test_a_tokenizer_s_weights_stay_in_full_precision():
+    tokenizer.check_losses(TokenizerRecipe(TrainConfig(precision="autocast"), None))
+    with pytest.raises(UserError, match="^--train.precision bf16: a tokenizer's weights stay float32"):
+        tokenizer.check_losses(TokenizerRecipe(TrainConfig(precision="bf16"), None))
+
+
 @pytest.mark.parametrize(
     ("preset", "owner"),
     [("scenes_64_cheers", "scenes_64"), ("scenes_128_cheers", "scenes_128"), ("semhitok_256", "semhitok_256")],

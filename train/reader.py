@@ -266,7 +266,7 @@ def train(model: SceneReader, world: World, renderer: Renderer, args: argparse.N
         print(f"continuing at step {start} of {path}", flush=True)
 
     model.train()
-    logged, saved = time.perf_counter(), time.perf_counter()
+    logged, saved, logged_at = time.perf_counter(), time.perf_counter(), start
     for step in range(start, args.steps):
         # The step's own stream of random numbers: a continued run sees the very same pictures.
         rng = np.random.default_rng([args.seed, TRAINING, step])
@@ -288,7 +288,7 @@ def train(model: SceneReader, world: World, renderer: Renderer, args: argparse.N
 
         done = step + 1
         if done % args.log_every == 0 or done == args.steps:
-            per_step = (time.perf_counter() - logged) / ((done - start - 1) % args.log_every + 1)
+            per_step = (time.perf_counter() - logged) / (done - logged_at)
             parts = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
             print(
                 f"step {done}/{args.steps} loss {loss.item():.3f} {parts} grad {norm:.2f} "
@@ -296,7 +296,7 @@ def train(model: SceneReader, world: World, renderer: Renderer, args: argparse.N
                 f"left {(args.steps - done) * per_step / 60:.1f} min",
                 flush=True,
             )
-            logged = time.perf_counter()
+            logged, logged_at = time.perf_counter(), done
         if time.perf_counter() - saved > SAVE_SECONDS or done == args.steps:
             weights = {"model": model.state_dict(), "mean": mean, "optimizer": optimizer.state_dict()}
             save_state(path, {"run": run, "step": done} | weights)

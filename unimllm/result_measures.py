@@ -71,11 +71,18 @@ def of_codes(r: dict, group: str) -> Iterator[Measure]:
             yield Measure(group, f"{name} codes used", r[f"{name}_code_use"], num_samples=r["num_pictures"], digits=2)
 
 
+def told_set(r: dict) -> str:
+    """What a result was measured on, as far as measures, drawings and questions of another one are others."""
+    if "benchmark" in r:
+        return str(r["benchmark"])
+    reader = r.get("reader", DEFAULT_READER)  # another has other objects, or pictures of another size
+    read_by = "" if reader == DEFAULT_READER else f", reader {reader}"
+    return f"Scenes, {r.get('split', 'test')} split, seed {r['seed']}{read_by}"
+
+
 def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
-    on, intervals = f"Scenes, {r.get('split', 'test')} split, seed {r['seed']}", r["intervals"]
-    if r.get("reader", DEFAULT_READER) != DEFAULT_READER:  # it has other objects or pictures of another size
-        on += f", reader {r['reader']}"
+    on, intervals = told_set(r), r["intervals"]
     group, n = f"{on}: reconstruction", r["num_pictures"]
     yield Measure(group, "PSNR, dB", r["psnr"], intervals["psnr"], n, digits=2, top=None)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from unimllm.errors import UserError
 from unimllm.images import open_picture
-from unimllm.result_measures import Measure, plain
+from unimllm.result_measures import Measure, plain, told_set
 from unimllm.results import GALLERY, Column, Result, make_groups
 
 LARGEST = 256  # pixels of an embedded picture's longer side
@@ -218,7 +218,7 @@ def tries_by(columns: list[Column], part: str, names: tuple[str, ...]) -> dict[t
     for i, column in enumerate(columns):
         for result in column.results:
             for row, file in result.shown(part):
-                key = (result.content.get("benchmark", "Scenes"), *(str(row[name]) for name in names))
+                key = (told_set(result.content), *(str(row[name]) for name in names))
                 of_columns = tries.setdefault(key, [None] * len(columns))
                 of_columns[i] = of_columns[i] or Try(row, file)
     return tries

@@ -3,6 +3,8 @@
 Shapes: M vectors, D channels, K semantic codes, m pixel codes under each.
 """
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -28,8 +30,14 @@ def best_match(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Ten
     """The largest cosine of each of (M, D) with the codes (K, D), and whose it is: (M,) float and (M,) int64."""
     parts = vectors.split(max(1, MAX_SCORES // len(codebook)))
     # On a CPU `max` finds value and index in two thirds of the time that `argmax` takes for the index alone.
-    values, indices = zip(*((part @ codebook.T).max(-1) for part in parts), strict=True)
+    with in_full_precision(vectors):
+        values, indices = zip(*((part @ codebook.T).max(-1) for part in parts), strict=True)
     return torch.cat(values), torch.cat(indices)
+
+
+def in_full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager:
+    """A context without autocast: cosines near 1 are 0.004 apart in bfloat16, and of equal ones the first code wins."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -169,7 +177,8 @@ class PixelCodebook(nn.Module):
     def _bent(self, bend: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """The base under R affine maps (R, D, D) and (R, 1, D): (R, m, D) l2-normalised float32."""
         base = self.base.float()
-        return normalize(base + base @ bend.float() + shift.float())
+        with in_full_precision(base):
+            return normalize(base + base @ bend.float() + shift.float())
 
     def select(self, semantic: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The sub-codebooks that some positions need and which of them each needs.
@@ -218,7 +227,8 @@ class PixelCodebook(nn.Module):
         """Which of the m codes of its row is nearest to each of (..., D): (...) int64."""
         if len(codes) == 1:  # the same m for all: no copy for every vector
             return nearest_code(vectors, codes[0])
-        return (codes[rows] @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
+        with in_full_precision(vectors):
+            return (codes[rows] @ vectors.unsqueeze(-1)).squeeze(-1).argmax(-1)
 
     def forward(
         self, vectors: torch.Tensor, semantic: torch.Tensor

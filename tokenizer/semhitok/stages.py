@@ -11,6 +11,7 @@ from torch import nn
 
 from semhitok.losses import ReconstructionLosses, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
+from semhitok.quantization import in_full_precision
 
 NUM_NEAR = 7  # semantic codes that `confuse` exchanges a code for
 
@@ -121,7 +122,9 @@ def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> tor
     """
     if not share or len(codebook) == 1:
         return semantic
-    near = (codebook @ codebook.T).topk(min(1 + NUM_NEAR, len(codebook)), -1).indices  # (K, 1 + NUM_NEAR), itself first
+    with in_full_precision(codebook):
+        cosines = codebook @ codebook.T
+    near = cosines.topk(min(1 + NUM_NEAR, len(codebook)), -1).indices  # (K, 1 + NUM_NEAR), itself first
     rank = torch.randint(1, near.shape[1], semantic.shape[:1], device=semantic.device)  # (B,)
     rank = torch.where(torch.rand(rank.shape, device=rank.device) < share, rank, 0)
     return near[semantic].gather(-1, rank[:, None, None].expand(-1, semantic.shape[1], 1)).squeeze(-1)

@@ -28,16 +28,18 @@ SAVE_EVERY = 32  # chunks between two notes of progress
 
 def cache_fingerprint(model: SemHiTokModel, world: World, seed: int, split: str) -> str:
     """Twelve hex digits that change with the tokenizer's codes or the pictures."""
-    parts = [fingerprint(model), world.image_size, list(world.classes), seed]
+    parts = [fingerprint(model), world.image_size, list(world.classes), seed, "float32"]
     parts += [split] if split != "train" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def build_code_cache(
-    model: SemHiTokModel, world: World, renderer: Renderer, seed: int, count: int, folder: Path, autocast: bool,
+    model: SemHiTokModel, world: World, renderer: Renderer, seed: int, count: int, folder: Path,
     rank: int = 0, world_size: int = 1, split: str = "train",
 ) -> np.ndarray:  # fmt: skip
     """Codes of the scenes 0..count-1 of a seed and a split, read from the cache or made now by all ranks together.
+
+    In full precision, so that they are the codes that a model meets when it is asked about a picture.
 
     Returns:
         (count, N) uint32 memory map of flat codes `semantic * m + pixel`.
@@ -51,7 +53,7 @@ def build_code_cache(
         np.lib.format.open_memmap(partial, "w+", np.uint32, (count, model.config.num_positions)).flush()
     barrier()
     codes = np.lib.format.open_memmap(partial, "r+")
-    _encode_share(model.eval(), world, renderer, seed, split, codes, autocast, rank, world_size)
+    _encode_share(model.eval(), world, renderer, seed, split, codes, rank, world_size)
     barrier()
     if rank == 0:
         os.replace(partial, path)
@@ -62,9 +64,7 @@ def build_code_cache(
 
 
 @torch.no_grad()
-def _encode_share(
-    model, world, renderer, seed, split: str, codes: np.ndarray, autocast: bool, rank: int, world_size: int
-) -> None:
+def _encode_share(model, world, renderer, seed, split: str, codes: np.ndarray, rank: int, world_size: int) -> None:
     """Fill this rank's chunks of `codes`, noting now and then how far it is."""
     note = Path(f"{codes.filename}.rank{rank}")
     first = done = int(note.read_text()) if note.exists() else 0
@@ -75,8 +75,7 @@ def _encode_share(
             continue
         indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(codes)))
         pictures = renderer.render_batch([world.sample(sample_rng(seed, i), split) for i in indices])
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
-            batch = model.codes_to_ids(model.encode(to_pixel_values(pictures).to(model.device)))
+        batch = model.codes_to_ids(model.encode(to_pixel_values(pictures).to(model.device)))
         codes[indices.start : indices.stop] = batch.cpu().numpy()
         done = number + 1
         if done % SAVE_EVERY == 0 or done == len(chunks):

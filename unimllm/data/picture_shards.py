@@ -224,14 +224,16 @@ class RowGroupCache:
             try:
                 with pq.ParquetFile(path) as file:
                     future.set_result(file.read_row_group(group, [leaf], use_threads=False).column(column))
-            except BaseException as error:  # whoever waits for it must hear of it
+            except BaseException as error:  # whoever waits for it must hear of it; the next one tries again
+                with self.lock:
+                    self.groups.pop((path, group, leaf), None)
                 future.set_exception(error)
             self._make_room()
         return future.result()
 
     def _make_room(self) -> None:
         with self.lock:
-            done = {key: f.result().nbytes for key, f in self.groups.items() if f.done() and not f.exception()}
+            done = {key: f.result().nbytes for key, f in self.groups.items() if f.done()}
             total = sum(done.values())
             for key in list(done)[:-1]:
                 if total > self.max_bytes:

@@ -211,7 +211,10 @@ _ASKERS = {
 
 
 def pope_questions(scene: Scene, world: World, rng: np.random.Generator, split: str) -> list[Question]:
-    """POPE's questions about one scene: as many absent names as present ones, chosen by `split`."""
+    """POPE's questions about one scene: as many absent names as present ones, chosen by `split`.
+
+    Of popular and adversarial names three are candidates, so the fourth of a scene of four objects comes twice.
+    """
     asked = []
     absent: set[str] = set()
     for name in scene.names:

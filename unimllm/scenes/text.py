@@ -76,8 +76,8 @@ def encode_padded(tokenizer, texts: list[str], max_length: int) -> torch.Tensor:
         ValueError: a text is longer than max_length.
     """
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    longest = max(len(row) for row in rows)
-    if longest > max_length:
-        raise ValueError(f"a text has {longest} tokens, the text tower holds {max_length}: {texts[0]!r}...")
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if (length := len(rows[longest])) > max_length:
+        raise ValueError(f"a text has {length} tokens, the text tower holds {max_length}: {texts[longest]!r}")
     pad = tokenizer.pad_token_id
     return torch.tensor([[pad] * (max_length - len(row)) + row for row in rows])

@@ -74,7 +74,7 @@ def scene_pictures(
         model.image_tokenizer.cuda()  # ahead of the engine, which brings the rest
     codes = build_code_cache(
         model.image_tokenizer, world, renderer, seed, count, args.output_dir.parent / "codes",
-        recipe.train.autocast(), rank, world_size, split,
+        rank, world_size, split,
     )  # fmt: skip
     return SceneCodes(codes, model.config.image_offset)
 

@@ -55,7 +55,11 @@ def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
 
 
 def check_losses(recipe: TokenizerRecipe) -> None:
-    """UserError for losses that ZeRO 3 does not let compute."""
+    """UserError for what these losses cannot be computed with: weights of bf16, ZeRO 3."""
+    if recipe.train.precision == "bf16":
+        raise UserError(
+            "--train.precision bf16: a tokenizer's weights stay float32; autocast computes in bf16 with them"
+        )
     if recipe.adversarial_weight and recipe.train.zero_stage == 3:  # `AdversarialLoss` goes around modules' parameters
         raise UserError(
             "--adversarial_weight: ZeRO 3 cannot share out PatchGAN's discriminator; set --train.zero_stage 0, 1 or 2"
