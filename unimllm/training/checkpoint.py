@@ -157,8 +157,8 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
     """`model.pixel_dim was 8 and is 16` for every field in which two recipes differ, but how long and on what data."""
     told = []
-    for name in sorted(before.keys() | now.keys()):
-        key, old, new = f"{prefix}{name}", before.get(name), now.get(name)
+    for name in sorted(before.keys() & now.keys()):  # a field of another version of the code tells nothing
+        key, old, new = f"{prefix}{name}", before[name], now[name]
         if isinstance(old, dict) and isinstance(new, dict):
             told += changes(old, new, f"{key}.")
         elif old != new and not (key.startswith(("train.", "data.")) and key not in DECISIVE):
