@@ -24,7 +24,7 @@ class DataOptions:
         data_format: of `sample_index.FORMATS`; None: recognised.
         image_root: folder that paths of pictures are relative to; None: that of the file that names them.
         ratios: understanding:drawing:text; None: as the sources have them.
-        strict: stop at the first fault.
+        strict: stop at the first sample that cannot be used.
     """
 
     data: list[str]
@@ -50,7 +50,7 @@ def open_data(
         (the source, what to note of the data in run.json).
 
     Raises:
-        UserError: nothing there that can be used; with `strict`, any fault.
+        UserError: nothing there that can be used; with `strict`, one sample that cannot be.
     """
     ratios = parse_ratios(options.ratios) if options.ratios else None
     sources = [parse_data(word) for word in options.data]

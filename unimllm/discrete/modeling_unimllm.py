@@ -18,13 +18,11 @@ from transformers.utils import ModelOutput
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
-from unimllm.data.packing import flash_arguments
 from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler
-from unimllm.discrete.varlen import NAME as VARLEN
-from unimllm.discrete.varlen import varlen_arguments
+from unimllm.discrete.varlen import attention_arguments
 from unimllm.drawing import save_drawing_options
 
 
@@ -241,27 +239,14 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             input_ids = self.place_images(input_ids, pixel_values)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
-        attention = decoder.config._attn_implementation
-        is_flash = attention.startswith("flash_attention")
-        is_packed = position_ids is not None and attention_mask is None and past_key_values is None
-        bounds = {}
-        if is_packed and is_flash:
-            bounds = flash_arguments(position_ids)
-        elif is_packed and attention == VARLEN:
-            bounds, attention_mask = varlen_arguments(position_ids), embeds.new_empty(1, 1, 1, 1)  # so none is made
-        elif attention_mask is not None and attention_mask.dim() == 4:  # eager attention adds it to the scores
-            if is_flash:
-                raise ValueError("flash attention knows no branches in a row: pack without them, or use sdpa")
-            lowest = torch.finfo(embeds.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, lowest)
+        is_cached = past_key_values is not None
         outputs = decoder(
             inputs_embeds=embeds,
-            attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             # With a cache, transformers does not look for packed samples: they would see one another.
             use_cache=use_cache and labels is None,
-            **bounds,
+            **attention_arguments(decoder.config, embeds, attention_mask, position_ids, is_cached),
         )
         hidden = outputs.last_hidden_state
         if labels is not None:

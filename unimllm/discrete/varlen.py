@@ -6,22 +6,57 @@ under NAME. Where the bounds of samples are not told (branches, a cache, padding
 Shapes: B rows, T positions, h heads, g heads of keys and values, d channels of a head.
 """
 
+import functools
 import inspect
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from unimllm.data.packing import sample_bounds
+from unimllm.data.packing import flash_arguments, sample_bounds
 from unimllm.errors import UserError
 
 NAME = "varlen"
 HALVES = (torch.bfloat16, torch.float16)  # what torch's kernel computes in
 BOUNDS_AT_ONCE = 64  # their number is a multiple of it, so that compiled blocks meet few lengths
+
+
+def attention_arguments(
+    config: PreTrainedConfig,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    is_cached: bool,
+) -> dict:
+    """What a language model is called with, so that samples and branches of its rows do not see one another.
+
+    Args:
+        config: of the language model; its attention implementation decides the form.
+        embeds: (B, T, H).
+        attention_mask: (B, T), 0 for padding; (B, 1, T, T) bool, True where a position may look; or None.
+        position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
+
+    Raises:
+        ValueError: rows with branches for flash attention.
+    """
+    attention = config._attn_implementation
+    is_flash = attention.startswith("flash_attention")
+    has_branches = attention_mask is not None and attention_mask.dim() == 4
+    if has_branches and is_flash:
+        raise ValueError("flash attention knows no branches in a row: pack without them, or use sdpa")
+    if has_branches:  # eager attention adds it to the scores
+        added = torch.zeros_like(attention_mask, dtype=embeds.dtype)
+        return {"attention_mask": added.masked_fill(~attention_mask, torch.finfo(embeds.dtype).min)}
+    if attention_mask is None and position_ids is not None and not is_cached:
+        if is_flash:
+            return {"attention_mask": None} | flash_arguments(position_ids)
+        if attention == NAME:  # a mask of four dimensions, so that transformers makes none
+            return {"attention_mask": embeds.new_empty(1, 1, 1, 1)} | varlen_arguments(position_ids)
+    return {"attention_mask": attention_mask}
 
 
 def varlen_arguments(position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,6 +133,7 @@ def one_by_one(
     return rearrange(torch.cat(parts, 2), "1 h t d -> t h d")
 
 
+@functools.cache
 def import_varlen():
     """torch's kernel; UserError where this torch has none that knows windows, by which it is causal."""
     try:
