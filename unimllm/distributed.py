@@ -27,3 +27,11 @@ def local_gpu() -> str | None:
     """The GPU of this process under torchrun, None outside it or without one."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def threads_per_process(processes: int) -> int:
+    """CPU threads for each of the processes on this machine: OMP_NUM_THREADS, else this process's cores among them."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()  # read by torch when it was imported
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux alone
+    return max(1, cores // processes)

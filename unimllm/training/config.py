@@ -52,7 +52,7 @@ class TrainConfig:
     num_workers: int = 0
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     num_threads: int = 0
-    """CPU threads per process; 0: the machine's cores shared among its processes."""
+    """CPU threads per process; 0: OMP_NUM_THREADS, else the cores that it may run on, shared among its processes."""
     log_every: int = 1
     """Steps between log lines."""
     picture_every: int = 500

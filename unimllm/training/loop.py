@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
+from unimllm.distributed import threads_per_process
 from unimllm.errors import UserError
 from unimllm.training import checkpoint
 from unimllm.training.apart import digest, hide, parts_apart, show
@@ -142,7 +143,7 @@ def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     import deepspeed
 
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local_world))
+    torch.set_num_threads(config.num_threads or threads_per_process(local_world))
     if config.gradient_checkpointing:
         checkpoint_activations(task)
     hide(task)
