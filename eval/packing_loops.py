@@ -11,20 +11,22 @@ from unimllm.data.packing import PackedRow, stack_rows
 from unimllm.data.row_plan import best_fit
 
 PADDED_AT_ONCE = 16  # samples of a batch of LLaVA's
+PADDED, PACKED = "padded, pictures encoded in the step", "packed, codes stored, "
 
 
 def packed_over_padded(
-    padded: float, packed: float, num_samples: int, key: str, unit: str, attention: str
-) -> list[Row]:  # fmt: skip
+    padded: float, packed: float, num_samples: int, key: str, unit: str, how: str, how_padded: str = ""
+) -> list[Row]:
     """Both loops' rates in `unit` from their seconds over the same samples, and the speed-up; keys begin with `key`.
 
     Args:
-        attention: of the packed rows.
+        how: packed rows went through the model, in words.
+        how_padded: the other ones did.
     """
     on = {"samples": num_samples}
     return [
-        Row("padded, pictures encoded in the step", num_samples / padded, f"{key}_padded_samples_per_s", on, unit),
-        Row(f"packed, codes stored, {attention}", num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
+        Row(PADDED + how_padded, num_samples / padded, f"{key}_padded_samples_per_s", on, unit),
+        Row(PACKED + how, num_samples / packed, f"{key}_packed_samples_per_s", on, unit),
         Row("speed-up", padded / packed, f"{key}_speedup_over_padded", on, "times"),
     ]
 

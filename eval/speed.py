@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from packing_loops import packed_batches, packed_over_padded, padded_batches
+from packing_loops import PACKED, PADDED, packed_batches, packed_over_padded, padded_batches
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -228,7 +228,9 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
     """Samples a second, forward and backward, of the scenes' model: packed rows and stored codes, against LLaVA's loop.
 
     LLaVA's loop: batches of 16 samples padded to the longest, pictures encoded in every step. Both go through the same
-    samples: questions in one to eight turns about a picture, drawings, texts.
+    samples: questions in one to eight turns about a picture, drawings, texts. First both in float32, uncompiled; then
+    as the recipe trains, in bf16 products where this CPU is fast at them: ours compiled, as it is in training, LLaVA's
+    as it is and compiled, too (for any length: its batches have many, packed rows one).
     """
     is_tiny = config.image_size < 64
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
@@ -243,24 +245,39 @@ def measure_training(config: SemHiTokConfig) -> list[Row]:
     pictures = [torch.rand(int(placeholder in s.input_ids), 3, image.image_size, image.image_size) for s in samples]
     stored = [task.model.codes_to_ids(task.model.image_tokenizer.encode(p)) if len(p) else p for p in pictures]
 
-    def train_on(batch: dict) -> None:
+    def train_on(batch: dict, is_half: bool) -> None:
         with torch.enable_grad():
-            task(num_items=torch.tensor(100.0), **batch)["loss"].backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+                loss = task(num_items=torch.tensor(100.0), **batch)["loss"]
+            loss.backward()
 
-    def padded() -> None:
+    def padded(is_half: bool = False) -> None:
         for batch in padded_batches(samples, pictures, conversation.ids["pad"]):
-            train_on(batch)
+            train_on(batch, is_half)
 
-    def packed() -> None:
+    def packed(is_half: bool = False) -> None:
         for batch in packed_batches(samples, stored, placeholder, conversation.ids["pad"], 512, 4):
-            train_on(batch)
+            train_on(batch, is_half)
 
+    def as_the_recipe(loop: Callable[[bool], None], **compile_options) -> float:
+        if compile_options:
+            torch.compiler.reset()
+            backend = "eager" if is_tiny else "inductor"
+            task.model.language_model.get_decoder().compile(backend=backend, **compile_options)
+        return cpu_seconds(lambda: loop(recipe.train.autocast()), 2)
+
+    on, unit = {"samples": len(samples)}, "samples/CPU-s"
     choose_attention(task.model, "sdpa")
     slow, masked = cpu_seconds(padded, 2), cpu_seconds(packed, 2)
     choose_attention(task.model, VARLEN)
-    fast, on, unit = cpu_seconds(packed, 2), {"samples": len(samples)}, "samples/CPU-s"
-    through_sdpa = Row("packed, codes stored, sdpa", len(samples) / masked, "train_packed_sdpa_samples_per_s", on, unit)
-    return [*packed_over_padded(slow, fast, len(samples), "train", unit, VARLEN), through_sdpa]
+    rows = packed_over_padded(slow, cpu_seconds(packed, 2), len(samples), "train", unit, VARLEN)
+    rows.append(Row(f"{PACKED}sdpa", len(samples) / masked, "train_packed_sdpa_samples_per_s", on, unit))
+    choose_attention(task.model, "sdpa")
+    slow, fast, fair = as_the_recipe(padded), as_the_recipe(packed, dynamic=False), as_the_recipe(padded, dynamic=True)
+    how = "bf16 products" if recipe.train.autocast() else "fp32"
+    rows += packed_over_padded(slow, fast, len(samples), "train_recipe", unit, f"compiled, {how}", f", {how}")
+    key = "train_recipe_padded_compiled_samples_per_s"
+    return [*rows, Row(f"{PADDED}, compiled, {how}", len(samples) / fair, key, on, unit)]
 
 
 def conversations(count: int) -> list[list[dict]]:
