@@ -115,6 +115,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
         torch.manual_seed(0)
         model = SemHiTokModel(tiny_config())
     folder = tmp_path_factory.mktemp("tokenizer")
+    model.semantic.codebook.initialized.fill_(True)
     model.save_pretrained(folder)
     return folder
 

@@ -70,7 +70,7 @@ def test_ema_moves_a_used_code_and_leaves_an_unused_one():
     mean = normalize(torch.tensor([1.8, 0.6, 0, 0, 0]))
     torch.testing.assert_close(codebook.codes[0], normalize(0.9 * CODEBOOK[0] + 0.1 * mean))
     assert torch.equal(codebook.codes[1:], CODEBOOK[1:])
-    torch.testing.assert_close(codebook.counts, torch.tensor([1.1, 0.9, 0.9, 0.9]))
+    torch.testing.assert_close(codebook.counts, torch.tensor([0.9 + 0.1 * 2 / (2 / 4), 0.9, 0.9, 0.9]))
 
 
 def test_a_dead_code_restarts_at_the_worst_served_vector():
@@ -79,7 +79,24 @@ def test_a_dead_code_restarts_at_the_worst_served_vector():
     vectors = normalize(torch.tensor([[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [-1.0, -1.0, 0, 0, -0.3]]))
     codebook(vectors)
     torch.testing.assert_close(codebook.codes[2], vectors[2])
-    assert codebook.counts[2] == 1.0
+    assert codebook.counts[2] == pytest.approx(2 * 0.05)
+
+
+def test_many_dead_codes_restart_at_different_vectors():
+    codebook = EMACodebook(64, 5).train()
+    codebook.initialize(normalize(torch.randn(200, 5)))
+    codebook.counts[:30] = 0
+    codebook(normalize(torch.randn(20, 5)).repeat(2, 1))  # forty vectors, twenty of which differ
+    assert len(codebook.codes[:30].unique(dim=0)) == 30
+
+
+def test_a_code_without_uses_restarts_soon_however_many_codes_there_are():
+    codebook = EMACodebook(1000, 5).train()
+    vectors = normalize(torch.randn(100, 5))
+    codebook.initialize(vectors.repeat(10, 1))
+    codebook.codes[7] = normalize(-vectors.mean(0)) * 0.5  # nothing is nearest to it
+    steps = next(n for n in range(1, 500) if codebook(vectors) and codebook.codes[7].norm() > 0.9)
+    assert steps == 69  # 0.99^69 < 1 / 2
 
 
 def test_evaluation_changes_nothing():

@@ -16,6 +16,7 @@ from transformers import SiglipConfig, SiglipVisionModel
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
+from semhitok.quantization import EMACodebook, PixelCodebook
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
@@ -340,3 +341,30 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
     engine.full = False
     save(engine, 2)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_codebook_starts_at_the_pictures_of_several_steps():
+    """Of this step and those after it until there are eight vectors for each code, this rank's share of each."""
+    task = SimpleNamespace(
+        model=SimpleNamespace(config=SimpleNamespace(num_semantic_codes=40, num_pixel_codes=4, num_positions=16)),
+        modules=lambda: [EMACodebook(40, 3), PixelCodebook(40, 4, 3)],
+        parameters=lambda: iter([torch.zeros(1)]),
+    )
+    recipe = TokenizerRecipe(TrainConfig(max_steps=9, batch_size=3, learning_rate=1e-3), None)
+
+    def source(indices: range) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.tensor(indices)}
+
+    # 320 vectors are wanted, a picture brings 16, a step 48
+    assert tokenizer.start_pictures(task, recipe, source, 5).tolist() == list(range(15, 15 + 7 * 3))
+    task.model.config.num_semantic_codes = 4000
+    assert len(tokenizer.start_pictures(task, recipe, source, 5)) == tokenizer.START_STEPS * 3
+
+
+def test_codes_begin_within_the_run(capsys):
+    recipe = TokenizerRecipe(TrainConfig(max_steps=10, batch_size=3, learning_rate=1e-3), None, quantize_after=1000)
+    tokenizer.check_quantize_after(recipe, "pixel")
+    assert recipe.quantize_after == 2
+    assert capsys.readouterr().out == (
+        "quantize_after 1,000 is not below the 10 steps of this run: codes begin after step 2\n"
+    )

@@ -80,7 +80,7 @@ def main() -> None:
         else:
             model.save_pretrained(folder)
 
-    def before_step(step: int, batch: dict) -> None:
+    def before_step(step: int) -> None:
         if args.die_after and step == args.die_after:
             os._exit(9)
 

@@ -54,7 +54,7 @@ from unimllm.training.presets import (
 )
 from unimllm.training.seeding import seed_everything
 from unimllm.training.stages import stages_of
-from unimllm.training.tokenizer import announce_losses, before_step, check_losses
+from unimllm.training.tokenizer import announce_losses, before_step, check_losses, check_quantize_after
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
@@ -78,6 +78,7 @@ def main() -> None:
     stages = stages_of(recipe.model)
     stages.check_start(args, recipe, stage)
     check_losses(recipe)
+    check_quantize_after(recipe, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -111,7 +112,7 @@ def main() -> None:
         return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
 
     pictures = None if stage == "semantic" else draw_pictures
-    train(task, source, recipe.train, args.output_dir, export, about, before_step(task, recipe), pictures)
+    train(task, source, recipe.train, args.output_dir, export, about, before_step(task, recipe, source), pictures)
 
 
 def open_index(args) -> PictureIndex:

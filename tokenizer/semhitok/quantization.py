@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+GRACE = 2.0
+"""A code begins with so many times the uses below which it restarts: 69 batches without any at a decay of 0.99."""
 MAX_SCORES = 2**22
 """Similarities held at once while a codebook is searched: 16 MB, whatever the batch."""
 
@@ -94,7 +96,8 @@ class EMACodebook(nn.Module):
 
     Until `initialize` is called the vectors pass through unquantised: an encoder that has not spread out yet would
     collapse onto one code. A code that is chosen less than `restart_below` times a batch on average restarts at one of
-    the batch's worst served vectors.
+    the batch's worst served vectors; where a batch has fewer vectors than there are codes, less than that share of the
+    mean use.
     """
 
     def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.05):
@@ -102,7 +105,7 @@ class EMACodebook(nn.Module):
         self.decay = decay
         self.restart_below = restart_below
         self.register_buffer("codes", normalize(torch.randn(num_codes, dim)))  # (K, D)
-        self.register_buffer("counts", torch.ones(num_codes))  # (K,) EMA of uses per batch
+        self.register_buffer("counts", torch.ones(num_codes))  # (K,) EMA of uses per batch, or of the mean use
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,7 +132,7 @@ class EMACodebook(nn.Module):
         """Start at the k-means centres of all ranks' (M, D) l2-normalised vectors, and quantise from now on."""
         generator = torch.Generator().manual_seed(0)
         self.codes.copy_(kmeans(gather_vectors(vectors.float()), len(self.codes), generator=generator))
-        self.counts.fill_(1.0)
+        self.counts.fill_(GRACE * self.restart_below)
         self.initialized.fill_(True)
 
     @torch.no_grad()
@@ -138,7 +141,7 @@ class EMACodebook(nn.Module):
         sums = all_reduce(torch.zeros_like(self.codes).index_add_(0, index, vectors))
         used = counts > 0
         means = normalize(sums)
-        self.counts.lerp_(counts, 1 - self.decay)
+        self.counts.lerp_(counts / (counts.sum() / len(counts)).clamp(max=1), 1 - self.decay)
         # Unused codes keep their place; used ones move along the sphere.
         moved = normalize(self.codes * self.decay + means * (1 - self.decay))
         self.codes[used] = moved[used]
@@ -146,10 +149,11 @@ class EMACodebook(nn.Module):
         if len(dead):
             everyone = gather_vectors(vectors)
             served = best_match(everyone, self.codes)[0]
-            worst = served.argsort()[: 4 * len(dead)]  # every rank sees the same vectors, so chooses the same
-            chosen = worst[torch.arange(len(dead), device=worst.device) * 4 % len(worst)]
-            self.codes[dead] = everyone[chosen]
-            self.counts[dead] = 1.0
+            worst = everyone[served.argsort()[: 4 * len(dead)]].unique(dim=0)  # every rank sees and chooses the same
+            chosen = worst[:: max(1, len(worst) // len(dead))][: len(dead)]
+            dead = dead[: len(chosen)]  # too few vectors for all: the others wait for the next batch
+            self.codes[dead] = chosen
+            self.counts[dead] = GRACE * self.restart_below
 
 
 class PixelCodebook(nn.Module):

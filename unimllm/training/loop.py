@@ -83,7 +83,7 @@ def train(
     output_dir: Path,
     export: Callable[[Path], None],
     recipe: dict | None = None,
-    before_step: Callable[[int, dict], None] | None = None,
+    before_step: Callable[[int], None] | None = None,
     draw_pictures: Callable[[], np.ndarray] | None = None,
     held_out: dict[str, HeldOut] | None = None,
 ) -> nn.Module:
@@ -98,7 +98,7 @@ def train(
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
-        before_step: called with (step, batch) before each step's first forward pass.
+        before_step: called with the step before its first forward pass.
         draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
         held_out: by name, samples validated on every `config.validate_every` steps; the task defines `target_sums`.
 
@@ -192,7 +192,7 @@ def take_step(
         skipped.add(batch.pop("skipped", ()))
     micro_batches = [{k: v.to(engine.device) for k, v in batch.items()} for batch in micro_batches]
     if before_step:
-        before_step(step, micro_batches[0])
+        before_step(step)
     extra = {}
     if hasattr(task, "count_targets"):
         extra["num_items"] = targets_of_step(task, micro_batches, engine.device)

@@ -1,25 +1,31 @@
 """What the stages of `train/tokenizer.py` share: the SigLIP that they start from, their losses on pictures."""
 
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from semhitok.discriminator import AdversarialLoss
 from semhitok.losses import PerceptualLoss, ReconstructionLosses
 from semhitok.lpips_weights import LPIPS
-from semhitok.quantization import PixelCodebook
+from semhitok.quantization import EMACodebook, PixelCodebook
 from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
+from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import resolve
 from unimllm.training.in_place import written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
 
 TEACHER = "teacher"
+CODED = ("semantic", "pixel", "joint")  # stages that begin without codes
+START_VECTORS, START_STEPS = 8, 16  # vectors for each code at whose k-means a codebook starts; steps they come from
 
 
 def find_teacher(args: Namespace) -> str | Path:
@@ -93,15 +99,42 @@ def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
         print_once("no perceptual loss in this stage: lpips_weights are not used")
 
 
-def before_step(task: nn.Module, recipe: TokenizerRecipe) -> Callable[[int, dict], None]:
+def check_quantize_after(recipe: TokenizerRecipe, stage: str) -> None:
+    """Let codes begin at a fifth of a run that would end before they do: a tokenizer without them is of no use."""
+    if stage in CODED and recipe.quantize_after >= recipe.train.max_steps:
+        sooner = recipe.train.max_steps // 5
+        steps = f"the {recipe.train.max_steps:,} steps of this run"
+        print_once(f"quantize_after {recipe.quantize_after:,} is not below {steps}: codes begin after step {sooner:,}")
+        recipe.quantize_after = sooner
+
+
+def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
     """What is done before each step: the codebook and the discriminator start when it is time."""
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
 
-    def prepare(step: int, batch: dict) -> None:
+    def prepare(step: int) -> None:
         if step == recipe.quantize_after and hasattr(task, "initialize_codebook"):
             with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
-                task.initialize_codebook(batch["pixel_values"])
+                task.initialize_codebook(start_pictures(task, recipe, source, step))
         if adversarial:
             adversarial.active = step >= recipe.adversarial_start
 
     return prepare
+
+
+def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> torch.Tensor:
+    """This rank's pictures, (B, 3, S, S) in -1..1, at whose k-means codebooks start.
+
+    Those of this step and of as many after it as bring START_VECTORS vectors for each code, START_STEPS at most: fewer
+    vectors than codes would begin with copies.
+    """
+    config, train = task.model.config, recipe.train
+    sizes = {EMACodebook: config.num_semantic_codes, PixelCodebook: config.num_pixel_codes}
+    starting = [m for m in task.modules() if type(m) in sizes and not bool(m.initialized)]
+    needed = START_VECTORS * max((sizes[type(m)] for m in starting), default=1) / config.num_positions
+    num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = train.batch_size // world_size
+    starts = [(step + later) * train.batch_size + rank * share for later in range(num_steps)]
+    pictures = [source(range(start, start + share))["pixel_values"] for start in starts]
+    return torch.cat(pictures).to(next(task.parameters()).device)
