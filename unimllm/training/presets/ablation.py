@@ -3,8 +3,9 @@
 A step is 32 scenes for every stage of every tokenizer, and each tokenizer gets STEPS of them from one order of scenes
 (`TokenizerRecipe.first_step`): the joint ones all at once, the phased ones SEMANTIC_STEPS for meaning and the rest, on
 the scenes that follow, for pixels. Losses on pictures, sizes of the networks, optimiser and schedule are the same; the
-schedule runs once per stage, so a phased tokenizer warms up twice. None has the remedies against forgotten compositions
-that `scenes_64` needed (other objects, confused and foreign codes): two of them have no counterpart without phases.
+schedule runs once per stage, so a phased tokenizer warms up twice, and codes begin after a fifth of a stage. None has
+the remedies against forgotten compositions that `scenes_64` needed (other objects, confused and foreign codes): two of
+them have no counterpart without phases.
 
     pixel only       K = 1,     m = 4,096   stage pixel
     semantic only    K = 4,096, m = 1       stages semantic, decoder
@@ -52,7 +53,7 @@ def ablation_semantic() -> TokenizerRecipe:
 
 def ablation_pixel() -> TokenizerRecipe:
     """`... --stage pixel`: 16 codes under each; `--model.num_pixel_codes` for others over the same semantic stage."""
-    return _recipe(_as_semhitok(256), SEMANTIC_STEPS, STEPS, quantize_after=400)
+    return _recipe(_as_semhitok(256), SEMANTIC_STEPS, STEPS, quantize_after=280)
 
 
 def ablation_joint() -> TokenizerRecipe:
