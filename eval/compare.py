@@ -52,6 +52,9 @@ ALIKE = {  # what must be equal in all files of a name, or their numbers cannot 
 }
 
 
+DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew
+
+
 @dataclass
 class Column:
     """One measure.
@@ -136,24 +139,30 @@ def read_results(folder: Path) -> Results:
 def read_json(path: Path) -> dict:
     """The content of a file; UserError if it is damaged."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no result")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); remove it and run scripts/ablate_tokenizer.sh again"
         ) from error
+    return content
 
 
 def check_alike(results: Results) -> None:
     """UserError where two files of a name were not measured in the same way."""
-    first: dict[str, tuple[str, dict]] = {}
+    first: dict[tuple[str, str], tuple[str, object]] = {}
     for (name, seed, file), content in results.found.items():
         where = f"{name}/seed-{seed}/{file}"
-        measured = {key: content.get(key) for key in ALIKE[file]}
-        other, expected = first.setdefault(file, (where, measured))
-        for key in ALIKE[file]:
-            if measured[key] != expected[key]:
+        measured = {key: content.get(key) for key in (*ALIKE[file], *(DRAWN if "geneval" in content else ()))}
+        for net, distance in content.get("frechet", {}).items():
+            told = [part for part in distance.get("library", "").split(", ") if part.startswith("SigLIP ")]
+            measured |= {f"the network of {net}": part for part in told}  # earlier versions did not tell which
+        for key, value in measured.items():
+            other, expected = first.setdefault((file, key), (where, value))
+            if value != expected:
                 raise UserError(
-                    f"{where} has {key} {measured[key]!r} and {other} {expected[key]!r}: they cannot be compared; "
+                    f"{where} has {key} {value!r} and {other} {expected!r}: they cannot be compared; "
                     "remove one and run scripts/ablate_tokenizer.sh again"
                 )
 

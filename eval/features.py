@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     folder = resolve(folder_of(args.model))
     tokenizer, _ = load_tokenizer(str(folder), args.device)
+    weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
     world, renderer = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24).open()
     probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]
     examined = examined_scenes(world, args.seed, args.limit, args.split)
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     results = summarize(right, is_object.sum(1).numpy())
     results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
     results |= describe_run(
-        __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
+        __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=args.seed, num_samples={"pictures": len(examined), "training pictures": len(probed)},
         limited=len(examined) < NUM_EXAMINED or len(probed) < NUM_TRAINING,
     )  # fmt: skip

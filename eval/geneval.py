@@ -296,7 +296,7 @@ def write_results(path: Path, folder: Path, pictures: dict[str, dict], lacks: li
 def make_table(results: dict) -> Table:
     """Tags, their mean, and the two shares that the official summary prints besides."""
     size = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts"
-    part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of {NUM_PROMPTS}"
+    part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of its own {NUM_PROMPTS}"
     title = f"{results['benchmark']}, {results['model']}"
     table = open_table(title, ("", "score", "95 %", "pictures"), [f"{size}{part}; {results['detector']}"])
     for tag, value in results["scores"].items():

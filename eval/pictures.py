@@ -12,6 +12,8 @@ rows with "file" and "prompt". Intervals: 95 %, bootstrap over pictures.
 """
 
 import argparse
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
@@ -35,7 +37,7 @@ from unimllm.command_line import (
     silence_libraries,
 )
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import DIGITS, fingerprint
 from unimllm.generate import INDEX_FILE
 from unimllm.images import check_writable, open_picture
 from unimllm.json_rows import read_rows
@@ -96,8 +98,7 @@ def compare(argv: list[str]) -> None:
     nets, lpips = open_networks(args, torch.device(choose_device(args.device)))
     only = [{name: path for name, path in a.items() if name not in b}
             for a, b in ((reference, generated), (generated, reference))]  # fmt: skip
-    paired = not any(only)
-    comparisons = [FrechetComparison(paired) for _ in nets]
+    comparisons = [FrechetComparison() for _ in nets]
     scores = defaultdict(list)
     with out_of_memory_told(args.batch_size):
         for first, second in pairs(common, reference, generated, args):
@@ -124,7 +125,7 @@ def compare(argv: list[str]) -> None:
     results |= describe_run(
         __file__, ["compare", *argv], model=args.name or str(args.generated),
         fingerprint=fingerprint(*generated.values()), fingerprint_of="pictures", seed=args.seed,
-        num_samples={"pictures": len(generated), "pairs": len(common)}, limited=False,
+        num_samples={"pictures": len(generated), "pairs": len(common)}, limited=bool(common and only[0]),
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
@@ -255,6 +256,7 @@ def clipscore(argv: list[str]) -> None:
         "generated": str(args.folder),
         "clip": scorer.name,
         "num_pictures": len(scores),
+        "prompts_digest": hashlib.sha256(json.dumps(sorted(dict(prompts).values())).encode()).hexdigest()[:DIGITS],
         "num_cut_prompts": sum(scorer.is_cut(text) for text in dict(prompts).values()),
         "clip_score": float(scores.mean()),
         "clip_score_paper": float(WEIGHT * scores.mean() / 100),

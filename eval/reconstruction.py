@@ -119,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     silence_libraries()
     folder = resolve(folder_of(args.model))
     tokenizer, _ = load_image_tokenizer(str(folder), args.device)
+    weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
     nets, lpips = open_networks(args, tokenizer.device)
     if not nets and hasattr(tokenizer, "vision_features"):
         nets = [tokenizer_net(tokenizer)]
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
-        __file__, argv, model=str(args.model), fingerprint=weights_fingerprint(folder), fingerprint_of="weights",
+        __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]}, limited=args.limit is not None,
     )  # fmt: skip
     if args.json:

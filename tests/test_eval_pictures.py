@@ -68,8 +68,8 @@ def test_pairs_have_one_name_whatever_their_endings(call, program, networks, tmp
     features = [means(pictures).astype(np.float64) for pictures in (first, second)]
     moments = [moment for f in features for moment in (f.mean(0), np.cov(f.T))]
     fid = results["frechet"]["FID"]
-    assert fid["distance"] == pytest.approx(frechet_distance(*moments), rel=1e-5) and fid["paired"]
-    for words in ("FID", "KID x 1000, paired", "LPIPS (alex)", "3 pairs", "3 pictures is biased"):
+    assert fid["distance"] == pytest.approx(frechet_distance(*moments), rel=1e-5) and fid["num_pairs"] == 3
+    for words in ("FID", "KID x 1000, 3 pairs", "LPIPS (alex)", "3 pairs", "3 pictures is biased"):
         assert words in table
     assert "alone holds" not in table and results["command"].startswith("python eval/pictures.py compare")
     assert results["model"] == str(generated) and results["fingerprint_of"] == "pictures"
@@ -86,12 +86,12 @@ def test_other_names_are_told_and_belong_to_the_sets(call, program, networks, tm
     features = [means(pictures).astype(np.float64) for pictures in (first, second)]
     moments = [moment for f in features for moment in (f.mean(0), np.cov(f.T))]
     fid = results["frechet"]["FID"]
-    assert fid["distance"] == pytest.approx(frechet_distance(*moments), rel=1e-5) and not fid["paired"]
+    assert fid["distance"] == pytest.approx(frechet_distance(*moments), rel=1e-5) and fid["num_pairs"] == 2
     # Common names come first in both sets.
     order = [f[i] for f, i in zip(features, ([3, 4, 0, 1, 2], [0, 1, 2, 3]), strict=True)]
-    assert (fid["kid_mean"], fid["kid_std"]) == pytest.approx(kid(*order, subset_size=2), rel=1e-4, abs=1e-6)
+    assert (fid["kid_mean"], fid["kid_std"]) == pytest.approx(kid(*order, 2, subset_size=2), rel=1e-4, abs=1e-6)
     assert "reference alone holds 3 pictures, 0 first" in table and "generated alone holds 2 pictures, 5 first" in table
-    assert "KID x 1000" in table and "paired" not in table
+    assert "KID x 1000, 2 pairs" in table and results["limited"]
 
     others = write(tmp_path / "others", {"a.png": noise(1, 24), "b.png": noise(2)})
     results, _ = compared(call, program, tmp_path, reference, others, *networks)

@@ -114,9 +114,10 @@ def brute_force_mmd2(x: np.ndarray, y: np.ndarray, paired: bool) -> float:
 @pytest.mark.parametrize("paired", [False, True])
 def test_mmd2_is_the_brute_force_sum(rng, paired):
     x, y = rng.normal(size=(7, 5)), rng.normal(0.5, 2, (7, 5))
-    assert mmd2(x, y, paired) == pytest.approx(brute_force_mmd2(x, y, paired), rel=1e-12)
+    are_pairs = np.eye(7, dtype=bool) if paired else None
+    assert mmd2(x, y, are_pairs) == pytest.approx(brute_force_mmd2(x, y, paired), rel=1e-12)
     # All of both sets in every subset: each subset is the whole, in whatever order it was drawn.
-    mean, deviation = kid(x, y, paired, num_subsets=4, subset_size=7)
+    mean, deviation = kid(x, y, 7 * paired, num_subsets=4, subset_size=7)
     assert mean == pytest.approx(brute_force_mmd2(x, y, paired), rel=1e-12)
     assert deviation == pytest.approx(0, abs=1e-12)
 
@@ -125,13 +126,20 @@ def test_mmd2_by_hand():
     # D = 1: the kernel is (xy + 1)^3; k(0, anything) = 1, k(1, 1) = 8, k(1, 2) = 27.
     x, y = np.array([[0.0], [1]]), np.array([[0.0], [2]])
     assert mmd2(x, y) == pytest.approx(1 + 1 - 2 * (1 + 1 + 1 + 27) / 4)
-    assert mmd2(x, y, paired=True) == pytest.approx(1 + 1 - 2 * 1)
+    assert mmd2(x, y, np.eye(2, dtype=bool)) == pytest.approx(1 + 1 - 2 * 1)
 
 
 def test_equal_pairs_are_at_distance_zero_and_only_as_pairs(rng):
     x = rng.normal(size=(20, 3))
-    assert kid(x, x, paired=True, subset_size=10) == (0, 0)
+    assert kid(x, x, 20, subset_size=10) == pytest.approx((0, 0), abs=1e-12)
     assert kid(x, x, subset_size=20)[0] < -0.1  # every x_i meets itself across the sets but not within one
+
+
+def test_one_picture_without_a_counterpart_leaves_the_others_pairs(rng):
+    x = rng.normal(size=(60, 3))
+    y = x + 0.05 * rng.normal(size=(60, 3))
+    whole, one_less = kid(x, y, 60, subset_size=30)[0], kid(x, y[:59], 59, subset_size=30)[0]
+    assert abs(one_less - whole) < 0.05 < 0.2 < abs(kid(x, y[:59], subset_size=30)[0])
 
 
 def test_kid_does_not_depend_on_the_number_of_pictures(rng):
@@ -154,8 +162,8 @@ def test_kid_refuses_impossible_subsets():
         kid(x, x, subset_size=6)
     with pytest.raises(ValueError, match="subsets of 1 "):
         kid(x, x, subset_size=1)
-    with pytest.raises(ValueError, match="no pairs"):
-        kid(x, x[:4], paired=True, subset_size=2)
+    with pytest.raises(ValueError, match="no 5 pairs"):
+        kid(x, x[:4], 5, subset_size=2)
 
 
 # ---- both of originals and reconstructions -------------------------------------------------------------------------
@@ -173,14 +181,12 @@ def test_comparison_joins_batches(rng):
     )
     assert result["distance"] == pytest.approx(expected, rel=1e-9) and result["num_features"] == 4
     assert result["kid_subset_size"] == 15
-    assert (result["kid_mean"], result["kid_std"]) == pytest.approx(
-        kid(originals, reconstructions, paired=True, subset_size=15)
-    )
+    assert (result["kid_mean"], result["kid_std"]) == pytest.approx(kid(originals, reconstructions, 30, subset_size=15))
 
 
 def test_sets_that_are_not_paired_come_one_after_the_other(rng):
     first, second = rng.normal(size=(30, 4)), rng.normal(0.5, 1, (20, 4))
-    comparison = FrechetComparison(paired=False)
+    comparison = FrechetComparison()
     for rows in (slice(0, 16), slice(16, 30)):
         comparison.update(first[rows], second[:0])
     comparison.update(first[:0], second)
@@ -191,13 +197,19 @@ def test_sets_that_are_not_paired_come_one_after_the_other(rng):
 
 
 def test_kid_is_for_small_sets(rng, monkeypatch):
-    monkeypatch.setattr(frechet, "ENOUGH", 8)
+    monkeypatch.setattr(frechet, "KID_MOST", 8)
     comparison = FrechetComparison()
-    comparison.update(rng.normal(size=(7, 2)), rng.normal(size=(7, 2)))
+    comparison.update(rng.normal(size=(8, 2)), rng.normal(size=(8, 2)))
     assert "kid_mean" in comparison.result()
     comparison.update(rng.normal(size=(1, 2)), rng.normal(size=(1, 2)))
-    comparison.update(rng.normal(size=(1, 2)), rng.normal(size=(1, 2)))
     assert set(comparison.result()) == {"distance", "num_features"} and comparison.statistics[1].count == 9
+
+
+def test_pairs_come_before_pictures_without_a_counterpart():
+    comparison = FrechetComparison()
+    comparison.update(np.ones((1, 2)), np.ones((0, 2)))
+    with pytest.raises(ValueError, match="1 and 1 features are no pairs, or come too late"):
+        comparison.update(np.ones((1, 2)), np.ones((1, 2)))
 
 
 def test_one_picture_is_no_set():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unimllm.errors import UserError
-from unimllm.metrics import geneval
+from unimllm.metrics import geneval, geneval_records
 from unimllm.metrics.geneval import TAGS, Detection, failures, is_correct
 from unimllm.metrics.geneval_records import (
     COLORS,
@@ -369,3 +369,14 @@ def test_official_results_must_hold_verdicts(tmp_path):
 
 def test_the_ten_colours_are_geneval_s():
     assert COLORS == ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+
+
+def test_rewritten_prompts_are_not_genevals_own(monkeypatch):
+    """As many prompts, four pictures of each, longer words: no complete GenEval."""
+    own = [json.dumps({"tag": "single_object", "prompt": f"a photo of {i}"}) for i in range(553)]
+    longer = [text.replace("a photo of", "a highly detailed photo of") for text in own]
+    tags = ["single_object"] * 553 * 4
+    monkeypatch.setattr(geneval_records, "OWN_PROMPTS", geneval_records.prompts_digest(tags, own * 4))
+    assert summary(tags, own * 4, [True] * 553 * 4)["complete"]
+    assert summary(tags, [text.replace("{", "{ ") for text in own] * 4, [True] * 553 * 4)["complete"]
+    assert not summary(tags, longer * 4, [True] * 553 * 4)["complete"]

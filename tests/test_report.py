@@ -10,6 +10,8 @@ from PIL import Image
 
 from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
+from unimllm.metrics.geneval_records import OWN_PROMPTS
+from unimllm.result_measures import MEASURES
 from unimllm.results import shortest_labels
 
 EVIL = '<script>alert("1")</script>|`x`'
@@ -157,7 +159,7 @@ def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
 
 def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     distance = {"distance": 12.345, "kid_name": "KID", "kid_mean": 0.002}
-    compared = facts("pictures", "A", reference="TRUE", size=None, num_pairs=2, num_generated=3) | {
+    compared = facts("pictures", "A", reference="TRUE", size=None, num_pairs=2, num_reference=4, num_generated=3) | {
         "psnr": None, "ssim": 1.0, "intervals": {"psnr": [None, None], "ssim": [1.0, 1.0]}, "frechet": {"FID": distance}
     }  # fmt: skip
     save(tmp_path / "compare.json", compared)
@@ -357,3 +359,28 @@ def test_fingerprints_tell_weights_apart(tmp_path):
     both = fingerprint(tmp_path / "model-1.safetensors", tmp_path / "model-2.safetensors")
     assert weights_fingerprint(tmp_path) == both and len(both) == 16
     assert weights_fingerprint(tmp_path / "none") is None
+
+
+def test_other_questions_detectors_and_prompts_are_in_other_groups():
+    def group(program: str, result: dict) -> str:
+        return next(MEASURES[f"eval/{program}.py"](result)).group
+
+    scores = {"accuracy": 0.5, "f1": 0.5, "yes_ratio": 0.5}
+    split = {"num_questions": 3, "official": scores, "strict": scores}
+    nothing = {"random": {parsing: dict.fromkeys(scores) for parsing in ("official", "strict")}}
+
+    def pope(file: str, **others) -> str:
+        return group("pope", {"splits": {"random": split | {"file": file}}, "intervals": nothing} | others)
+
+    assert pope("random.json") == "POPE, official parsing"
+    assert pope("coco_pope_random.json") == "POPE (coco_pope), official parsing"
+    asked = pope("gqa_pope_random.json", suffix="\nAnswer with one word.")
+    assert asked == "POPE (gqa_pope, questions followed by 'Answer with one word.'), official parsing"
+
+    drawn = {"benchmark": "GenEval", "scores": {"overall": 0.5}, "intervals": {"overall": None}, "num_pictures": 2212,
+             "num_pictures_by_tag": {}, "num_prompts": 553, "detector": "D", "prompts_digest": OWN_PROMPTS}  # fmt: skip
+    assert group("geneval", drawn) == "GenEval, D"
+    assert group("geneval", drawn | {"prompts_digest": "abc"}) == "GenEval, D, other prompts (abc)"
+    assert group("geneval", drawn | {"prompts_digest": "abc", "num_prompts": 9}) == "GenEval, D"  # a part of them
+    clip = {"clip": "C", "clip_score": 30, "intervals": {"clip_score": None}, "num_pictures": 2212}
+    assert group("pictures", clip | {"prompts_digest": "abc"}) == "CLIPScore by C, 2,212 prompts (abc)"

@@ -6,6 +6,9 @@ Every program writes other JSON; a function here under the program's name tells 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from unimllm.metrics.geneval_records import NUM_PROMPTS, OWN_PROMPTS
 
 DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
 
@@ -137,8 +140,17 @@ def of_drawings(r: dict, group: str) -> Iterator[Measure]:
         )  # fmt: skip
 
 
+def pope_set(r: dict) -> str:
+    """The question files without their splits' names, and what followed each question."""
+    sets = sorted({Path(s["file"]).stem.replace(name, "").strip("_-. ") for name, s in r["splits"].items()} - {""})
+    suffix = f"questions followed by {r['suffix'].strip()!r}" if r.get("suffix", "").strip() else ""
+    told = ", ".join(filter(None, (*sets, suffix)))
+    return f"POPE ({told})" if told else "POPE"
+
+
 def of_pope(r: dict) -> Iterator[Measure]:
     """eval/pope.py."""
+    on = pope_set(r)
     total = sum(split["num_questions"] for split in r["splits"].values())
     rows = [(name, split, split["num_questions"]) for name, split in r["splits"].items()]
     rows += [("mean", r["mean"], total)] if len(rows) > 1 else []
@@ -148,7 +160,7 @@ def of_pope(r: dict) -> Iterator[Measure]:
                 interval = r["intervals"][name][parsing][score]
                 main = name == "mean" and score != "yes_ratio"
                 yield Measure(
-                    f"POPE, {parsing} parsing", f"{title}, {name}", entry[parsing][score], interval, n, main=main
+                    f"{on}, {parsing} parsing", f"{title}, {name}", entry[parsing][score], interval, n, main=main
                 )
 
 
@@ -165,7 +177,9 @@ def of_mme(r: dict) -> Iterator[Measure]:
 
 def of_geneval(r: dict) -> Iterator[Measure]:
     """eval/geneval.py."""
-    group, intervals = str(r["benchmark"]), r["intervals"]
+    group, intervals = f"{r['benchmark']}, {r['detector']}" if "detector" in r else str(r["benchmark"]), r["intervals"]
+    if r.get("prompts_digest", OWN_PROMPTS) != OWN_PROMPTS and r["num_prompts"] >= NUM_PROMPTS:
+        group += f", other prompts ({r['prompts_digest']})"
     for tag, share in r["scores"].items():
         n = r["num_pictures_by_tag"].get(tag, r["num_pictures"])
         yield Measure(group, plain(tag), share, intervals[tag], n, main=tag == "overall")
@@ -207,12 +221,15 @@ def of_pictures(r: dict) -> Iterator[Measure]:
     """eval/pictures.py, either command."""
     if "clip_score" in r:
         interval, n = r["intervals"]["clip_score"], r["num_pictures"]
-        yield Measure(f"CLIPScore by {r['clip']}", "100 * max(cos, 0)", r["clip_score"], interval, n, digits=2, top=100)
+        prompts = f", {n:,} prompts ({r['prompts_digest']})" if "prompts_digest" in r else ""
+        yield Measure(
+            f"CLIPScore by {r['clip']}{prompts}", "100 * max(cos, 0)", r["clip_score"], interval, n, digits=2, top=100
+        )
         return
     size = f", {r['size']} x {r['size']}" if r["size"] else ""
     group = f"Pictures beside {r['reference']}{size}"
     yield from of_pairs(r, group, r["num_pairs"])
-    yield from of_sets(r, group, r["num_generated"])
+    yield from of_sets(r, group, min(r["num_reference"], r["num_generated"]))
 
 
 def of_features(r: dict) -> Iterator[Measure]:

@@ -165,13 +165,15 @@ def make_columns(results: list[Result]) -> list[Column]:
     columns: list[Column] = []
     for result in results:
         keys = {measure.key for measure in result.measures}
-        for column in columns:
-            same = column.results[0].model == result.model
-            weights = {r.weights for r in (*column.results, result)} - {None}
-            if same and len(weights) < 2 and not any(column.measure(key) for key in keys):
-                column.results.append(result)
-                break
-        else:
+        fitting = [
+            column for column in columns
+            if column.results[0].model == result.model
+            and len({r.weights for r in (*column.results, result)} - {None}) < 2
+            and not any(column.measure(key) for key in keys)
+        ]  # fmt: skip
+        if len(fitting) == 1:
+            fitting[0].results.append(result)
+        else:  # none, or several of which it may belong to any
             columns.append(Column([result]))
     for column in columns:
         column.title = title_of(column, columns)

@@ -14,7 +14,7 @@ from rich.table import Table
 from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine
 from unimllm.errors import UserError
-from unimllm.metrics.frechet import ENOUGH, FrechetComparison
+from unimllm.metrics.frechet import ENOUGH, KID_MOST, FrechetComparison
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.metrics.networks import FeatureNet, PairDistance, inception_net, lpips_distance, siglip_net
 from unimllm.metrics.reconstruction import MAX, psnr, ssim
@@ -79,15 +79,18 @@ def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -
     frechet: dict[str, dict] = {}
     if not nets:
         return {"frechet": frechet, "warnings": []}
-    count = min(statistics.count for statistics in comparisons[0].statistics)
+    count = min(comparisons[0].counts)
     if count < 2:
         return {"frechet": frechet, "warnings": [f"{count} picture has no covariance: no Frechet distance"]}
     for net, comparison in zip(nets, comparisons, strict=True):
-        about = {"kid_name": net.kid_name, "library": net.library, "paired": comparison.paired}
+        about = {"kid_name": net.kid_name, "library": net.library, "num_pairs": comparison.num_pairs}
         frechet[net.frechet_name] = about | comparison.result()
+    kernel = " and ".join(net.kid_name for net in nets)
+    if max(comparisons[0].counts) > KID_MOST:
+        told = f"no {kernel}: it keeps the features of {KID_MOST:,} pictures of a set at most"
+        return {"frechet": frechet, "warnings": [told]}
     if count >= ENOUGH:
         return {"frechet": frechet, "warnings": []}
-    kernel = " and ".join(net.kid_name for net in nets)
     warning = (
         f"{' and '.join(frechet)} of {count} pictures is biased, a covariance needs {ENOUGH:,}: compare it only "
         f"between equal numbers of pictures, and trust {kernel} more"
@@ -105,7 +108,7 @@ def add_comparison(table: Table, results: dict) -> None:
         table.add_row(name, f"{values['distance']:.3f}")
         if "kid_mean" in values:
             subsets = f"std {1000 * values['kid_std']:.3f} of {values['kid_subset_size']} pictures"
-            kid = f"{values['kid_name']} x 1000" + (", paired" if values["paired"] else "")
+            kid = f"{values['kid_name']} x 1000" + (f", {values['num_pairs']:,} pairs" if values["num_pairs"] else "")
             table.add_row(kid, f"{1000 * values['kid_mean']:.3f}", subsets)
 
 

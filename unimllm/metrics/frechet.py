@@ -7,6 +7,7 @@ import numpy as np
 
 ENOUGH = 10_000  # pictures: below, the covariance of some 2,000 features is singular and the Frechet distance too large
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+KID_MOST = 50_000  # pictures of a set whose features are kept for KID: 0.4 GB of Inception's 2,048
 
 
 class GaussianStatistics:
@@ -88,7 +89,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 def kid(
     first: np.ndarray,
     second: np.ndarray,
-    paired: bool = False,
+    num_pairs: int = 0,
     num_subsets: int = KID_SUBSETS,
     subset_size: int = KID_SUBSET_SIZE,
     seed: int = 0,
@@ -100,43 +101,42 @@ def kid(
 
     Args:
         first, second: (n, D) and (n', D) features.
-        paired: row i of both belongs together, such as a picture and its reconstruction; see `mmd2`.
+        num_pairs: so many first rows of both belong together one by one, as pictures and their reconstructions do; see
+            `mmd2`.
         num_subsets: how many are drawn, each without repeats.
         subset_size: pictures of each set in a subset; no more than there are.
         seed: of the drawing.
 
     Raises:
-        ValueError: fewer than 2 pictures, subsets larger than a set, or pairs of unequal sets.
+        ValueError: fewer than 2 pictures, subsets larger than a set, or more pairs than pictures.
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if paired and len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} features are no pairs")
+    if num_pairs > min(len(first), len(second)):
+        raise ValueError(f"{len(first)} and {len(second)} features are no {num_pairs} pairs")
     if not 2 <= subset_size <= min(len(first), len(second)):
         raise ValueError(f"subsets of {subset_size} cannot be drawn from {len(first)} and {len(second)} pictures")
     rng = np.random.default_rng(seed)
-    values = []
+    values, all_paired = [], num_pairs == len(first) == len(second)
     for _ in range(num_subsets):
         picked = rng.choice(len(first), subset_size, replace=False)
-        of_second = picked if paired else rng.choice(len(second), subset_size, replace=False)
-        values.append(mmd2(first[picked], second[of_second], paired))
+        of_second = picked if all_paired else rng.choice(len(second), subset_size, replace=False)
+        are_pairs = (picked[:, None] == of_second) & (of_second < num_pairs)
+        values.append(mmd2(first[picked].astype(np.float64), second[of_second].astype(np.float64), are_pairs))
     return float(np.mean(values)), float(np.std(values))
 
 
-def mmd2(first: np.ndarray, second: np.ndarray, paired: bool = False) -> float:
+def mmd2(first: np.ndarray, second: np.ndarray, are_pairs: np.ndarray | None = None) -> float:
     """Unbiased estimate of the squared maximum mean discrepancy under KID's kernel (x.y / D + 1)^3.
 
     Args:
         first, second: (n, D) float64 features.
-        paired: leave the kernel of x_i and its own y_i out, as that of x_i with itself is left out everywhere. Two sets
-            that belong together pair by pair, originals and reconstructions, need it (Gretton et al. 2012, lemma 6):
-            with those terms equal sets would have a distance below zero.
+        are_pairs: (n, n) bool, True where x_i and y_j belong together, as an original and its reconstruction do. Their
+            kernel is left out, as that of x_i with itself is left out everywhere (Gretton et al. 2012, lemma 6): with
+            those terms equal sets would have a distance below zero.
     """
-    n, dim = first.shape
-    num_pairs = n * (n - 1)
-    within = sum((k.sum() - np.trace(k)) / num_pairs for k in (_kernel(first, first), _kernel(second, second)))
+    n = len(first)
+    within = sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in (_kernel(first, first), _kernel(second, second)))
     across = _kernel(first, second)  # (n, n)
-    mean_across = (across.sum() - np.trace(across)) / num_pairs if paired else across.mean()
-    return float(within - 2 * mean_across)
+    return float(within - 2 * across.mean(where=True if are_pairs is None else ~are_pairs))
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -145,33 +145,41 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class FrechetComparison:
-    """Takes two sets of pictures as features, batch by batch, and says how far the sets are apart.
+    """Takes two sets of pictures as features, batch by batch, and says how far the sets are apart."""
 
-    Args:
-        paired: picture i of both belongs together, such as an original and its reconstruction.
-    """
-
-    def __init__(self, paired: bool = True):
-        self.paired = paired
+    def __init__(self):
         self.statistics: tuple[GaussianStatistics, GaussianStatistics] | None = None  # until D is known
-        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = []  # features for KID; None once there are ENOUGH
+        self.num_pairs = 0
+        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = []  # features for KID; None once there are too many
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Pictures of both sets so far."""
+        return tuple(statistics.count for statistics in self.statistics) if self.statistics else (0, 0)
 
     def update(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
         """Take in (n, D) features of pictures and (n, D) of their reconstructions, in the same order.
 
-        Of sets that are not paired there may be unequally many, also none, at a time.
+        Pictures of one set without a counterpart come after all pairs, with (0, D) features of the other.
+
+        Raises:
+            ValueError: unequal numbers of both, or pairs after pictures without a counterpart.
         """
+        if len(originals) and len(reconstructions):
+            if len(originals) != len(reconstructions) or self.counts != (self.num_pairs, self.num_pairs):
+                raise ValueError(f"{len(originals)} and {len(reconstructions)} features are no pairs, or come too late")
+            self.num_pairs += len(originals)
         if self.statistics is None:
             self.statistics = GaussianStatistics(originals.shape[1]), GaussianStatistics(originals.shape[1])
         for statistics, features in zip(self.statistics, (originals, reconstructions), strict=True):
             statistics.update(features)
-        if min(statistics.count for statistics in self.statistics) >= ENOUGH:
+        if max(self.counts) > KID_MOST:
             self._kept = None
         elif self._kept is not None:
             self._kept.append((originals, reconstructions))
 
     def result(self) -> dict[str, float | int]:
-        """`distance` and `num_features`; for sets below ENOUGH pictures also `kid_mean`, `kid_std`, `kid_subset_size`.
+        """`distance` and `num_features`; for sets of up to KID_MOST pictures `kid_mean`, `kid_std`, `kid_subset_size`.
 
         Raises:
             ValueError: fewer than 2 pictures.
@@ -182,6 +190,6 @@ class FrechetComparison:
             return result
         first, second = (np.concatenate(features) for features in zip(*self._kept, strict=True))
         # Subsets of everything would all be the same one and have no deviation.
-        size = min(KID_SUBSET_SIZE, max(2, min(len(first), len(second)) // 2))
-        mean, deviation = kid(first, second, paired=self.paired, subset_size=size)
+        size = min(KID_SUBSET_SIZE, max(2, min(self.counts) // 2))
+        mean, deviation = kid(first, second, self.num_pairs, subset_size=size)
         return result | {"kid_mean": mean, "kid_std": deviation, "kid_subset_size": size}

@@ -8,6 +8,7 @@ A record is one JSON line for each picture, so pictures are looked at once and c
 A color is null where the prompt asks for none of that box's class; sha256 tells the picture from others of its name.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -20,7 +21,7 @@ from PIL import Image
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import DIGITS, fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
 from unimllm.metrics.intervals import percentiles, resampled_sums
@@ -38,6 +39,7 @@ OBJECT_NAMES = (
     "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 NUM_PROMPTS, IMAGES_PER_PROMPT = 553, 4
+OWN_PROMPTS = "69543e7b3811a1dd"  # `prompts_digest` of GenEval's evaluation_metadata.jsonl
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PICTURE = re.compile(r"\d+\.png")  # what GenEval's evaluator takes for a picture
 
@@ -237,6 +239,24 @@ def uncolored(detections: list[Detection], metadata: dict) -> bool:
     return any(d.name in asked and d.color is None for d in detections)
 
 
+def prompts_digest(tags: list[str], prompts: list[str]) -> str:
+    """What tells sets of prompts apart: rewritten ones, such as longer ones, are not comparable with GenEval's own.
+
+    Args:
+        tags, prompts: as in `summary`; of metadata in JSON their "prompt" alone counts.
+    """
+    told = sorted({(tag, prompt_of(text)) for tag, text in zip(tags, prompts, strict=True)})
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:DIGITS]
+
+
+def prompt_of(metadata: str) -> str:
+    """The prompt out of metadata as text; the text itself where it holds none."""
+    try:
+        return str(json.loads(metadata)["prompt"])
+    except (ValueError, TypeError, KeyError):
+        return metadata
+
+
 def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
     """GenEval's summary_scores.py: shares of correct pictures and prompts, tags, and the mean of the tags.
 
@@ -244,11 +264,12 @@ def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
         tags: of each picture.
         prompts: of each picture, whatever tells prompts apart (the official script: its metadata as text).
     """
-    num_prompts = len(set(prompts))
+    num_prompts, digest = len(set(prompts)), prompts_digest(tags, prompts)
     return {
         "num_pictures": len(correct),
         "num_prompts": num_prompts,
-        "complete": num_prompts == NUM_PROMPTS and len(correct) == NUM_PROMPTS * IMAGES_PER_PROMPT,
+        "prompts_digest": digest,
+        "complete": digest == OWN_PROMPTS and len(correct) == NUM_PROMPTS * IMAGES_PER_PROMPT,
         "correct_pictures": sum(correct) / len(correct),
         "correct_prompts": len({p for p, c in zip(prompts, correct, strict=True) if c}) / num_prompts,
         "scores": summarize(tags, correct),
