@@ -77,6 +77,8 @@ def test_code_vectors_are_fixed_points_of_their_codebooks(model):
 def test_wrong_sizes_are_refused_with_both_numbers(model, pictures):
     with pytest.raises(ValueError, match="reads 16 x 16"):
         model.encode(pictures[..., :8, :8])
+    with pytest.raises(ValueError, match="torch.uint8, not floats"):
+        model.encode(pictures.byte())
     with pytest.raises(ValueError, match=r"\(B, 4, 2\)"):
         model.decode(torch.zeros(1, 5, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="patch_size 8 needs 3"):

@@ -172,7 +172,7 @@ def test_joint_training_moves_both_branches_and_leaves_the_teacher(model, pictur
         optimizer.step()
         losses.append(outputs["loss"].item())
     assert losses[-1] < 0.8 * losses[0]
-    assert {"psnr", "cosine", "feature_l1", "commit", "codes_used"} < set(outputs)
+    assert {"psnr", "cosine", "feature_l1", "quantization", "codes_used"} < set(outputs)
     assert not model.vision_model.training and model.pixel.decoder.training
     parts = {"semantic.encoder", "semantic.decoder", "pixel.encoder", "pixel.decoder"}
     parts |= {"semantic.codebook", "pixel.codebook"} if type(model) is SemHiTokModel else {"codebook.codes"}

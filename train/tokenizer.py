@@ -41,6 +41,7 @@ from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures, check_size
 from unimllm.training.batches import LaterSamples, SampleSource
 from unimllm.training.checkpoint import latest, read_run
+from unimllm.training.in_place import gathered
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.plan import build_on_meta, tokenizer_plan
@@ -107,7 +108,8 @@ def main() -> None:
     def draw_pictures() -> np.ndarray:
         """True pictures over what the decoder makes of their codes (of little use before there are codes)."""
         true = source(range(GRID_COLUMNS))["pixel_values"].to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast()):
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast())
+        with gathered(model.parameters()), autocast:
             drawn = model.decode(model.encode(true))
         return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
 

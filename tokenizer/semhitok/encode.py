@@ -76,7 +76,7 @@ def encode_files(
 def report(out: Path, num_encoded: int, num_there: int, unreadable: Unreadable, num_others: int) -> str:
     """What happened, in one line."""
     counts = [f"{counted(num_encoded, 'picture')} encoded"]
-    counts += [f"{num_there:,} there already"] if num_there else []
+    counts += [f"{num_there:,} there already by their names (--overwrite: all anew)"] if num_there else []
     counts += [str(unreadable)] if unreadable else []
     counts += [f"{counted(num_others, 'other file')} left out"] if num_others else []
     return f"{out}: {', '.join(counts)}"

@@ -1,6 +1,7 @@
-"""What tells one image tokenizer from another: a digest of all that decides which codes `pixel_values` get.
+"""What tells one image tokenizer from another: a digest of its weights and of the numbers that codes are made with.
 
-How a file becomes pixel_values (crop, interpolation, the way up) is the image processor's and not part of it.
+A config whose number of heads or activation was edited by hand is not noticed. How a file becomes pixel_values (crop,
+interpolation, the way up) is the image processor's and not part of it.
 """
 
 import hashlib

@@ -166,6 +166,10 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}, this tokenizer reads {size} x {size}; "
                 f"resize with SemHiTokImageProcessor first"
             )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}, not floats in -1..1: the image processor makes them"
+            )
         return self.vision_outputs(pixel_values).last_hidden_state
 
     def vision_outputs(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
@@ -190,7 +194,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
             (B, N, 2) int64: semantic code in 0..K-1 and pixel code in 0..m-1 of each patch, row by row.
 
         Raises:
-            ValueError: pictures of another size than `config.image_size`.
+            ValueError: pictures of another size than `config.image_size`, or integers.
         """
         semantic = self.semantic_codes(pixel_values)
         pixel = self.pixel.codebook.search(self.pixel.encode(pixel_values), semantic)

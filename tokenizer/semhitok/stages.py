@@ -192,7 +192,7 @@ class JointStage(nn.Module):
         losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
         losses["loss"] = losses["loss"] + cosine + feature_l1 + quantized.loss
         used = torch.bincount(model.codes_to_ids(quantized.codes).flatten()).gt(0).sum()
-        return losses | {"cosine": cosine, "feature_l1": feature_l1, "commit": quantized.loss, "codes_used": used}
+        return losses | {"cosine": cosine, "feature_l1": feature_l1, "quantization": quantized.loss, "codes_used": used}
 
     @torch.no_grad()
     def initialize_codebook(self, pixel_values: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from semhitok.errors import first_line
 from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 from unimllm.training.apart import shown
+from unimllm.training.in_place import gathered
 from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
@@ -74,7 +75,7 @@ def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[
     barrier()
     with full_disk_told(partial):
         engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
-        with whole_weights(engine), shown(task):
+        with gathered(engine.parameters()), shown(task):
             if first:
                 export(partial)
         if first:
@@ -103,16 +104,6 @@ def full_disk_told(partial: Path):
             f"the disk of {partial.parent} is full, nothing was saved ({first_line(error)}); the checkpoint before "
             "stays: make room and start the same command again"
         ) from error
-
-
-def whole_weights(engine) -> contextlib.AbstractContextManager:
-    """A context in which every rank holds the whole weights, which ZeRO 3 has cut into shards; entered by all ranks."""
-    if engine.zero_optimization_stage() < 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    cut = [parameter for parameter in engine.parameters() if hasattr(parameter, "ds_id")]
-    return deepspeed.zero.GatheredParameters(cut)
 
 
 def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
