@@ -1,5 +1,7 @@
 """The CHEERS model: losses, reading, drawing, batches, caches, quirks, saving."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
@@ -192,6 +194,13 @@ def test_placeholders_that_do_not_fit_the_pictures_are_refused(model):
         model(row(USER, IMAGE, IMAGE, IMAGE), pictures(1))
 
 
+def test_placeholders_without_pictures_are_refused_everywhere(model):
+    prompt = row(USER, *READ, 9, START)
+    for asked in (model, partial(model.generate, max_new_tokens=1), partial(model.generate, generation_mode="image")):
+        with pytest.raises(ValueError, match="4 image placeholders but 0 pictures of 4 positions"):
+            asked(prompt)
+
+
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +222,16 @@ def test_drawings_depend_on_the_seed_and_the_prompt_and_decode_to_pictures(model
 
 
 @pytest.mark.parametrize("scale", [1.0, 9.5])
+def test_pictures_that_were_looked_at_before_are_drawn_from_alike(model, scale):
+    rows, seen = [[USER, *READ, 9, START], [USER, 10, START]], model.get_image_tokens(pictures(1))
+    expected = draw(model, rows, pixel_values=pictures(1), guidance_scale=scale)
+    assert torch.equal(draw(model, rows, image_tokens=seen, guidance_scale=scale), expected)
+    assert not torch.allclose(draw(model, rows, image_tokens=-seen, guidance_scale=scale)[0], expected[0])
+    with pytest.raises(ValueError, match="4 image placeholders but 2 pictures"):
+        draw(model, rows, image_tokens=seen.repeat(2, 1, 1), guidance_scale=scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 9.5])
 def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
     rows = [[USER, 9, START], [USER, 9, 10, 11, 12, ASSISTANT, START], [USER, 13, ASSISTANT, START]]
     together = draw(model, rows, seeds=[1, 2, 3], guidance_scale=scale)
@@ -224,7 +243,7 @@ def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
 def test_a_velocity_behind_the_cached_prompt_is_that_of_the_whole_sequence(model):
     """Also the second and third of them: a step leaves the cache as it was."""
     ids = row(USER, *READ, 9, ASSISTANT, START)
-    prompt = Prompt(model, ids, torch.ones_like(ids), pictures(2)[:1], 1.0)
+    prompt = Prompt(model, ids, torch.ones_like(ids), model.get_image_tokens(pictures(2)[:1]), 1.0)
     whole = torch.cat([ids, row(*DRAW[1:-1])], 1)
     noise = torch.randn(2, 16, 4, 4, dtype=torch.double)
     for time in (0.2, 0.7):

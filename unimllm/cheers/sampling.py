@@ -36,8 +36,11 @@ class Prompt:
     Args:
         input_ids: (B, T), padded on the left.
         attention_mask: (B, T), 0 for padding.
-        pixel_values: pictures for the placeholders in them, all of them to read.
+        image_tokens: (P, N, H) of `get_image_tokens`, for the placeholders in them.
         guidance_scale: 1 leaves the unconditional branch out.
+
+    Raises:
+        ValueError: the number of placeholders is not N for every picture.
     """
 
     def __init__(
@@ -45,22 +48,20 @@ class Prompt:
         model,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None,
+        image_tokens: torch.Tensor | None,
         guidance_scale: float,
     ):
         self.model, self.scale = model, guidance_scale
         self.branches = 1 if guidance_scale == 1 else 2
-        seen = None
-        if pixel_values is not None:
-            model.to_draw(input_ids, len(pixel_values))
-            seen = model.get_image_tokens(pixel_values).repeat(self.branches, 1, 1)
+        model.check_pictures(input_ids, image_tokens)
         if self.branches == 2:
             input_ids = torch.cat([input_ids, without_text(model, input_ids)])
             attention_mask = attention_mask.repeat(2, 1)
+            image_tokens = None if image_tokens is None else image_tokens.repeat(2, 1, 1)
         self.num_positions = model.config.num_positions
         self.cache = DynamicCache(config=model.config.text_config)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        model.read(input_ids, seen, attention_mask, positions, self.cache)
+        model.read(input_ids, image_tokens, attention_mask, positions, self.cache)
         picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
         self.position_ids = positions[:, -1:] + picture
         numbers = F.pad(torch.full_like(input_ids, TEXT), (0, self.num_positions), value=0)
@@ -89,6 +90,7 @@ def draw_latents(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     pixel_values: torch.Tensor | None = None,
+    image_tokens: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
     num_steps: int = 50,
     time_shift: float = 1.0,
@@ -102,7 +104,8 @@ def draw_latents(
     Args:
         input_ids: (B, T) prompts that end with the image-start token, padded on the left.
         attention_mask: (B, T), 0 for padding.
-        pixel_values: pictures for the placeholders in the prompts.
+        pixel_values: pictures for the placeholders in the prompts, all of them to read.
+        image_tokens: what `get_image_tokens` made of these, in place of them.
         guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
         num_steps: evaluations of the velocity.
         time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
@@ -114,8 +117,8 @@ def draw_latents(
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: a guidance that is no number, not one seed or start picture per row, or see
-            `flow_matching.euler_schedule`.
+        ValueError: a guidance that is no number, not one seed or start picture per row, not N placeholders for every
+            picture, or see `flow_matching.euler_schedule`.
     """
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; it must be a number (1: no guidance)")
@@ -132,5 +135,7 @@ def draw_latents(
         x = path(x, clean, torch.full((len(x),), start, device=x.device))
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    prompt = Prompt(model, input_ids, attention_mask, pixel_values, guidance_scale)
+    if pixel_values is not None:
+        image_tokens = model.get_image_tokens(pixel_values)
+    prompt = Prompt(model, input_ids, attention_mask, image_tokens, guidance_scale)
     return euler(x, prompt.velocity, *schedule, on_step)
