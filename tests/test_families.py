@@ -6,11 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from backbones import qwen_tokenizer
 from conftest import load_program
 from PIL import Image
 from transformers import AutoProcessor
 
 from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
+from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.cheers.released_processor import write_processor
 from unimllm.cheers.sampling import without_text
 from unimllm.conversation import flatten_content, text_message
@@ -102,6 +104,17 @@ def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheer
     (tmp_path / "config.json").write_text(json.dumps(settings))
     write_processor(tmp_path)
     assert "no processor was written, the text tokenizer cannot be used: its ids of no_text" in capsys.readouterr().out
+
+
+def test_a_text_tokenizer_that_ends_before_the_tokens_of_pictures_gains_them(tmp_path, capsys):
+    tokenizer = qwen_tokenizer()
+    ids = {f"{role}_token_id": len(tokenizer) + i for i, role in enumerate(CheersProcessor.image_tokens)}
+    tiny_config(**ids).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_processor(tmp_path)
+    assert capsys.readouterr().out == ""
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert [processor.conversation.ids[role] for role in CheersProcessor.image_tokens] == list(ids.values())
 
 
 def test_options_change_the_drawing_and_are_counted(cheers):
