@@ -91,6 +91,11 @@ def released_settings() -> dict:
     }  # fmt: skip
 
 
+def test_an_empty_part_of_a_released_configuration_is_as_if_it_were_left_out():
+    empty = dict.fromkeys(["text_config", "vision_representation_config", "vae_encoder_config"])
+    assert config_from_released(empty).to_dict() == config_from_released({}).to_dict()
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A folder as the released one, small and random, in two files."""

@@ -96,13 +96,12 @@ def check_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int,
 
 def config_from_released(settings: dict) -> CheersConfig:
     """Our configuration of a released config.json, with every quirk in its place."""
-    text = {name: settings.get("text_config", {}).get(name, value) for name, value in TEXT_DEFAULTS.items()}
-    vision = {
-        name: settings.get("vision_representation_config", {}).get(name, value)
-        for name, value in VISION_DEFAULTS.items()
-    }
-    vae = VAE_DEFAULTS | settings.get("vae_encoder_config", {})
-    rope = {"rope_type": "default", "rope_theta": settings.get("text_config", {}).get("rope_theta", TEXT_ROPE_THETA)}
+    parts = ("text_config", "vision_representation_config", "vae_encoder_config")
+    given_text, given_vision, given_vae = (settings.get(part) or {} for part in parts)
+    text = {name: given_text.get(name, value) for name, value in TEXT_DEFAULTS.items()}
+    vision = {name: given_vision.get(name, value) for name, value in VISION_DEFAULTS.items()}
+    vae = VAE_DEFAULTS | given_vae
+    rope = {"rope_type": "default", "rope_theta": given_text.get("rope_theta", TEXT_ROPE_THETA)}
     return released_config(
         text_config=Qwen2Config(**text, rope_parameters=rope, bos_token_id=151643, eos_token_id=151645),
         vision_config=SiglipVisionConfig(**vision),
