@@ -300,7 +300,12 @@ def test_editing_begins_from_the_picture(model):
     ("options", "words"),
     [
         ({"num_steps": 0}, "steps"),
-        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"num_steps": "4"}, "num_steps is '4'; it must be a whole number"),
+        ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a number"),
+        ({"guidance_scale": None}, "guidance_scale is None"),
+        ({"time_shift": "0.5"}, "time_shift is '0.5'"),
+        ({"start_time": "0.1", "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is '0.1'"),
         ({"time_shift": 0}, "shift"),
         ({"seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"start_pictures": torch.zeros(3, 3, 16, 16)}, "3 start_pictures for 1 prompts"),
@@ -310,6 +315,14 @@ def test_editing_begins_from_the_picture(model):
 def test_impossible_drawings_are_refused(model, options, words):
     with pytest.raises(ValueError, match=words):
         model.generate(row(USER, START), generation_mode="image", **options)
+
+
+def test_prompts_that_no_picture_can_follow_are_refused(model):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        model.generate(row(USER, START)[:0], generation_mode="image")
+    for ids in (torch.tensor([[USER, START], [START, USER]]), row(USER, START)[:, :0]):
+        with pytest.raises(ValueError, match=r"a prompt does not end with image_start \(4\)"):
+            model.generate(ids, generation_mode="image")
 
 
 def test_an_unknown_mode_is_refused(model):

@@ -144,6 +144,30 @@ def test_an_option_that_a_checkpoint_has_by_mistake_is_told(tiny_checkpoint):
         choose_drawing(model, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("num_steps", "4", r"num_steps \(--num-steps\){} is '4'; it must be a whole number"),
+        ("num_steps", 2.5, r"num_steps \(--num-steps\){} is 2.5; it must be a whole number"),
+        ("guidance_scale", [3], r"guidance_scale \(--cfg-scale\){} is \[3\]; it must be a number"),
+        ("time_shift", True, r"time_shift \(--time-shift\){} is True; it must be a number"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_told_with_its_place(cheers, monkeypatch, name, value, words):
+    model, processor = cheers
+    with pytest.raises(UserError, match=f"^{words.format('')}$"):
+        draw(model, processor, [APPLE], **{name: value})
+    monkeypatch.setattr(model.generation_config, "drawing", {name: value})
+    with pytest.raises(UserError, match=f"^{words.format(' of its generation_config.json')}$"):
+        draw(model, processor, [APPLE])
+    assert choose_drawing(model, {name: 2})[name] == 2
+
+
+def test_without_a_prompt_nothing_is_drawn(cheers):
+    with pytest.raises(UserError, match="there is no prompt"):
+        draw(*cheers, [])
+
+
 # ---- the commands ---------------------------------------------------------------------------------------------------
 
 

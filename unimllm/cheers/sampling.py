@@ -6,7 +6,6 @@ x_t alone (the first two) is computed once; with guidance the rest runs on both 
 Shapes: B rows, T positions of the prompts, N positions of a picture, C channels of the latent, h along its side.
 """
 
-import math
 from collections.abc import Callable
 from itertools import compress
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
+from unimllm.drawing import check_number
 from unimllm.flow_matching import euler, euler_schedule, guide, path
 
 
@@ -125,6 +125,14 @@ class Prompt:
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 
+def check_prompts(input_ids: torch.Tensor, image_start: int) -> None:
+    """ValueError where there are no prompts (B, T), or no picture follows one of them."""
+    if not len(input_ids):
+        raise ValueError("there is no prompt; give one row of input_ids for each picture")
+    if not (input_ids[:, -1:] == image_start).any(1).all():
+        raise ValueError(f"a prompt does not end with image_start ({image_start}); pad on the left, it comes last")
+
+
 def draw_latents(
     model,
     input_ids: torch.Tensor,
@@ -157,11 +165,14 @@ def draw_latents(
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: a guidance that is no number, not one seed or start picture per row, not N placeholders for every
-            picture, or see `flow_matching.euler_schedule`.
+        ValueError: an option that is no number, no prompt, one that ends otherwise, not one seed or start picture per
+            row, not N placeholders for every picture, or see `flow_matching.euler_schedule`.
     """
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a number (1: no guidance)")
+    numbers = {"guidance_scale": guidance_scale, "time_shift": time_shift, "start_time": start_time}
+    for name, value in numbers.items():
+        check_number(name, value)
+    check_number("num_steps", num_steps, is_whole=True)
+    check_prompts(input_ids, model.config.image_start_token_id)
     for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
         if given is not None and len(given) != len(input_ids):
             raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
