@@ -1,12 +1,14 @@
 """The CHEERS model: losses, reading, drawing, batches, caches, quirks, saving."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config
-from unimllm.cheers.sampling import Prompt, noise_of, without_text
+from unimllm.cheers.sampling import Prompt, noise_of, random_pictures, without_text
 from unimllm.flow_matching import path
 
 PAD, END, USER, ASSISTANT, START, STOP, IMAGE, DRAWN, NO_TEXT = range(9)
@@ -34,8 +36,12 @@ def row(*ids: int) -> torch.Tensor:
     return torch.tensor([ids])
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def pictures(count: int) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.double) * 2 - 1
+    return torch.rand(count, 3, 16, 16, generator=seeded(1), dtype=torch.double) * 2 - 1
 
 
 def only(ids: torch.Tensor, *kept: int) -> torch.Tensor:
@@ -192,6 +198,13 @@ def test_placeholders_that_do_not_fit_the_pictures_are_refused(model):
         model(row(USER, IMAGE, IMAGE, IMAGE), pictures(1))
 
 
+def test_placeholders_without_pictures_are_refused_everywhere(model):
+    prompt = row(USER, *READ, 9, START)
+    for asked in (model, partial(model.generate, max_new_tokens=1), partial(model.generate, generation_mode="image")):
+        with pytest.raises(ValueError, match="4 image placeholders but 0 pictures of 4 positions"):
+            asked(prompt)
+
+
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +226,16 @@ def test_drawings_depend_on_the_seed_and_the_prompt_and_decode_to_pictures(model
 
 
 @pytest.mark.parametrize("scale", [1.0, 9.5])
+def test_pictures_that_were_looked_at_before_are_drawn_from_alike(model, scale):
+    rows, seen = [[USER, *READ, 9, START], [USER, 10, START]], model.get_image_tokens(pictures(1))
+    expected = draw(model, rows, pixel_values=pictures(1), guidance_scale=scale)
+    assert torch.equal(draw(model, rows, image_tokens=seen, guidance_scale=scale), expected)
+    assert not torch.allclose(draw(model, rows, image_tokens=-seen, guidance_scale=scale)[0], expected[0])
+    with pytest.raises(ValueError, match="4 image placeholders but 2 pictures"):
+        draw(model, rows, image_tokens=seen.repeat(2, 1, 1), guidance_scale=scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 9.5])
 def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
     rows = [[USER, 9, START], [USER, 9, 10, 11, 12, ASSISTANT, START], [USER, 13, ASSISTANT, START]]
     together = draw(model, rows, seeds=[1, 2, 3], guidance_scale=scale)
@@ -224,7 +247,7 @@ def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
 def test_a_velocity_behind_the_cached_prompt_is_that_of_the_whole_sequence(model):
     """Also the second and third of them: a step leaves the cache as it was."""
     ids = row(USER, *READ, 9, ASSISTANT, START)
-    prompt = Prompt(model, ids, torch.ones_like(ids), pictures(2)[:1], 1.0)
+    prompt = Prompt(model, ids, torch.ones_like(ids), model.get_image_tokens(pictures(2)[:1]), 1.0)
     whole = torch.cat([ids, row(*DRAW[1:-1])], 1)
     noise = torch.randn(2, 16, 4, 4, dtype=torch.double)
     for time in (0.2, 0.7):
@@ -266,7 +289,7 @@ def test_each_step_looks_at_the_latent_once_and_asks_the_language_model_once(mod
 
 def test_editing_begins_from_the_picture(model):
     clean = model.vision_tokenizer.encode(pictures(1))
-    start = path(noise_of([3], (16, 4, 4)).double(), clean, torch.tensor([0.7]))
+    start = path(noise_of([seeded(3)], (16, 4, 4)).double(), clean, torch.tensor([0.7]))
     prompt = Prompt(model, row(USER, START), torch.ones(1, 2, dtype=torch.long), None, 1.0)
     expected = start + 0.3 * prompt.velocity(start, torch.tensor(0.7))  # 3 * 0.3 is less than one step
     edited = draw(model, [[USER, START]], seeds=[3], start_pictures=pictures(1), start_time=0.7)
@@ -277,7 +300,12 @@ def test_editing_begins_from_the_picture(model):
     ("options", "words"),
     [
         ({"num_steps": 0}, "steps"),
-        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"num_steps": "4"}, "num_steps is '4'; it must be a whole number"),
+        ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a number"),
+        ({"guidance_scale": None}, "guidance_scale is None"),
+        ({"time_shift": "0.5"}, "time_shift is '0.5'"),
+        ({"start_time": "0.1", "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is '0.1'"),
         ({"time_shift": 0}, "shift"),
         ({"seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"start_pictures": torch.zeros(3, 3, 16, 16)}, "3 start_pictures for 1 prompts"),
@@ -287,6 +315,14 @@ def test_editing_begins_from_the_picture(model):
 def test_impossible_drawings_are_refused(model, options, words):
     with pytest.raises(ValueError, match=words):
         model.generate(row(USER, START), generation_mode="image", **options)
+
+
+def test_prompts_that_no_picture_can_follow_are_refused(model):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        model.generate(row(USER, START)[:0], generation_mode="image")
+    for ids in (torch.tensor([[USER, START], [START, USER]]), row(USER, START)[:, :0]):
+        with pytest.raises(ValueError, match=r"a prompt does not end with image_start \(4\)"):
+            model.generate(ids, generation_mode="image")
 
 
 def test_an_unknown_mode_is_refused(model):
@@ -299,7 +335,7 @@ def test_an_unknown_mode_is_refused(model):
 
 def test_the_released_sampler_goes_a_step_too_far():
     clean, released = make(), make(extra_euler_step=True)
-    x = noise_of([0], (16, 4, 4)).double()
+    x = noise_of([seeded(0)], (16, 4, 4)).double()
     prompt = Prompt(clean, row(USER, START), torch.ones(1, 2, dtype=torch.long), None, 1.0)
     for t, step in ((0.0, 0.5), (0.5, 0.5), (1.0, 1 / 3)):
         x = x + step * prompt.velocity(x, torch.tensor(t))
@@ -328,6 +364,26 @@ def test_a_leading_picture_is_read_causally_where_the_quirk_says_so():
             place = 0 if leading else 1
             first, second = (model.read(ids, p, None).last_hidden_state[0, place] for p in (positions, changed))
             assert torch.allclose(first, second) == (quirk and leading)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_random_picture_stands_before_a_prompt_without_one_where_the_quirk_says_so(causal):
+    """Each row has its seed's, however long the others are, and a row with a picture of its own has none."""
+    clean, released = (make(leading_picture_is_causal=causal, stand_in_picture=stands) for stands in (False, True))
+    rows = [[USER, 9, START], [USER, *READ, 9, START], [USER, 10, 11, ASSISTANT, START]]
+    together = draw(released, rows, seeds=[1, 2, 3], pixel_values=pictures(1), guidance_scale=2.0)
+    for i, prompt in enumerate(rows):
+        stand_in, seen = [IMAGE] * 4, pictures(1)
+        if i == 1:
+            stand_in = []
+        else:
+            generator = seeded(i + 1)
+            noise_of([generator], (16, 4, 4))
+            seen = random_pictures([generator], 16)
+            assert seen.shape == (1, 3, 16, 16) and 0.5 < seen.abs().max() <= 1
+        alone = draw(clean, [stand_in + prompt], seeds=[i + 1], pixel_values=seen, guidance_scale=2.0)[0]
+        torch.testing.assert_close(together[i], alone, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(together[0], draw(clean, [rows[0]], seeds=[1], guidance_scale=2.0)[0])
 
 
 # ---- the ablations --------------------------------------------------------------------------------------------------

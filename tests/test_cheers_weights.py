@@ -91,6 +91,21 @@ def released_settings() -> dict:
     }  # fmt: skip
 
 
+def test_an_empty_part_of_a_released_configuration_is_as_if_it_were_left_out():
+    empty = dict.fromkeys(["text_config", "vision_representation_config", "vae_encoder_config"])
+    assert config_from_released(empty).to_dict() == config_from_released({}).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rope_scaling", {"rope_type": "yarn", "factor": 4.0}), ("use_sliding_window", True)]
+)
+def test_a_language_model_that_would_be_read_as_another_is_refused(name, value):
+    settings = released_settings()
+    settings["text_config"][name] = value
+    with pytest.raises(ValueError, match=f"^{name} of text_config would be lost"):
+        config_from_released(settings)
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A folder as the released one, small and random, in two files."""
@@ -168,6 +183,7 @@ def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
     [
         ("", "extra_euler_step", False),
         ("", "leading_picture_is_causal", False),
+        ("", "stand_in_picture", False),
         ("", "decode_before_siglip", False),
         ("", "linear_details", True),
         ("", "flow_loss_on_read_pictures", False),
@@ -178,6 +194,11 @@ def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
         ("", "num_flow_key_value_heads", 2),
         ("vae_config", "channels", 64),
         ("text_config", "model_type", "qwen3"),
+        ("text_config", "head_dim", 4),
+        ("text_config", "rope_parameters", {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}),
+        ("text_config", "use_sliding_window", True),
+        ("vision_config", "stem_channels", [8, 8]),
+        ("vision_config", "vision_use_head", False),
     ],
 )
 def test_a_field_that_the_released_code_has_built_in_is_named(part, name, value):

@@ -6,11 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from backbones import qwen_tokenizer
 from conftest import load_program
 from PIL import Image
 from transformers import AutoProcessor
 
 from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
+from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.cheers.released_processor import write_processor
 from unimllm.cheers.sampling import without_text
 from unimllm.conversation import flatten_content, text_message
@@ -104,6 +106,17 @@ def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheer
     assert "no processor was written, the text tokenizer cannot be used: its ids of no_text" in capsys.readouterr().out
 
 
+def test_a_text_tokenizer_that_ends_before_the_tokens_of_pictures_gains_them(tmp_path, capsys):
+    tokenizer = qwen_tokenizer()
+    ids = {f"{role}_token_id": len(tokenizer) + i for i, role in enumerate(CheersProcessor.image_tokens)}
+    tiny_config(**ids).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write_processor(tmp_path)
+    assert capsys.readouterr().out == ""
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert [processor.conversation.ids[role] for role in CheersProcessor.image_tokens] == list(ids.values())
+
+
 def test_options_change_the_drawing_and_are_counted(cheers):
     model, processor = cheers
     steps = []
@@ -129,6 +142,30 @@ def test_an_option_that_a_checkpoint_has_by_mistake_is_told(tiny_checkpoint):
     model.generation_config.drawing = {"guidance": 2.0}
     with pytest.raises(UserError, match="cannot draw with guidance, is in its generation_config.json"):
         choose_drawing(model, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("num_steps", "4", r"num_steps \(--num-steps\){} is '4'; it must be a whole number"),
+        ("num_steps", 2.5, r"num_steps \(--num-steps\){} is 2.5; it must be a whole number"),
+        ("guidance_scale", [3], r"guidance_scale \(--cfg-scale\){} is \[3\]; it must be a number"),
+        ("time_shift", True, r"time_shift \(--time-shift\){} is True; it must be a number"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_told_with_its_place(cheers, monkeypatch, name, value, words):
+    model, processor = cheers
+    with pytest.raises(UserError, match=f"^{words.format('')}$"):
+        draw(model, processor, [APPLE], **{name: value})
+    monkeypatch.setattr(model.generation_config, "drawing", {name: value})
+    with pytest.raises(UserError, match=f"^{words.format(' of its generation_config.json')}$"):
+        draw(model, processor, [APPLE])
+    assert choose_drawing(model, {name: 2})[name] == 2
+
+
+def test_without_a_prompt_nothing_is_drawn(cheers):
+    with pytest.raises(UserError, match="there is no prompt"):
+        draw(*cheers, [])
 
 
 # ---- the commands ---------------------------------------------------------------------------------------------------

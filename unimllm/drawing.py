@@ -5,6 +5,9 @@ A model class has `drawing_options`, names and defaults of what its `generate(ge
 checkpoint's values stand under "drawing" in its generation_config.json.
 """
 
+import math
+from numbers import Integral, Real
+
 from unimllm.errors import UserError
 
 FLAGS = {
@@ -27,16 +30,25 @@ def choose_drawing(model, given: dict[str, float | None]) -> dict[str, float]:
         given: by name; None counts as not given.
 
     Raises:
-        UserError: one that this family does not have.
+        UserError: one that this family does not have, or that is no number, or not whole where its default is.
     """
-    own = getattr(model.generation_config, "drawing", {})
+    own = getattr(model.generation_config, "drawing", None) or {}
     options = model.drawing_options | own | {name: value for name, value in given.items() if value is not None}
-    for name in options:
+    for name, value in options.items():
         if name not in model.drawing_options:
             where = "is in its generation_config.json" if name in own else "leave it out"
             taken = ", ".join(map(_called, model.drawing_options))
             raise UserError(f"this model cannot draw with {_called(name)}, {where}; it takes {taken}")
+        where = " of its generation_config.json" if name in own and given.get(name) is None else ""
+        check_number(f"{_called(name)}{where}", value, isinstance(model.drawing_options[name], int))
     return options
+
+
+def check_number(name: str, value: object, is_whole: bool = False) -> None:
+    """UserError where an option is not a finite number, or not a whole one."""
+    is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it must be a {'whole ' if is_whole else ''}number")
 
 
 def _called(name: str) -> str:

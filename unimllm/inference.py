@@ -123,7 +123,7 @@ def draw(
         options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 
     Raises:
-        UserError: an empty prompt, or one longer than the context; an option that the model does not have.
+        UserError: no prompt, an empty one, or one longer than the context; an option that the model does not have.
     """
     options = choose_drawing(model, options)
     check_prompts(model, processor, prompts)
@@ -137,7 +137,9 @@ def draw(
 
 
 def check_prompts(model, processor, prompts: list[str]) -> None:
-    """What `draw` checks before it begins; UserError for an empty prompt, or one longer than the context."""
+    """What `draw` checks before it begins; UserError for none, an empty one, or one longer than the context."""
+    if not prompts:
+        raise UserError("there is no prompt: say what to draw, for example 'a photo of a red apple'")
     for prompt in prompts:
         if not prompt.strip():
             raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")

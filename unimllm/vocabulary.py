@@ -18,3 +18,11 @@ TEXT_TOKENS = {"pad": "<|pad|>", "end": "<|end|>", "user": "<|user|>", "assistan
 
 IGNORE = -100
 """Label of positions without a target (torch's cross_entropy ignores it by default)."""
+
+
+def add_tokens(tokenizer, image_tokens: dict[str, str]) -> list[int]:
+    """Give a tokenizer those of a family's tokens that it lacks, behind its own and in their order; their ids."""
+    known = tokenizer.get_vocab()
+    tokens = {"extra_special_tokens": list(image_tokens.values())}
+    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
+    return [tokenizer.convert_tokens_to_ids(token) for token in image_tokens.values() if token not in known]

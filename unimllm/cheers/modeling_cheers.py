@@ -161,6 +161,10 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             )
         return kinds.view(num_pictures, positions)[:, 0] == self.config.image_gen_token_id
 
+    def check_pictures(self, input_ids: torch.Tensor, image_tokens: torch.Tensor | None) -> None:
+        """ValueError where the placeholders are not those of `image_tokens`, (P, N, H); None: of no picture."""
+        self.to_draw(input_ids, 0 if image_tokens is None else len(image_tokens))
+
     def look(
         self, pixel_values: torch.Tensor, drawn: torch.Tensor, t: torch.Tensor | None, noise: torch.Tensor | None
     ) -> Pictures:
@@ -264,8 +268,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             drawn = self.to_draw(input_ids, len(pixel_values))
             pictures = self.look(pixel_values, drawn, t, noise)
             image_tokens = pictures.positions
-        elif image_tokens is not None:
-            self.to_draw(input_ids, len(image_tokens))  # for its complaint
+        elif input_ids.shape[1] > 1:  # one position alone is no picture: the way behind a cache counts nothing
+            self.check_pictures(input_ids, image_tokens)
         outputs = self.read(
             input_ids, image_tokens, attention_mask, position_ids, past_key_values,
             use_cache=use_cache and labels is None,
@@ -347,10 +351,10 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 for padding.
             generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
                 "image": see `sampling.draw_latents`; returns latents (B, C, h, h) for `decode_image_tokens`.
-            image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`; for text.
+            image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`.
         """
         if generation_mode == "image":
-            return draw_latents(self, input_ids, attention_mask, pixel_values, **kwargs)
+            return draw_latents(self, input_ids, attention_mask, pixel_values, image_tokens, **kwargs)
         if generation_mode != "text":
             raise ValueError(f"generation_mode is {generation_mode!r}; choose text or image")
         kwargs.setdefault("suppress_tokens", self.config.picture_token_ids)

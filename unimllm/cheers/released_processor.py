@@ -9,6 +9,7 @@ from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import for_size
 from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.cheers.processing_cheers import CheersProcessor
+from unimllm.vocabulary import add_tokens
 
 RELEASED_DRAWING = {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
 """Of the released demo (README of AI9Stars/Cheers)."""
@@ -42,6 +43,7 @@ def write_processor(folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = RELEASED_TEMPLATE
+        add_tokens(tokenizer, CheersProcessor.image_tokens)  # the published one may end before them
         processor = CheersProcessor(for_size(config.image_size), tokenizer, num_positions=config.num_positions)
         ids = processor.conversation.ids
         if other := [role for role in CheersProcessor.image_tokens if ids[role] != getattr(config, f"{role}_token_id")]:

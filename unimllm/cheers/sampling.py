@@ -6,14 +6,15 @@ x_t alone (the first two) is computed once; with guidance the rest runs on both 
 Shapes: B rows, T positions of the prompts, N positions of a picture, C channels of the latent, h along its side.
 """
 
-import math
 from collections.abc import Callable
+from itertools import compress
 
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
+from unimllm.drawing import check_number
 from unimllm.flow_matching import euler, euler_schedule, guide, path
 
 
@@ -25,9 +26,48 @@ def without_text(model, input_ids: torch.Tensor) -> torch.Tensor:
     return input_ids.masked_fill(~kept, config.no_text_token_id)
 
 
-def noise_of(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal (B, *shape) float32: each row depends on its seed, not on its batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def noise_of(generators: list[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal (B, *shape) float32: each row depends on its generator, not on its batch."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def random_pictures(generators: list[torch.Generator], size: int) -> torch.Tensor:
+    """Pictures (B, 3, S, S) in -1..1 of uniform noise at half the size: the released processor's, of 256 pixels."""
+    noise = torch.stack([torch.rand(3, size // 2, size // 2, generator=generator) for generator in generators])
+    return F.interpolate(noise, size, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
+
+
+def with_stand_ins(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    image_tokens: torch.Tensor | None,
+    generators: list[torch.Generator],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The same prompts (see `Prompt`), N positions longer, with a random picture before each that has none of its own.
+
+    Args:
+        generators: one per row.
+    """
+    lacks = ~model.is_picture(input_ids).any(1)
+    if not lacks.any():
+        return input_ids, attention_mask, image_tokens
+    model.check_pictures(input_ids, image_tokens)
+    config, length = model.config, model.config.num_positions
+    pictures = random_pictures(list(compress(generators, lacks.tolist())), config.image_size)
+    stand_ins = model.get_image_tokens(pictures.to(input_ids.device))
+    input_ids = F.pad(input_ids, (length, 0), value=config.no_text_token_id)
+    attention_mask = F.pad(attention_mask, (length, 0))
+    begins = (attention_mask == 0).sum(1, keepdim=True)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    is_new = lacks.unsqueeze(1) & (places >= begins - length) & (places < begins)
+    input_ids = input_ids.masked_fill(is_new, config.image_token_id)
+    is_stand_in = is_new[model.is_picture(input_ids)].view(-1, length)[:, 0]  # of the pictures in reading order
+    seen = stand_ins.new_empty(len(is_stand_in), *stand_ins.shape[1:])
+    seen[is_stand_in] = stand_ins
+    if image_tokens is not None:
+        seen[~is_stand_in] = image_tokens.to(seen)
+    return input_ids, attention_mask.masked_fill(is_new, 1), seen
 
 
 class Prompt:
@@ -36,8 +76,11 @@ class Prompt:
     Args:
         input_ids: (B, T), padded on the left.
         attention_mask: (B, T), 0 for padding.
-        pixel_values: pictures for the placeholders in them, all of them to read.
+        image_tokens: (P, N, H) of `get_image_tokens`, for the placeholders in them.
         guidance_scale: 1 leaves the unconditional branch out.
+
+    Raises:
+        ValueError: the number of placeholders is not N for every picture.
     """
 
     def __init__(
@@ -45,22 +88,20 @@ class Prompt:
         model,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None,
+        image_tokens: torch.Tensor | None,
         guidance_scale: float,
     ):
         self.model, self.scale = model, guidance_scale
         self.branches = 1 if guidance_scale == 1 else 2
-        seen = None
-        if pixel_values is not None:
-            model.to_draw(input_ids, len(pixel_values))
-            seen = model.get_image_tokens(pixel_values).repeat(self.branches, 1, 1)
+        model.check_pictures(input_ids, image_tokens)
         if self.branches == 2:
             input_ids = torch.cat([input_ids, without_text(model, input_ids)])
             attention_mask = attention_mask.repeat(2, 1)
+            image_tokens = None if image_tokens is None else image_tokens.repeat(2, 1, 1)
         self.num_positions = model.config.num_positions
         self.cache = DynamicCache(config=model.config.text_config)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        model.read(input_ids, seen, attention_mask, positions, self.cache)
+        model.read(input_ids, image_tokens, attention_mask, positions, self.cache)
         picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
         self.position_ids = positions[:, -1:] + picture
         numbers = F.pad(torch.full_like(input_ids, TEXT), (0, self.num_positions), value=0)
@@ -84,11 +125,20 @@ class Prompt:
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 
+def check_prompts(input_ids: torch.Tensor, image_start: int) -> None:
+    """ValueError where there are no prompts (B, T), or no picture follows one of them."""
+    if not len(input_ids):
+        raise ValueError("there is no prompt; give one row of input_ids for each picture")
+    if not (input_ids[:, -1:] == image_start).any(1).all():
+        raise ValueError(f"a prompt does not end with image_start ({image_start}); pad on the left, it comes last")
+
+
 def draw_latents(
     model,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     pixel_values: torch.Tensor | None = None,
+    image_tokens: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
     num_steps: int = 50,
     time_shift: float = 1.0,
@@ -102,7 +152,8 @@ def draw_latents(
     Args:
         input_ids: (B, T) prompts that end with the image-start token, padded on the left.
         attention_mask: (B, T), 0 for padding.
-        pixel_values: pictures for the placeholders in the prompts.
+        pixel_values: pictures for the placeholders in the prompts, all of them to read.
+        image_tokens: what `get_image_tokens` made of these, in place of them.
         guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
         num_steps: evaluations of the velocity.
         time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
@@ -114,11 +165,14 @@ def draw_latents(
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: a guidance that is no number, not one seed or start picture per row, or see
-            `flow_matching.euler_schedule`.
+        ValueError: an option that is no number, no prompt, one that ends otherwise, not one seed or start picture per
+            row, not N placeholders for every picture, or see `flow_matching.euler_schedule`.
     """
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a number (1: no guidance)")
+    numbers = {"guidance_scale": guidance_scale, "time_shift": time_shift, "start_time": start_time}
+    for name, value in numbers.items():
+        check_number(name, value)
+    check_number("num_steps", num_steps, is_whole=True)
+    check_prompts(input_ids, model.config.image_start_token_id)
     for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
         if given is not None and len(given) != len(input_ids):
             raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
@@ -126,11 +180,17 @@ def draw_latents(
     start = 0.0 if start_pictures is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
     shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
-    x = noise_of(seeds, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = noise_of(generators, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))
     if start_pictures is not None:
         clean = model.vision_tokenizer.encode(start_pictures).to(x.dtype)
         x = path(x, clean, torch.full((len(x),), start, device=x.device))
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    prompt = Prompt(model, input_ids, attention_mask, pixel_values, guidance_scale)
+    if pixel_values is not None:
+        image_tokens = model.get_image_tokens(pixel_values)
+    read = input_ids, attention_mask, image_tokens
+    if config.stand_in_picture:
+        read = with_stand_ins(model, *read, generators)
+    prompt = Prompt(model, *read, guidance_scale)
     return euler(x, prompt.velocity, *schedule, on_step)

@@ -95,14 +95,19 @@ def check_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int,
 
 
 def config_from_released(settings: dict) -> CheersConfig:
-    """Our configuration of a released config.json, with every quirk in its place."""
-    text = {name: settings.get("text_config", {}).get(name, value) for name, value in TEXT_DEFAULTS.items()}
-    vision = {
-        name: settings.get("vision_representation_config", {}).get(name, value)
-        for name, value in VISION_DEFAULTS.items()
-    }
-    vae = VAE_DEFAULTS | settings.get("vae_encoder_config", {})
-    rope = {"rope_type": "default", "rope_theta": settings.get("text_config", {}).get("rope_theta", TEXT_ROPE_THETA)}
+    """Our configuration of a released config.json, with every quirk in its place.
+
+    Raises:
+        ValueError: a language model with other rotary positions or attention than the released one's.
+    """
+    parts = ("text_config", "vision_representation_config", "vae_encoder_config")
+    given_text, given_vision, given_vae = (settings.get(part) or {} for part in parts)
+    if other := [name for name in ("rope_scaling", "use_sliding_window") if given_text.get(name)]:
+        raise ValueError(f"{' and '.join(other)} of text_config would be lost; the released model has neither")
+    text = {name: given_text.get(name, value) for name, value in TEXT_DEFAULTS.items()}
+    vision = {name: given_vision.get(name, value) for name, value in VISION_DEFAULTS.items()}
+    vae = VAE_DEFAULTS | given_vae
+    rope = {"rope_type": "default", "rope_theta": given_text.get("rope_theta", TEXT_ROPE_THETA)}
     return released_config(
         text_config=Qwen2Config(**text, rope_parameters=rope, bos_token_id=151643, eos_token_id=151645),
         vision_config=SiglipVisionConfig(**vision),
@@ -115,17 +120,26 @@ def config_from_released(settings: dict) -> CheersConfig:
 
 def unlike_released(config: CheersConfig) -> list[str]:
     """Fields with other values than the released code has built in or takes from another part's configuration."""
-    released, text, vae = released_config(), config.text_config, config.vae_config
+    released, text, vision, vae = released_config(), config.text_config, config.vision_config, config.vae_config
     wanted = {name: getattr(released, name) for name in FIXED} | {
         "num_semantic_heads": text.num_attention_heads,
-        "num_detail_heads": config.vision_config.num_attention_heads,
+        "num_detail_heads": vision.num_attention_heads,
         "num_flow_key_value_heads": text.num_key_value_heads,
     }
     wanted_vae = {name: getattr(released.vae_config, name) for name in FIXED_VAE}
     wanted_vae["channels"] = vae.patched_channels  # the second stage's output is as wide as the VAE's first convolution
     other = [name for name, value in wanted.items() if getattr(config, name) != value]
     other += [f"vae_config.{name}" for name, value in wanted_vae.items() if getattr(vae, name) != value]
-    return other + ["text_config.model_type"] * (text.model_type != released.text_config.model_type)
+    head_dim, rope = text.hidden_size // text.num_attention_heads, getattr(text, "rope_parameters", None) or {}
+    is_other = {  # some language models and SigLIPs lack such a field
+        "text_config.model_type": text.model_type != released.text_config.model_type,
+        "text_config.head_dim": (getattr(text, "head_dim", None) or head_dim) != head_dim,
+        "text_config.rope_parameters": rope.get("rope_type", "default") != "default",
+        "text_config.use_sliding_window": getattr(text, "use_sliding_window", False),
+        "vision_config.stem_channels": getattr(vision, "stem_channels", None),
+        "vision_config.vision_use_head": not getattr(vision, "vision_use_head", True),
+    }
+    return other + [name for name, value in is_other.items() if value]
 
 
 def config_to_released(config: CheersConfig) -> dict:

@@ -14,7 +14,7 @@ from unimllm.chat_templates import CHAT_TEMPLATES
 from unimllm.conversation import end_of_answer
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
-from unimllm.vocabulary import IMAGE_TOKENS
+from unimllm.vocabulary import IMAGE_TOKENS, add_tokens
 
 
 def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtype = torch.float32):
@@ -52,14 +52,6 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return model, tokenizer
-
-
-def add_tokens(tokenizer, image_tokens: dict[str, str]) -> list[int]:
-    """Give a tokenizer those of a family's tokens (`vocabulary`) that it lacks; their ids."""
-    known = tokenizer.get_vocab()
-    tokens = {"extra_special_tokens": list(image_tokens.values())}
-    tokenizer.add_special_tokens(tokens, replace_extra_special_tokens=False)
-    return [tokenizer.convert_tokens_to_ids(token) for token in image_tokens.values() if token not in known]
 
 
 def add_image_tokens(model: PreTrainedModel, tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> list[int]:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
-from unimllm.discrete.backbone import OnlyRows, add_image_tokens, add_tokens, load_backbone
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora
@@ -26,6 +26,7 @@ from unimllm.training.families import family_of
 from unimllm.training.overrides import sizes_told
 from unimllm.training.presets import SftRecipe
 from unimllm.training.seeding import seed_everything
+from unimllm.vocabulary import add_tokens
 
 
 def backbone_name(args: Namespace, recipe: SftRecipe) -> str:
