@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config
-from unimllm.cheers.sampling import Prompt, noise_of, random_pictures, without_text
+from unimllm.cheers.sampling import Prompt, noise_of, without_text
 from unimllm.flow_matching import path
 
 PAD, END, USER, ASSISTANT, START, STOP, IMAGE, DRAWN, NO_TEXT = range(9)
@@ -289,7 +289,7 @@ def test_each_step_looks_at_the_latent_once_and_asks_the_language_model_once(mod
 
 def test_editing_begins_from_the_picture(model):
     clean = model.vision_tokenizer.encode(pictures(1))
-    start = path(noise_of([seeded(3)], (16, 4, 4)).double(), clean, torch.tensor([0.7]))
+    start = path(noise_of([3], (16, 4, 4)).double(), clean, torch.tensor([0.7]))
     prompt = Prompt(model, row(USER, START), torch.ones(1, 2, dtype=torch.long), None, 1.0)
     expected = start + 0.3 * prompt.velocity(start, torch.tensor(0.7))  # 3 * 0.3 is less than one step
     edited = draw(model, [[USER, START]], seeds=[3], start_pictures=pictures(1), start_time=0.7)
@@ -335,7 +335,7 @@ def test_an_unknown_mode_is_refused(model):
 
 def test_the_released_sampler_goes_a_step_too_far():
     clean, released = make(), make(extra_euler_step=True)
-    x = noise_of([seeded(0)], (16, 4, 4)).double()
+    x = noise_of([0], (16, 4, 4)).double()
     prompt = Prompt(clean, row(USER, START), torch.ones(1, 2, dtype=torch.long), None, 1.0)
     for t, step in ((0.0, 0.5), (0.5, 0.5), (1.0, 1 / 3)):
         x = x + step * prompt.velocity(x, torch.tensor(t))
@@ -364,26 +364,6 @@ def test_a_leading_picture_is_read_causally_where_the_quirk_says_so():
             place = 0 if leading else 1
             first, second = (model.read(ids, p, None).last_hidden_state[0, place] for p in (positions, changed))
             assert torch.allclose(first, second) == (quirk and leading)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_random_picture_stands_before_a_prompt_without_one_where_the_quirk_says_so(causal):
-    """Each row has its seed's, however long the others are, and a row with a picture of its own has none."""
-    clean, released = (make(leading_picture_is_causal=causal, stand_in_picture=stands) for stands in (False, True))
-    rows = [[USER, 9, START], [USER, *READ, 9, START], [USER, 10, 11, ASSISTANT, START]]
-    together = draw(released, rows, seeds=[1, 2, 3], pixel_values=pictures(1), guidance_scale=2.0)
-    for i, prompt in enumerate(rows):
-        stand_in, seen = [IMAGE] * 4, pictures(1)
-        if i == 1:
-            stand_in = []
-        else:
-            generator = seeded(i + 1)
-            noise_of([generator], (16, 4, 4))
-            seen = random_pictures([generator], 16)
-            assert seen.shape == (1, 3, 16, 16) and 0.5 < seen.abs().max() <= 1
-        alone = draw(clean, [stand_in + prompt], seeds=[i + 1], pixel_values=seen, guidance_scale=2.0)[0]
-        torch.testing.assert_close(together[i], alone, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(together[0], draw(clean, [rows[0]], seeds=[1], guidance_scale=2.0)[0])
 
 
 # ---- the ablations --------------------------------------------------------------------------------------------------

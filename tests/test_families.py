@@ -47,6 +47,25 @@ def test_a_folder_of_cheers_opens_as_it_was_saved(cheers, tiny_cheers):
     assert saved == {"guidance_scale": 3.0, "num_steps": 5, "time_shift": 1.0} == choose_drawing(model, {})
 
 
+def test_the_released_processor_puts_a_random_picture_before_prompts(cheers, tmp_path):
+    model, plain = cheers
+    plain.save_pretrained(tmp_path)
+    processor = CheersProcessor.from_pretrained(tmp_path, stand_in_picture=True)
+    processor.save_pretrained(tmp_path)
+    processor = CheersProcessor.from_pretrained(tmp_path)
+    inputs, without = processor.for_drawing([APPLE, DOGS]), plain.for_drawing([APPLE, DOGS])
+    length, size = model.config.num_positions, model.config.image_size
+    row = inputs["input_ids"][0][inputs["attention_mask"][0] == 1].tolist()
+    assert row[:length] == [model.config.image_token_id] * length
+    assert row[length:] == without["input_ids"][0][without["attention_mask"][0] == 1].tolist()
+    assert inputs["pixel_values"].shape == (2, 3, size, size) and 0.5 < inputs["pixel_values"].abs().max() <= 1
+    together, alone, bare = (
+        draw(model, p, prompts, num_steps=2)[-1]
+        for p, prompts in ((processor, [APPLE, DOGS]), (processor, [DOGS]), (plain, [DOGS]))
+    )
+    assert np.array_equal(together, alone) and not np.array_equal(alone, bare)
+
+
 def test_prompts_for_drawing_end_where_the_picture_begins(cheers):
     _, processor = cheers
     inputs = processor.for_drawing([APPLE, DOGS])

@@ -12,7 +12,6 @@ RELEASED_QUIRKS = {
     "extra_euler_step": True,
     "flow_loss_on_read_pictures": True,
     "leading_picture_is_causal": True,
-    "stand_in_picture": True,
 }
 """Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
 
@@ -112,10 +111,9 @@ class CheersConfig(PreTrainedConfig):
         repeat_detail_positions: quirk: positions of the second stage are 0..L/2-1 twice, not 0..L-1.
         extra_euler_step: quirk: see `flow_matching.euler_schedule`.
         flow_loss_on_read_pictures: quirk: pictures that are only read have a flow loss too, with velocity 0 as target.
-        leading_picture_is_causal: quirk: a picture at the very start of a row is read causally.
-        stand_in_picture: quirk: to draw from a prompt without a picture, one of random pixels is read before it, in
-            both branches of guidance. The released training had a black one at t = 0 before rows of text alone; ours
-            places none, whatever this says.
+        leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. In released training
+            rows of text alone have a stand-in there, black at t = 0, which ours places nowhere; in drawing see
+            `CheersProcessor`.
         image_start_token_id, image_end_token_id: around every picture.
         image_token_id: the placeholder of a picture to read, once for each of its positions.
         image_gen_token_id: the placeholder of a picture to draw.
@@ -144,7 +142,6 @@ class CheersConfig(PreTrainedConfig):
         extra_euler_step: bool = False,
         flow_loss_on_read_pictures: bool = False,
         leading_picture_is_causal: bool = False,
-        stand_in_picture: bool = False,
         image_start_token_id: int = 151667,
         image_end_token_id: int = 151668,
         image_token_id: int = 151665,
@@ -175,7 +172,6 @@ class CheersConfig(PreTrainedConfig):
         self.extra_euler_step = extra_euler_step
         self.flow_loss_on_read_pictures = flow_loss_on_read_pictures
         self.leading_picture_is_causal = leading_picture_is_causal
-        self.stand_in_picture = stand_in_picture
         self.image_start_token_id, self.image_end_token_id = image_start_token_id, image_end_token_id
         self.image_token_id, self.image_gen_token_id = image_token_id, image_gen_token_id
         self.no_text_token_id = no_text_token_id

@@ -44,7 +44,9 @@ def write_processor(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = RELEASED_TEMPLATE
         add_tokens(tokenizer, CheersProcessor.image_tokens)  # the published one may end before them
-        processor = CheersProcessor(for_size(config.image_size), tokenizer, num_positions=config.num_positions)
+        processor = CheersProcessor(
+            for_size(config.image_size), tokenizer, num_positions=config.num_positions, stand_in_picture=True
+        )
         ids = processor.conversation.ids
         if other := [role for role in CheersProcessor.image_tokens if ids[role] != getattr(config, f"{role}_token_id")]:
             raise ValueError(f"its ids of {', '.join(other)} are not the model's")

@@ -7,7 +7,6 @@ Shapes: B rows, T positions of the prompts, N positions of a picture, C channels
 """
 
 from collections.abc import Callable
-from itertools import compress
 
 import torch
 from torch.nn import functional as F
@@ -26,48 +25,9 @@ def without_text(model, input_ids: torch.Tensor) -> torch.Tensor:
     return input_ids.masked_fill(~kept, config.no_text_token_id)
 
 
-def noise_of(generators: list[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal (B, *shape) float32: each row depends on its generator, not on its batch."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def random_pictures(generators: list[torch.Generator], size: int) -> torch.Tensor:
-    """Pictures (B, 3, S, S) in -1..1 of uniform noise at half the size: the released processor's, of 256 pixels."""
-    noise = torch.stack([torch.rand(3, size // 2, size // 2, generator=generator) for generator in generators])
-    return F.interpolate(noise, size, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
-
-
-def with_stand_ins(
-    model,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    image_tokens: torch.Tensor | None,
-    generators: list[torch.Generator],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The same prompts (see `Prompt`), N positions longer, with a random picture before each that has none of its own.
-
-    Args:
-        generators: one per row.
-    """
-    lacks = ~model.is_picture(input_ids).any(1)
-    if not lacks.any():
-        return input_ids, attention_mask, image_tokens
-    model.check_pictures(input_ids, image_tokens)
-    config, length = model.config, model.config.num_positions
-    pictures = random_pictures(list(compress(generators, lacks.tolist())), config.image_size)
-    stand_ins = model.get_image_tokens(pictures.to(input_ids.device))
-    input_ids = F.pad(input_ids, (length, 0), value=config.no_text_token_id)
-    attention_mask = F.pad(attention_mask, (length, 0))
-    begins = (attention_mask == 0).sum(1, keepdim=True)
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    is_new = lacks.unsqueeze(1) & (places >= begins - length) & (places < begins)
-    input_ids = input_ids.masked_fill(is_new, config.image_token_id)
-    is_stand_in = is_new[model.is_picture(input_ids)].view(-1, length)[:, 0]  # of the pictures in reading order
-    seen = stand_ins.new_empty(len(is_stand_in), *stand_ins.shape[1:])
-    seen[is_stand_in] = stand_ins
-    if image_tokens is not None:
-        seen[~is_stand_in] = image_tokens.to(seen)
-    return input_ids, attention_mask.masked_fill(is_new, 1), seen
+def noise_of(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal (B, *shape) float32: each row depends on its seed, not on its batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 class Prompt:
@@ -180,8 +140,7 @@ def draw_latents(
     start = 0.0 if start_pictures is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
     shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    x = noise_of(generators, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))
+    x = noise_of(seeds, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))
     if start_pictures is not None:
         clean = model.vision_tokenizer.encode(start_pictures).to(x.dtype)
         x = path(x, clean, torch.full((len(x),), start, device=x.device))
@@ -189,8 +148,5 @@ def draw_latents(
         attention_mask = torch.ones_like(input_ids)
     if pixel_values is not None:
         image_tokens = model.get_image_tokens(pixel_values)
-    read = input_ids, attention_mask, image_tokens
-    if config.stand_in_picture:
-        read = with_stand_ins(model, *read, generators)
-    prompt = Prompt(model, *read, guidance_scale)
+    prompt = Prompt(model, input_ids, attention_mask, image_tokens, guidance_scale)
     return euler(x, prompt.velocity, *schedule, on_step)
