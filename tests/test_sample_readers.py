@@ -256,6 +256,26 @@ def test_a_tar_that_is_cut_off_or_empty(tmp_path):
     assert words(index.read(0)) == ["ten", "<image>"]
 
 
+def test_members_of_a_tar_that_are_lost_are_told(tmp_path):
+    members = {
+        "d/img_0.5x.jpg": encoded(picture(10)), "d/img_0.5x.txt": b"ten", "d/1.jpg": encoded(picture(20)),
+        "d/1.seg.png": encoded(picture(30)), "d/1.txt": b"twenty", "d/2.jpg": encoded(picture(30)),
+        "d/2.png": encoded(picture(40)), "d/2.txt": b"forty",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for _ in range(2):  # scanned, and remembered
+        index = open_samples(str(tmp_path / "a.tar"), None, None, tmp_path / "index")
+        assert [words(sample)[0] for sample in read_all(index)] == ["twenty", "forty"]
+        dots, two = map(str, index.faults)
+        assert ": dots in keys: of its members 2 belong to no sample, the first d/img_0.5x.jpg: " in dots
+        assert "so this one's ending is 5x.jpg" in dots
+        assert ": two of one key: of its members 1 went over one before them, the first d/2.png: " in two
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 

@@ -84,7 +84,7 @@ class SampleIndex(ShardIndex):
     Args:
         name: what the user called it.
         shards: in a fixed order.
-        faults: of files that could not be read to their end.
+        faults: of files of which not everything is used.
     """
 
     def __init__(self, name: str, shards: list[SampleShard], faults: list[Fault]):
@@ -143,7 +143,7 @@ def open_samples(
             barrier()
         opened = [open_file(path, kind, layout, image_root or path.parent, cache) for path, kind in paths]
         shards = [shard for shard, _ in opened if shard and shard.chunk_sizes.sum()]
-        faults = [fault for _, fault in opened if fault]
+        faults = [fault for _, found in opened for fault in found]
     if not shards:
         raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     index = SampleIndex(place, shards, faults)
@@ -195,34 +195,37 @@ SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
 
 def open_file(
     path: Path, kind: str, layout: str | None, image_root: Path, cache: Path | None
-) -> tuple[SampleShard | None, Fault | None]:
+) -> tuple[SampleShard | None, list[Fault]]:
     """One file, and what is wrong with it; None in place of one that is damaged altogether."""
     try:
         path.open("rb").close()
         if kind in SCANS:
             found, damage = remembered(path, cache, SCANS[kind])
+            faults = [Fault(reason, str(path), message) for reason, message in found.pop("faults", ())]
             shard = JsonSamples(path, **found, layout=layout, image_root=image_root) if kind == "JSON" else (
                 TarSamples(path, **found, layout=layout)
             )  # fmt: skip
             count = int(shard.chunk_sizes.sum())
-            message = f"{damage}; " + (f"its first {count:,} samples are used" if count else "nothing of it is used")
-            return shard, Fault(f"damaged {kind} file", str(path), message) if damage else None
+            if damage:
+                used = f"its first {count:,} samples are used" if count else "nothing of it is used"
+                faults.insert(0, Fault(f"damaged {kind} file", str(path), f"{damage}; {used}"))
+            return shard, faults
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return ParquetSamples(path, layout, image_root), None
+        return ParquetSamples(path, layout, image_root), []
     except UserError:
         raise
     except (OSError, pa.ArrowException) as error:
-        return None, Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")
+        return None, [Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")]
 
 
 def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
     """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
     if cache is None:
         return scan(path)
-    status = path.stat()
-    words = f"{scan.__name__} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    status = path.stat()  # the number changes with what a scan finds
+    words = f"{scan.__name__} 2 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
     file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
     if file.exists():
         with np.load(file) as kept:
