@@ -363,8 +363,10 @@ def test_long_conversations_lose_turns_at_their_end(processor):
     for limit, kept in ((lengths[2], 6), (lengths[2] - 1, 4), (lengths[1], 4), (lengths[1] - 1, 2), (lengths[0], 2)):
         tokenized, left = SampleTokenizer(processor.conversation, limit)(whole)
         assert left == whole[:kept] and tokenized == processor.conversation(left)
-    with pytest.raises(BadSample, match="fit"):
-        SampleTokenizer(processor.conversation, lengths[0] - 1)(whole)
+    with pytest.raises(BadSample, match=r"fit \(--max_length\)"):
+        SampleTokenizer(processor.conversation, lengths[0] - 1, 99)(whole)
+    with pytest.raises(BadSample, match="fit into the model's context"):
+        SampleTokenizer(processor.conversation, 99, lengths[0] - 1)(whole)
 
 
 def test_a_system_turn_needs_a_template_that_knows_it(tiny_checkpoint):

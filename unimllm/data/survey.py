@@ -217,14 +217,14 @@ def duplicates(survey: Survey, index: SampleIndex) -> list[Finding]:
 
 
 def survey_key(index: SampleIndex, tokenizer: SampleTokenizer, pictures_from: str) -> str:
-    """Changes with the files, their image root, the text tokenizer, the positions of a picture and with what fits."""
+    """Changes with the files, their image root, the text tokenizer, the positions of a picture and what fits."""
     conversation = tokenizer.conversation
     text = conversation.tokenizer
     files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in index.files()]
     vocabulary = sorted(text.get_vocab().items())
     words = [index.fingerprint, files, vocabulary, text.chat_template, conversation.num_positions]
     roots = [str(shard.image_root.resolve()) for shard in index.shards if hasattr(shard, "image_root")]
-    words += [tokenizer.max_length, pictures_from, roots]
+    words += [tokenizer.max_length, tokenizer.marks, pictures_from, roots]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 

@@ -276,7 +276,7 @@ def data_source(
         raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {held:,}; name its own")
     pictures = family_of(model.config).sample_pictures(args, model, processor)
     context = model.config.text_config.max_position_embeddings
-    tokenizer = SampleTokenizer(processor.conversation, min(recipe.max_length, context))
+    tokenizer = SampleTokenizer(processor.conversation, recipe.max_length, context)
     config = recipe.train
     options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
     processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)
