@@ -267,6 +267,15 @@ def test_faults_are_counted_and_named_by_line_before_training(faulty, processor)
     assert "turns fit into 80 ids" in told and f"{faulty}:15: a text holds <|end|>" in told
 
 
+def test_the_task_of_a_sample_is_that_of_what_fits_of_it(llava, processor, tmp_path):
+    turns = [{"from": who, "value": "a photo of two dogs"} for who in ("human", "gpt") * 9]
+    turns += [{"from": "human", "value": "a dog"}, {"from": "gpt", "value": "<image>"}]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"image": str(llava.parent / "images/a/0.png"), "conversations": turns}))
+    _, found = survey(path, processor)
+    assert found.counts() == {"understanding": 0, "drawing": 0, "text": 1}
+
+
 def test_strict_stops_at_the_first_fault(faulty, processor):
     with pytest.raises(UserError, match=r"data.jsonl:5: missing picture: .*/images/a/4.png \(--strict\)"):
         survey(faulty, processor, strict=True)

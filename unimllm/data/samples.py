@@ -100,9 +100,14 @@ class Sample:
 
     @property
     def task(self) -> str:
-        """One of TASKS: a picture in an answer is drawing, else one in a question is understanding."""
-        drawn = [message["role"] == "assistant" for message in self.variants[0] for _ in pictures_of([message])]
-        return "drawing" if any(drawn) else "understanding" if drawn else "text"
+        """See `task_of`."""
+        return task_of(self.variants[0])
+
+
+def task_of(messages: list[dict]) -> str:
+    """One of TASKS: a picture in an answer is drawing, else one in a question is understanding."""
+    drawn = [message["role"] == "assistant" for message in messages for _ in pictures_of([message])]
+    return "drawing" if any(drawn) else "understanding" if drawn else "text"
 
 
 def pictures_of(messages: list[dict]) -> list[Picture]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from unimllm.data.faults import NAMED, Fault
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.sample_tokens import SampleTokenizer
-from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of
+from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of, task_of
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
@@ -39,7 +39,7 @@ class Survey:
 
     Attributes:
         lengths: (S,) int32 ids of each sample, of its longest variant; 0: it cannot be used.
-        tasks: (S,) uint8 into TASKS.
+        tasks: (S,) uint8 into TASKS, of what fits of a sample.
         ids: (S,) uint64 hash of its id; 0: it has none.
         findings: what is wrong, in the order of the samples.
     """
@@ -88,7 +88,6 @@ class Surveyor:
             found.ids[place] = int.from_bytes(
                 hashlib.blake2b(sample.id.encode("utf-8", "replace"), digest_size=8).digest()
             )
-        found.tasks[place] = TASKS.index(sample.task)
         longest = 0
         for messages in sample.variants:
             tokenized, kept = self.tokenizer(messages)
@@ -99,6 +98,7 @@ class Surveyor:
         if len(kept) < len(messages):
             message = f"the first {len(kept)} of {len(messages)} turns fit into {self.tokenizer.max_length:,} ids"
             found.findings.append((number, "cut short", message))
+        found.tasks[place] = TASKS.index(task_of(kept))
         found.lengths[place] = longest
 
 
