@@ -116,6 +116,18 @@ def test_one_of_several_captions_is_drawn(tmp_path, llava, processor):
     assert len(lengths) == 2 and made.plan.mixture.surveys[0].lengths.tolist() == [max(lengths)]
 
 
+def test_captions_that_are_too_long_leave_the_others(tmp_path, llava, processor):
+    path = tmp_path / "captions.jsonl"
+    captions = ["a dog " * 99, "a dog", "a photo of a dog"]
+    path.write_text(json.dumps({"image": str(llava.parent / "images/a/0.png"), "captions": captions}))
+    made = source(path, processor, text_drop=0.0, cache=tmp_path / "index")
+    lengths = {len(made.words(0, 0, epoch)[0]) for epoch in range(20)}
+    (found,) = made.plan.mixture.surveys
+    assert len(lengths) == 2 and found.lengths.tolist() == [max(lengths)]
+    ((_, reason, message),) = found.findings
+    assert reason == "fewer captions" and message.startswith("1 of 3 are left out; the first: ")
+
+
 def test_packed_samples_have_the_loss_that_each_has_alone(llava, processor, task):
     made = source(llava, processor)
     model = SftTask(task.model.double(), task.loss_weights).eval()

@@ -43,6 +43,22 @@ class SampleTokenizer:
         kept = messages[: ends[fitting - 1]]
         return self.conversation(kept), kept
 
+    def usable(self, variants: list[list[dict]]) -> tuple[list[tuple[Tokenized, list[dict]]], list[BadSample]]:
+        """As a call has them, those of a sample's variants that can be used, and what is wrong with the others.
+
+        Raises:
+            BadSample: none can be used; of the first.
+        """
+        usable, refused = [], []
+        for messages in variants:
+            try:
+                usable.append(self(messages))
+            except BadSample as error:
+                refused.append(error)
+        if not usable:
+            raise refused[0]
+        return usable, refused
+
     def _check(self, messages: list[dict]) -> None:
         texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
         for mark in self.marks:

@@ -28,7 +28,7 @@ from unimllm.images import write_atomically
 CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 100  # chunks between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
-USED = ("cut short", "duplicate id")  # faults of samples that are trained on all the same
+USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
 
@@ -38,7 +38,7 @@ class Survey:
     """What is known of the samples of a source.
 
     Attributes:
-        lengths: (S,) int32 ids of each sample, of its longest variant; 0: it cannot be used.
+        lengths: (S,) int32 ids of each sample, of its longest variant that can be used; 0: it cannot be used.
         tasks: (S,) uint8 into TASKS, of what fits of a sample.
         ids: (S,) uint64 hash of its id; 0: it has none.
         findings: what is wrong, in the order of the samples.
@@ -88,18 +88,19 @@ class Surveyor:
             found.ids[place] = int.from_bytes(
                 hashlib.blake2b(sample.id.encode("utf-8", "replace"), digest_size=8).digest()
             )
-        longest = 0
-        for messages in sample.variants:
-            tokenized, kept = self.tokenizer(messages)
-            longest = max(longest, len(tokenized))
+        usable, refused = self.tokenizer.usable(sample.variants)
+        kept, whole = usable[0][1], sample.variants[0]
         for picture in pictures_of(kept):
             if fault := self.check_picture(picture):
                 raise BadSample(fault, str(picture.path) if fault == "missing picture" else picture.key)
-        if len(kept) < len(messages):
-            message = f"the first {len(kept)} of {len(messages)} turns fit into {self.tokenizer.max_length:,} ids"
+        if len(kept) < len(whole):
+            message = f"the first {len(kept)} of {len(whole)} turns fit into {self.tokenizer.max_length:,} ids"
             found.findings.append((number, "cut short", message))
+        if refused:
+            message = f"{len(refused)} of {len(sample.variants)} are left out; the first: {refused[0]}"
+            found.findings.append((number, "fewer captions", message))
         found.tasks[place] = TASKS.index(task_of(kept))
-        found.lengths[place] = longest
+        found.lengths[place] = max(len(tokenized) for tokenized, _ in usable)
 
 
 def empty_survey(count: int) -> Survey:
