@@ -407,6 +407,10 @@ def test_weights_behind_places(tmp_path):
         (["a.json"], "a.json", None, "no samples in .*a.json.*the file is empty"),
         (["a.parquet"], "", None, "no samples in .*damaged parquet"),
         (["state.json"], "", None, "cannot read it"),
+        (["a.jsonl.gz"], "a.jsonl.gz", None, "a.jsonl.gz is compressed: unpack it first"),
+        (["a.tar.gz"], "a.tar.gz", "webdataset", "a.tar.gz is compressed: unpack it first"),
+        (["a.tgz", "b.csv.gz"], "", None, "no samples in .*a.tgz: compressed: unpack it first"),
+        (["train-0.parquet", "test-0.parquet"], "", None, "holds the splits test and train; name the files of"),
     ],
 )
 def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
@@ -414,6 +418,14 @@ def test_places_without_samples_are_told(tmp_path, files, place, data_format, me
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / place), data_format, None)
+
+
+def test_compressed_files_among_others_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[1]))
+    for name in ("b.jsonl.gz", "c.JSON.zst", "labels.csv.gz", "d.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    index = open_samples(str(tmp_path), "llava", None)
+    assert [fault.key for fault in index.faults] == [str(tmp_path / name) for name in ("b.jsonl.gz", "c.JSON.zst")]
 
 
 def test_a_dataset_that_is_not_there(monkeypatch):

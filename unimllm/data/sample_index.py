@@ -10,6 +10,7 @@ A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,8 @@ FORMATS = {
 }
 """--format -> (kind of file, endings that such files have below a folder)."""
 ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)[-.]")  # as files of parquet on the hub begin
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
     """The files of a source, which `option` names, and the kind of each; None: a dataset of Hugging Face.
 
     Raises:
-        UserError: no such place, another kind of file, or a folder with several kinds.
+        UserError: no such place, another kind of file, or a folder with several kinds or several splits.
     """
     path = Path(place).expanduser()
     wanted = FORMATS[data_format][0] if data_format else None
@@ -164,6 +167,8 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
             return None
         return _find_below(path, data_format, option)
     if path.exists():
+        if inside(path.name):
+            raise UserError(f"{option} {place} is compressed: unpack it first")
         kind = wanted or ENDINGS.get(path.suffix.lower())
         if kind is None or kind == "dataset":
             raise UserError(
@@ -178,16 +183,31 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
+    packed = []
     for name in files_below(folder):
         ending = os.path.splitext(name)[1].lower()
-        if ending in endings and not is_hidden(name):
+        if is_hidden(name):
+            continue
+        if ending in endings:
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
+        elif inside(name) in endings:
+            packed.append((folder / name, "compressed"))
     if len(kinds) > 1:
         present = " and ".join(f"{len(paths):,} {kind} files" for kind, paths in kinds.items())
         raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
-    if not kinds:
+    if not kinds and not packed:
         raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
-    return [(path, kind) for kind, paths in kinds.items() for path in paths]
+    splits = sorted({found[1] for path in kinds.get("parquet", ()) if (found := SPLIT.match(path.name))})
+    if len(splits) > 1:
+        raise UserError(f"{option} {folder} holds the splits {' and '.join(splits)}; name the files of one of them")
+    return [(path, kind) for kind, paths in kinds.items() for path in paths] + packed
+
+
+def inside(name: str) -> str:
+    """The ending, of ENDINGS, of the file that a compressed one holds: a.jsonl.gz -> .jsonl; "" if it is none."""
+    stem, ending = os.path.splitext(name.lower())
+    held = ".tar" if ending == ".tgz" else os.path.splitext(stem)[1] if ending in COMPRESSED else ""
+    return held if held in ENDINGS else ""
 
 
 SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
@@ -196,7 +216,9 @@ SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
 def open_file(
     path: Path, kind: str, layout: str | None, image_root: Path, cache: Path | None
 ) -> tuple[SampleShard | None, list[Fault]]:
-    """One file, and what is wrong with it; None in place of one that is damaged altogether."""
+    """One file, and what is wrong with it; None in place of one that nothing is used of."""
+    if kind == "compressed":
+        return None, [Fault("compressed", str(path), "unpack it first; nothing of it is used")]
     try:
         path.open("rb").close()
         if kind in SCANS:
