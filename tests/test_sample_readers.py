@@ -108,6 +108,7 @@ def test_lines_of_path_and_caption(tmp_path):
         {"path": "10.png", "prompt": "one"},
         {"image": "20.png", "caption": ["two", "zwei"]},
         {"file_name": "30.png"},
+        {"images": [".\\40.png"], "caption": "four"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     index = open_samples(str(path), None, None)  # pictures lie beside the file
@@ -116,6 +117,7 @@ def test_lines_of_path_and_caption(tmp_path):
     assert [messages[0]["content"][0]["text"] for messages in second.variants] == ["two", "zwei"]
     with pytest.raises(BadSample, match="none of conversations"):
         index.read(2)
+    assert colours(index.read(3)) == [40] and pictures_of(index.read(3).variants[0])[0].key == "40.png"
     assert words(open_samples(str(path), "captions", None).read(0)) == ["one", "<image>"]
     with pytest.raises(BadSample, match="it has no turns"):
         open_samples(str(path), "llava", None).read(0)
@@ -151,6 +153,8 @@ def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
     with pytest.raises(BadSample) as caught:
         index.read(1)
     assert caught.value.reason == reason and index.key(1) == f"{path}:2" and words(index.read(0)) == WORDS[1]
+    if line == b'{"conversations": [':
+        assert str(caught.value) == "Expecting value in column 20"
 
 
 def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
@@ -241,6 +245,16 @@ def test_webdatasets(tmp_path):
     assert [p.key for p in pictures_of(samples[1].variants[0])] == ["a/001.jpg"]
     with pytest.raises(BadSample, match="neither .txt nor .json"):
         index.read(4)
+
+
+def test_captions_in_a_tar_are_utf_8(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a", "png": picture(10), "txt": "\ufeffcaf\xe9"})
+        sink.write({"__key__": "b", "png": picture(20), "txt": "caf\xe9".encode("latin-1")})
+    index = open_samples(str(tmp_path), None, None)
+    assert words(index.read(0)) == ["caf\xe9", "<image>"]
+    with pytest.raises(BadSample, match="unexpected end of data at byte 3; save it as UTF-8"):
+        index.read(1)
 
 
 def test_a_tar_that_is_cut_off_or_empty(tmp_path):

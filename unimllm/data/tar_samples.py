@@ -44,12 +44,20 @@ class TarSamples:
         if self.places[i, JSON, 0] >= 0:
             row = self._json(i)
         if self.places[i, TEXT, 0] >= 0:
-            row["caption"] = self._bytes(i, TEXT).decode("utf-8", "replace")
+            row["caption"] = self._text(i)
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
         pictures = [StoredPicture(str(self.names[i]), partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
+
+    def _text(self, i: int) -> str:
+        try:
+            return self._bytes(i, TEXT).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadSample(
+                "no UTF-8", f"its text, {error.reason} at byte {error.start:,}; save it as UTF-8"
+            ) from error
 
     def _json(self, i: int) -> dict:
         try:
