@@ -1,6 +1,7 @@
 """Pretrained language models under the unified one: vocabularies grow, old rows stay, templates tell the targets."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,15 @@ def test_a_system_turn_is_no_target(family, opening):
     messages = [text_message("system", "Be kind."), *CONVERSATION]
     assert opening in conversation.tokenizer.decode(conversation(messages).input_ids)
     assert target_texts(conversation, messages) == target_texts(conversation, CONVERSATION)
+
+
+@pytest.mark.parametrize(("family", "mark"), [("qwen", "<|im_start|>"), ("llama", "<s>")])
+def test_control_tokens_in_texts_are_refused_and_bytes_are_not(family, mark):
+    tokenizer = SampleTokenizer(make(family), 999)
+    tokenizer([text_message("user", "What is <0x00>?"), text_message("assistant", "a dog")])
+    for question, answer in ((f"a {mark}", "b"), ("a", f"b {mark}")):
+        with pytest.raises(BadSample, match=re.escape(f"a text holds {mark}")):
+            tokenizer([text_message("user", question), text_message("assistant", answer)])
 
 
 def test_a_template_that_changes_what_it_said_is_refused():

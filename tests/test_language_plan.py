@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoTokenizer
 
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
+from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.language_model import OPTIONS, train_language_model
 from unimllm.training.language_plan import build_on_meta
 from unimllm.training.overrides import parse_arguments
@@ -46,6 +48,18 @@ def test_the_first_stage_trains_next_to_nothing(capsys, tmp_path):
     )  # fmt: skip
     tables = 2 * 32_000 * 4096 / 1e6
     assert told["language model"] == f"{6738.41504:,.2f} M  {tables:.2f} M trained"  # LLaMA-2-7B: 6.74 B
+
+
+def test_the_vocabulary_of_scenes_over_own_data_is_the_models(capsys, tmp_path, tiny_checkpoint):
+    (tmp_path / "mine.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    options = ["--preset", "scenes_64", "--dry-run", "--data", tmp_path / "mine.jsonl"]
+    scenes = plan(SFT_PRESETS, "--preset", "scenes_64", "--dry-run", capsys=capsys)["language model"]
+    assert plan(SFT_PRESETS, *options, capsys=capsys)["language model"] == scenes  # the shipped model's own
+    config = AutoConfig.from_pretrained(tiny_checkpoint).text_config
+    own = plan(SFT_PRESETS, *options, "--init-from", tiny_checkpoint, capsys=capsys)["language model"]
+    width = SFT_PRESETS["scenes_64"]().model.text_config.hidden_size
+    fewer = (len(AutoTokenizer.from_pretrained(DEFAULT_MODEL)) - config.vocab_size) * width / 1e6
+    assert float(scenes.split()[0]) - float(own.split()[0]) == pytest.approx(fewer, abs=0.011)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,18 @@ def test_one_of_several_captions_is_drawn(tmp_path, llava, processor):
     assert len(lengths) == 2 and made.plan.mixture.surveys[0].lengths.tolist() == [max(lengths)]
 
 
+def test_captions_that_are_too_long_leave_the_others(tmp_path, llava, processor):
+    path = tmp_path / "captions.jsonl"
+    captions = ["a dog " * 99, "a dog", "a photo of a dog"]
+    path.write_text(json.dumps({"image": str(llava.parent / "images/a/0.png"), "captions": captions}))
+    made = source(path, processor, text_drop=0.0, cache=tmp_path / "index")
+    lengths = {len(made.words(0, 0, epoch)[0]) for epoch in range(20)}
+    (found,) = made.plan.mixture.surveys
+    assert len(lengths) == 2 and found.lengths.tolist() == [max(lengths)]
+    ((_, reason, message),) = found.findings
+    assert reason == "fewer captions" and message.startswith("1 of 3 are left out; the first: ")
+
+
 def test_packed_samples_have_the_loss_that_each_has_alone(llava, processor, task):
     made = source(llava, processor)
     model = SftTask(task.model.double(), task.loss_weights).eval()
@@ -267,6 +279,15 @@ def test_faults_are_counted_and_named_by_line_before_training(faulty, processor)
     assert "turns fit into 80 ids" in told and f"{faulty}:15: a text holds <|end|>" in told
 
 
+def test_the_task_of_a_sample_is_that_of_what_fits_of_it(llava, processor, tmp_path):
+    turns = [{"from": who, "value": "a photo of two dogs"} for who in ("human", "gpt") * 9]
+    turns += [{"from": "human", "value": "a dog"}, {"from": "gpt", "value": "<image>"}]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"image": str(llava.parent / "images/a/0.png"), "conversations": turns}))
+    _, found = survey(path, processor)
+    assert found.counts() == {"understanding": 0, "drawing": 0, "text": 1}
+
+
 def test_strict_stops_at_the_first_fault(faulty, processor):
     with pytest.raises(UserError, match=r"data.jsonl:5: missing picture: .*/images/a/4.png \(--strict\)"):
         survey(faulty, processor, strict=True)
@@ -363,8 +384,10 @@ def test_long_conversations_lose_turns_at_their_end(processor):
     for limit, kept in ((lengths[2], 6), (lengths[2] - 1, 4), (lengths[1], 4), (lengths[1] - 1, 2), (lengths[0], 2)):
         tokenized, left = SampleTokenizer(processor.conversation, limit)(whole)
         assert left == whole[:kept] and tokenized == processor.conversation(left)
-    with pytest.raises(BadSample, match="fit"):
-        SampleTokenizer(processor.conversation, lengths[0] - 1)(whole)
+    with pytest.raises(BadSample, match=r"fit \(--max_length\)"):
+        SampleTokenizer(processor.conversation, lengths[0] - 1, 99)(whole)
+    with pytest.raises(BadSample, match="fit into the model's context"):
+        SampleTokenizer(processor.conversation, 99, lengths[0] - 1)(whole)
 
 
 def test_a_system_turn_needs_a_template_that_knows_it(tiny_checkpoint):

@@ -108,6 +108,7 @@ def test_lines_of_path_and_caption(tmp_path):
         {"path": "10.png", "prompt": "one"},
         {"image": "20.png", "caption": ["two", "zwei"]},
         {"file_name": "30.png"},
+        {"images": [".\\40.png"], "caption": "four"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
     index = open_samples(str(path), None, None)  # pictures lie beside the file
@@ -116,6 +117,7 @@ def test_lines_of_path_and_caption(tmp_path):
     assert [messages[0]["content"][0]["text"] for messages in second.variants] == ["two", "zwei"]
     with pytest.raises(BadSample, match="none of conversations"):
         index.read(2)
+    assert colours(index.read(3)) == [40] and pictures_of(index.read(3).variants[0])[0].key == "40.png"
     assert words(open_samples(str(path), "captions", None).read(0)) == ["one", "<image>"]
     with pytest.raises(BadSample, match="it has no turns"):
         open_samples(str(path), "llava", None).read(0)
@@ -151,6 +153,8 @@ def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
     with pytest.raises(BadSample) as caught:
         index.read(1)
     assert caught.value.reason == reason and index.key(1) == f"{path}:2" and words(index.read(0)) == WORDS[1]
+    if line == b'{"conversations": [':
+        assert str(caught.value) == "Expecting value in column 20"
 
 
 def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
@@ -243,6 +247,16 @@ def test_webdatasets(tmp_path):
         index.read(4)
 
 
+def test_captions_in_a_tar_are_utf_8(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a", "png": picture(10), "txt": "\ufeffcaf\xe9"})
+        sink.write({"__key__": "b", "png": picture(20), "txt": "caf\xe9".encode("latin-1")})
+    index = open_samples(str(tmp_path), None, None)
+    assert words(index.read(0)) == ["caf\xe9", "<image>"]
+    with pytest.raises(BadSample, match="unexpected end of data at byte 3; save it as UTF-8"):
+        index.read(1)
+
+
 def test_a_tar_that_is_cut_off_or_empty(tmp_path):
     tars = write_tars(tmp_path / "tars")
     whole = (tars / "0.tar").read_bytes()
@@ -254,6 +268,26 @@ def test_a_tar_that_is_cut_off_or_empty(tmp_path):
     assert [fault.reason for fault in index.faults] == ["damaged tar file"] * 2
     assert "nothing of it is used" in index.faults[1].message
     assert words(index.read(0)) == ["ten", "<image>"]
+
+
+def test_members_of_a_tar_that_are_lost_are_told(tmp_path):
+    members = {
+        "d/img_0.5x.jpg": encoded(picture(10)), "d/img_0.5x.txt": b"ten", "d/1.jpg": encoded(picture(20)),
+        "d/1.seg.png": encoded(picture(30)), "d/1.txt": b"twenty", "d/2.jpg": encoded(picture(30)),
+        "d/2.png": encoded(picture(40)), "d/2.txt": b"forty",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    for _ in range(2):  # scanned, and remembered
+        index = open_samples(str(tmp_path / "a.tar"), None, None, tmp_path / "index")
+        assert [words(sample)[0] for sample in read_all(index)] == ["twenty", "forty"]
+        dots, two = map(str, index.faults)
+        assert ": dots in keys: of its members 2 belong to no sample, the first d/img_0.5x.jpg: " in dots
+        assert "so this one's ending is 5x.jpg" in dots
+        assert ": two of one key: of its members 1 went over one before them, the first d/2.png: " in two
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -387,6 +421,10 @@ def test_weights_behind_places(tmp_path):
         (["a.json"], "a.json", None, "no samples in .*a.json.*the file is empty"),
         (["a.parquet"], "", None, "no samples in .*damaged parquet"),
         (["state.json"], "", None, "cannot read it"),
+        (["a.jsonl.gz"], "a.jsonl.gz", None, "a.jsonl.gz is compressed: unpack it first"),
+        (["a.tar.gz"], "a.tar.gz", "webdataset", "a.tar.gz is compressed: unpack it first"),
+        (["a.tgz", "b.csv.gz"], "", None, "no samples in .*a.tgz: compressed: unpack it first"),
+        (["train-0.parquet", "test-0.parquet"], "", None, "holds the splits test and train; name the files of"),
     ],
 )
 def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
@@ -394,6 +432,14 @@ def test_places_without_samples_are_told(tmp_path, files, place, data_format, me
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / place), data_format, None)
+
+
+def test_compressed_files_among_others_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[1]))
+    for name in ("b.jsonl.gz", "c.JSON.zst", "labels.csv.gz", "d.tar.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    index = open_samples(str(tmp_path), "llava", None)
+    assert [fault.key for fault in index.faults] == [str(tmp_path / name) for name in ("b.jsonl.gz", "c.JSON.zst")]
 
 
 def test_a_dataset_that_is_not_there(monkeypatch):

@@ -77,6 +77,17 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
     assert losses(run_toy(tmp_path)) == {s: expected[s] for s in (3, 4, 5, 6)}
 
 
+@pytest.mark.parametrize("options", [(), ("--zero-stage", "1", "--precision", "bf16")])
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(options, tmp_path):
+    broken = run_toy(tmp_path, "--nan-gradient-after", "2", "--save-every-step", *options)
+    assert broken.returncode != 0
+    assert re.search(r"UserError: the gradient.* at step 3, samples 8 to 11; nothing of the step was saved: lower ",
+                     broken.stderr)  # fmt: skip
+    assert checkpoint.latest(tmp_path).name == "step-000002"
+    written = load_file(checkpoint.latest(tmp_path) / "model.safetensors")
+    assert all(value.isfinite().all() for value in written.values())
+
+
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The same with validation on the way."""

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--die-in-export", type=int, default=0)
+    parser.add_argument("--nan-gradient-after", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
@@ -83,6 +84,8 @@ def main() -> None:
     def before_step(step: int) -> None:
         if args.die_after and step == args.die_after:
             os._exit(9)
+        if args.nan_gradient_after and step == args.nan_gradient_after:
+            model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * float("nan"))
 
     held_out = {"toy": HeldOut(held_out_source, NUM_HELD_OUT)}
     task = SftTask(model, {"text": 1.0})

@@ -54,7 +54,9 @@ class JsonSamples:
             data = file.read(end - start)
         try:
             row = json.loads(data)
-        except ValueError as error:  # bytes that are no UTF-8 included
+        except json.JSONDecodeError as error:  # its own line would count from the sample's first
+            raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
+        except ValueError as error:  # bytes that are no UTF-8
             raise BadSample("broken JSON", str(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"a {type(row).__name__} instead of an object with keys")

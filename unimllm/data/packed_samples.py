@@ -99,9 +99,15 @@ class PackedSamples:
     def words(self, source: int, number: int, epoch: int) -> tuple[Tokenized, list[Picture]]:
         """One sample as the row has it: its ids, which are targets, its pictures; BadSample if it is none."""
         rng = np.random.default_rng([self.seed, source, number, epoch, _WORDS])
-        variants = self.indices[source].read(number).variants
-        messages = variants[int(rng.integers(len(variants)))]
-        tokenized, kept = self.tokenizer(messages)
+        variants = list(self.indices[source].read(number).variants)
+        while True:  # of those that can be used each is drawn as often
+            messages = variants.pop(int(rng.integers(len(variants))))
+            try:
+                tokenized, kept = self.tokenizer(messages)
+                break
+            except BadSample:
+                if not variants:
+                    raise
         if rng.random() < self.text_drop and is_drawing(messages):
             tokenized = self.tokenizer.conversation.without_text(messages)
         return tokenized, pictures_of(kept)

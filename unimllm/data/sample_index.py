@@ -10,6 +10,7 @@ A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,8 @@ FORMATS = {
 }
 """--format -> (kind of file, endings that such files have below a folder)."""
 ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+SPLIT = re.compile(r"(train|test|validation|valid|val|dev)[-.]")  # as files of parquet on the hub begin
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class SampleIndex(ShardIndex):
     Args:
         name: what the user called it.
         shards: in a fixed order.
-        faults: of files that could not be read to their end.
+        faults: of files of which not everything is used.
     """
 
     def __init__(self, name: str, shards: list[SampleShard], faults: list[Fault]):
@@ -143,7 +146,7 @@ def open_samples(
             barrier()
         opened = [open_file(path, kind, layout, image_root or path.parent, cache) for path, kind in paths]
         shards = [shard for shard, _ in opened if shard and shard.chunk_sizes.sum()]
-        faults = [fault for _, fault in opened if fault]
+        faults = [fault for _, found in opened for fault in found]
     if not shards:
         raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     index = SampleIndex(place, shards, faults)
@@ -155,7 +158,7 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
     """The files of a source, which `option` names, and the kind of each; None: a dataset of Hugging Face.
 
     Raises:
-        UserError: no such place, another kind of file, or a folder with several kinds.
+        UserError: no such place, another kind of file, or a folder with several kinds or several splits.
     """
     path = Path(place).expanduser()
     wanted = FORMATS[data_format][0] if data_format else None
@@ -164,6 +167,8 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
             return None
         return _find_below(path, data_format, option)
     if path.exists():
+        if inside(path.name):
+            raise UserError(f"{option} {place} is compressed: unpack it first")
         kind = wanted or ENDINGS.get(path.suffix.lower())
         if kind is None or kind == "dataset":
             raise UserError(
@@ -178,16 +183,31 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
+    packed = []
     for name in files_below(folder):
         ending = os.path.splitext(name)[1].lower()
-        if ending in endings and not is_hidden(name):
+        if is_hidden(name):
+            continue
+        if ending in endings:
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
+        elif inside(name) in endings:
+            packed.append((folder / name, "compressed"))
     if len(kinds) > 1:
         present = " and ".join(f"{len(paths):,} {kind} files" for kind, paths in kinds.items())
         raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
-    if not kinds:
+    if not kinds and not packed:
         raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
-    return [(path, kind) for kind, paths in kinds.items() for path in paths]
+    splits = sorted({found[1] for path in kinds.get("parquet", ()) if (found := SPLIT.match(path.name))})
+    if len(splits) > 1:
+        raise UserError(f"{option} {folder} holds the splits {' and '.join(splits)}; name the files of one of them")
+    return [(path, kind) for kind, paths in kinds.items() for path in paths] + packed
+
+
+def inside(name: str) -> str:
+    """The ending, of ENDINGS, of the file that a compressed one holds: a.jsonl.gz -> .jsonl; "" if it is none."""
+    stem, ending = os.path.splitext(name.lower())
+    held = ".tar" if ending == ".tgz" else os.path.splitext(stem)[1] if ending in COMPRESSED else ""
+    return held if held in ENDINGS else ""
 
 
 SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
@@ -195,34 +215,39 @@ SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
 
 def open_file(
     path: Path, kind: str, layout: str | None, image_root: Path, cache: Path | None
-) -> tuple[SampleShard | None, Fault | None]:
-    """One file, and what is wrong with it; None in place of one that is damaged altogether."""
+) -> tuple[SampleShard | None, list[Fault]]:
+    """One file, and what is wrong with it; None in place of one that nothing is used of."""
+    if kind == "compressed":
+        return None, [Fault("compressed", str(path), "unpack it first; nothing of it is used")]
     try:
         path.open("rb").close()
         if kind in SCANS:
             found, damage = remembered(path, cache, SCANS[kind])
+            faults = [Fault(reason, str(path), message) for reason, message in found.pop("faults", ())]
             shard = JsonSamples(path, **found, layout=layout, image_root=image_root) if kind == "JSON" else (
                 TarSamples(path, **found, layout=layout)
             )  # fmt: skip
             count = int(shard.chunk_sizes.sum())
-            message = f"{damage}; " + (f"its first {count:,} samples are used" if count else "nothing of it is used")
-            return shard, Fault(f"damaged {kind} file", str(path), message) if damage else None
+            if damage:
+                used = f"its first {count:,} samples are used" if count else "nothing of it is used"
+                faults.insert(0, Fault(f"damaged {kind} file", str(path), f"{damage}; {used}"))
+            return shard, faults
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        return ParquetSamples(path, layout, image_root), None
+        return ParquetSamples(path, layout, image_root), []
     except UserError:
         raise
     except (OSError, pa.ArrowException) as error:
-        return None, Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")
+        return None, [Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")]
 
 
 def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
     """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
     if cache is None:
         return scan(path)
-    status = path.stat()
-    words = f"{scan.__name__} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    status = path.stat()  # the number changes with what a scan finds
+    words = f"{scan.__name__} 2 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
     file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
     if file.exists():
         with np.load(file) as kept:

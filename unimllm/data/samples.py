@@ -27,7 +27,10 @@ IMAGE = IMAGE_TOKENS["image"]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CONVERSATION_KEYS = ("conversations", "messages")
 CAPTION_KEYS = ("caption", "captions", "prompt", "text")
-PICTURE_KEYS = {"llava": ("image", "images"), "captions": ("image", "path", "file_name", "filename", "file", "img")}
+PICTURE_KEYS = {
+    "llava": ("image", "images"),
+    "captions": ("image", "images", "path", "file_name", "filename", "file", "img"),
+}
 
 PART_KEYS = ("image", "path", "image_url")
 
@@ -100,9 +103,14 @@ class Sample:
 
     @property
     def task(self) -> str:
-        """One of TASKS: a picture in an answer is drawing, else one in a question is understanding."""
-        drawn = [message["role"] == "assistant" for message in self.variants[0] for _ in pictures_of([message])]
-        return "drawing" if any(drawn) else "understanding" if drawn else "text"
+        """See `task_of`."""
+        return task_of(self.variants[0])
+
+
+def task_of(messages: list[dict]) -> str:
+    """One of TASKS: a picture in an answer is drawing, else one in a question is understanding."""
+    drawn = [message["role"] == "assistant" for message in messages for _ in pictures_of([message])]
+    return "drawing" if any(drawn) else "understanding" if drawn else "text"
 
 
 def pictures_of(messages: list[dict]) -> list[Picture]:
@@ -114,7 +122,8 @@ def picture_named(name: str, root: Path) -> Picture:
     """The picture that data names by a path below `root`, or holds as a data URL."""
     if name.startswith("data:"):
         return StoredPicture(f"data-url-{hashlib.sha256(name.encode()).hexdigest()[:16]}", partial(_read_url, name))
-    return PictureOnDisk(posixpath.normpath(name.replace("\\", "/")), root / name)
+    name = name.replace("\\", "/")  # of Windows
+    return PictureOnDisk(posixpath.normpath(name), root / name)
 
 
 def _read_url(url: str) -> bytes:

@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader
 from unimllm.data.faults import NAMED, Fault
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.sample_tokens import SampleTokenizer
-from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of
+from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of, task_of
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
 CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 100  # chunks between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
-USED = ("cut short", "duplicate id")  # faults of samples that are trained on all the same
+USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
 
@@ -38,8 +38,8 @@ class Survey:
     """What is known of the samples of a source.
 
     Attributes:
-        lengths: (S,) int32 ids of each sample, of its longest variant; 0: it cannot be used.
-        tasks: (S,) uint8 into TASKS.
+        lengths: (S,) int32 ids of each sample, of its longest variant that can be used; 0: it cannot be used.
+        tasks: (S,) uint8 into TASKS, of what fits of a sample.
         ids: (S,) uint64 hash of its id; 0: it has none.
         findings: what is wrong, in the order of the samples.
     """
@@ -88,18 +88,19 @@ class Surveyor:
             found.ids[place] = int.from_bytes(
                 hashlib.blake2b(sample.id.encode("utf-8", "replace"), digest_size=8).digest()
             )
-        found.tasks[place] = TASKS.index(sample.task)
-        longest = 0
-        for messages in sample.variants:
-            tokenized, kept = self.tokenizer(messages)
-            longest = max(longest, len(tokenized))
+        usable, refused = self.tokenizer.usable(sample.variants)
+        kept, whole = usable[0][1], sample.variants[0]
         for picture in pictures_of(kept):
             if fault := self.check_picture(picture):
                 raise BadSample(fault, str(picture.path) if fault == "missing picture" else picture.key)
-        if len(kept) < len(messages):
-            message = f"the first {len(kept)} of {len(messages)} turns fit into {self.tokenizer.max_length:,} ids"
+        if len(kept) < len(whole):
+            message = f"the first {len(kept)} of {len(whole)} turns fit into {self.tokenizer.max_length:,} ids"
             found.findings.append((number, "cut short", message))
-        found.lengths[place] = longest
+        if refused:
+            message = f"{len(refused)} of {len(sample.variants)} are left out; the first: {refused[0]}"
+            found.findings.append((number, "fewer captions", message))
+        found.tasks[place] = TASKS.index(task_of(kept))
+        found.lengths[place] = max(len(tokenized) for tokenized, _ in usable)
 
 
 def empty_survey(count: int) -> Survey:
@@ -217,14 +218,14 @@ def duplicates(survey: Survey, index: SampleIndex) -> list[Finding]:
 
 
 def survey_key(index: SampleIndex, tokenizer: SampleTokenizer, pictures_from: str) -> str:
-    """Changes with the files, their image root, the text tokenizer, the positions of a picture and with what fits."""
+    """Changes with the files, their image root, the text tokenizer, the positions of a picture and what fits."""
     conversation = tokenizer.conversation
     text = conversation.tokenizer
     files = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in index.files()]
     vocabulary = sorted(text.get_vocab().items())
     words = [index.fingerprint, files, vocabulary, text.chat_template, conversation.num_positions]
     roots = [str(shard.image_root.resolve()) for shard in index.shards if hasattr(shard, "image_root")]
-    words += [tokenizer.max_length, pictures_from, roots]
+    words += [tokenizer.max_length, tokenizer.marks, pictures_from, roots]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 

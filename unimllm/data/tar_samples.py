@@ -44,12 +44,20 @@ class TarSamples:
         if self.places[i, JSON, 0] >= 0:
             row = self._json(i)
         if self.places[i, TEXT, 0] >= 0:
-            row["caption"] = self._bytes(i, TEXT).decode("utf-8", "replace")
+            row["caption"] = self._text(i)
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
         pictures = [StoredPicture(str(self.names[i]), partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
+
+    def _text(self, i: int) -> str:
+        try:
+            return self._bytes(i, TEXT).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadSample(
+                "no UTF-8", f"its text, {error.reason} at byte {error.start:,}; save it as UTF-8"
+            ) from error
 
     def _json(self, i: int) -> dict:
         try:
@@ -79,30 +87,51 @@ class TarSamples:
 def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """{"places": (S, 3, 2), "names": (S,)} of a tar's samples, and what is wrong with the tar ("" if nothing).
 
+    Members that are lost are told as "faults" (F, 2), the reason and a message: those whose keys hold a dot, and those
+    that another one of their key takes the place of.
+
     Raises:
         OSError: it cannot be read at all.
     """
     suffixes = {suffix.lstrip("."): PICTURE for suffix in picture_suffixes()} | TEXT_SUFFIXES
     places: list[np.ndarray] = []
     names: list[str] = []
+    keys: set[str] = set()
+    dotted: list[tuple[str, str]] = []  # key and name of members that only their last ending makes known
+    replaced: list[str] = []
     current = None
 
     def take(member: tarfile.TarInfo) -> None:
         nonlocal current
         path = PurePosixPath(member.name)
         stem, _, ending = path.name.partition(".")  # as webdataset has it: the key ends at the first dot
-        part = suffixes.get(ending.lower())
-        if part is None or not stem:  # hidden files, such as macOS's ._x.jpg
+        if not stem:  # hidden files, such as macOS's ._x.jpg
             return
-        key = str(path.parent / stem)
+        key, part = str(path.parent / stem), suffixes.get(ending.lower())
+        if part is None:
+            if path.suffix.lstrip(".").lower() in suffixes:
+                dotted.append((key, member.name))
+            return
         if key != current:
             current = key
+            keys.add(key)
             places.append(np.full((3, 2), -1, np.int64))
             names.append(key)
+        if places[-1][part, 0] >= 0:
+            replaced.append(member.name)
         places[-1][part] = member.offset_data, member.size
         if part == PICTURE:
             names[-1] = member.name
 
     damage = scan_members(path, take)
+    faults = []
+    lost = [name for key, name in dotted if key not in keys]  # x.seg.png beside x.jpg is of another use
+    if lost:
+        ending = PurePosixPath(lost[0]).name.partition(".")[2]
+        faults.append(("dots in keys", f"of its members {len(lost):,} belong to no sample, the first {lost[0]}: a key "
+                       f"ends at the first dot, so this one's ending is {ending}; rename them"))  # fmt: skip
+    if replaced:
+        faults.append(("two of one key", f"of its members {len(replaced):,} went over one before them, the first "
+                       f"{replaced[0]}: a sample has one picture, one text and one JSON"))  # fmt: skip
     found = {"places": np.array(places, np.int64).reshape(-1, 3, 2), "names": np.array(names, np.str_)}
-    return found, damage
+    return found | {"faults": np.array(faults, np.str_).reshape(-1, 2)}, damage

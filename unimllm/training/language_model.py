@@ -45,6 +45,7 @@ from unimllm.training.start_model import (
     start_model,
     starting_point,
     training_processor,
+    vocab_size,
 )
 from unimllm.training.validation import HeldOut
 
@@ -173,6 +174,8 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
     if not args.data:
         image_tokens = family_of(recipe.model).processor_class.image_tokens
         recipe.model.text_config.vocab_size = len(build_text_tokenizer(recipe.world.open()[0], image_tokens))
+    elif not (args.language_model or recipe.language_model):
+        recipe.model.text_config.vocab_size = vocab_size(args, recipe)
     with sizes_told():
         model = build_on_meta(recipe)
     with torch.device("meta"):
@@ -273,7 +276,7 @@ def data_source(
         raise UserError(f"the text tokenizer has {len(processor.tokenizer):,} ids, the model {held:,}; name its own")
     pictures = family_of(model.config).sample_pictures(args, model, processor)
     context = model.config.text_config.max_position_embeddings
-    tokenizer = SampleTokenizer(processor.conversation, min(recipe.max_length, context))
+    tokenizer = SampleTokenizer(processor.conversation, recipe.max_length, context)
     config = recipe.train
     options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
     processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)

@@ -5,6 +5,7 @@ A run is a pure function of its configuration: sample `i` of the data depends on
 """
 
 import itertools
+import math
 import os
 import subprocess
 import time
@@ -203,26 +204,34 @@ def take_step(
     for batch in micro_batches:
         outputs = engine(**batch, **extra)
         if not torch.isfinite(outputs["loss"]):
-            first = step * engine.train_batch_size()
-            raise UserError(
-                f"the loss is {outputs['loss'].item()} at step {step + 1}, samples {first:,} to "
-                f"{first + engine.train_batch_size() - 1:,}; nothing was updated: lower --train.learning_rate and "
-                "start again from the last checkpoint"
-            )
+            raise _not_finite(f"the loss is {outputs['loss'].item()}", engine, step)
         engine.backward(outputs["loss"])
         if untold and batch is last:
             norm = float(nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
+            if not math.isfinite(norm):
+                raise _not_finite(f"the gradient's norm is {norm}", engine, step)
         engine.step()
         for name, value in outputs.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
     told = engine.get_global_grad_norm()
     sums["grad_norm"] = norm if told is None else float(told)
+    if not 0 <= sums["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
+        raise _not_finite("the gradient is not finite", engine, step)
     sums["waited"] = waited
     if hasattr(task, "count_tokens"):
         sums["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
     if hasattr(task, "flops_of") and peak_flops(engine.device):
         sums["flops"] = float(sum(map(task.flops_of, micro_batches)))
     return mean_over_ranks(sums, engine.device)
+
+
+def _not_finite(what: str, engine, step: int) -> UserError:
+    """What ends a run in a step whose numbers are none, before it is saved; a norm is the same on all ranks."""
+    first = step * engine.train_batch_size()
+    return UserError(
+        f"{what} at step {step + 1}, samples {first:,} to {first + engine.train_batch_size() - 1:,}; nothing of the "
+        "step was saved: lower --train.learning_rate and start again from the last checkpoint"
+    )
 
 
 def targets_of_step(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
@@ -14,7 +14,7 @@ from unimllm.conversation import special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
-from unimllm.discrete.lora import add_lora
+from unimllm.discrete.lora import add_lora, base_of
 from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.discrete.varlen import import_varlen
 from unimllm.distributed import print_once
@@ -57,6 +57,15 @@ def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tup
         return tokenizer
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
         raise UserError(f"--text-tokenizer {place}: {first_line(error)}") from error
+
+
+def vocab_size(args: Namespace, recipe: SftRecipe) -> int:
+    """Ids of the language model that a run with --data and without a backbone starts from, of which nothing is read."""
+    begin = starting_point(args)
+    if not begin:
+        return len(open_text_tokenizer(args, recipe, None))
+    is_adapter = (Path(begin) / LORA_CONFIG).is_file()
+    return AutoConfig.from_pretrained(base_of(Path(begin)) if is_adapter else begin).text_config.vocab_size
 
 
 def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[PreTrainedModel, ConversationProcessor]:
