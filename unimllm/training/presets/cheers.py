@@ -14,7 +14,8 @@ Samples of understanding, drawing and text: II and III 3:6:1, IV 1:1:0 (--ratios
 Not published: hours; the lengths to which samples are packed or padded in III and IV; how many texts IV has; the
 autoencoder's training (FLUX.2's is taken as it is); whether "all but VAE" spares the decoder before SigLIP, which the
 released code trains from II on, as here. That code also trains all token embeddings in I; here the rows of the image
-tokens are trained. Untrained by us.
+tokens are trained. Its labels besides answers are line breaks and marks of turns and pictures in questions, too, and
+prompts that are left out keep theirs; here answers alone are targets. Untrained by us.
 
 deepspeed train/pretrain.py --preset cheers_1_5b_align --image-tokenizer AUTOENCODER \\
     --teacher google/siglip2-so400m-patch16-512 --data captions.jsonl
