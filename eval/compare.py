@@ -50,8 +50,6 @@ ALIKE = {  # what must be equal in all files of a name, or their numbers cannot 
     FEATURES: ("split", "seed", "num_pictures", "num_training_pictures"),
     UNDERSTANDING: ("split", "seed", "limit", "num_questions", "num_pope_questions", "reader"),
 }
-
-
 DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew
 
 

@@ -12,8 +12,6 @@ rows with "file" and "prompt". Intervals: 95 %, bootstrap over pictures.
 """
 
 import argparse
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
@@ -37,7 +35,7 @@ from unimllm.command_line import (
     silence_libraries,
 )
 from unimllm.errors import UserError
-from unimllm.fingerprint import DIGITS, fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.generate import INDEX_FILE
 from unimllm.images import check_writable, open_picture
 from unimllm.json_rows import read_rows
@@ -256,7 +254,7 @@ def clipscore(argv: list[str]) -> None:
         "generated": str(args.folder),
         "clip": scorer.name,
         "num_pictures": len(scores),
-        "prompts_digest": hashlib.sha256(json.dumps(sorted(dict(prompts).values())).encode()).hexdigest()[:DIGITS],
+        "prompts_digest": json_fingerprint(sorted(dict(prompts).values())),
         "num_cut_prompts": sum(scorer.is_cut(text) for text in dict(prompts).values()),
         "clip_score": float(scores.mean()),
         "clip_score_paper": float(WEIGHT * scores.mean() / 100),

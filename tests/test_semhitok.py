@@ -104,7 +104,7 @@ def test_the_pixel_stage_leaves_the_semantic_branch_bit_identical(model, picture
     semantic, vision = state(model.semantic), state(model.vision_model)
     codes = model.encode(pictures)[..., 0]
     stage = PixelStage(model, ReconstructionLosses(perceptual=0.1, distance=teacher_distance(model)))
-    stage.initialize_codebook(pictures)
+    stage.initialize_codebook([pictures])
     before = state(model.pixel)
     train_steps(stage, pictures, 3)
     assert same(semantic, state(model.semantic)) and same(vision, state(model.vision_model))
@@ -117,7 +117,7 @@ def test_the_semantic_stage_trains_only_the_semantic_branch(pictures):
     model = SemHiTokModel(tiny_config())
     pixel, vision = state(model.pixel), state(model.vision_model)
     stage = SemanticStage(model)
-    stage.initialize_codebook(pictures)
+    stage.initialize_codebook([pictures])
     train_steps(stage, pictures, 3)
     assert same(pixel, state(model.pixel)) and same(vision, state(model.vision_model))
 
@@ -158,7 +158,7 @@ def test_new_sub_codebooks_leave_the_rest_as_it_was(model, pictures, tmp_path):
     model.replace_pixel_codebook(5)
     stage = PixelStage(model, ReconstructionLosses())
     assert float(stage(pictures)["commit"]) == 0  # unquantised until there are codes
-    stage.initialize_codebook(pictures)
+    stage.initialize_codebook([pictures])
     assert model.pixel.codebook.codes().shape[1] == 5 and model.encode(pictures)[..., 1].max() < 5
     assert same(semantic, state(model.semantic))
     assert same(encoder, state(model.pixel.encoder)) and same(decoder, state(model.pixel.decoder))
@@ -168,7 +168,7 @@ def test_new_sub_codebooks_leave_the_rest_as_it_was(model, pictures, tmp_path):
 
 def test_the_pixel_stage_overfits_one_batch(model, pictures):
     stage = PixelStage(model, ReconstructionLosses())
-    stage.initialize_codebook(pictures)
+    stage.initialize_codebook([pictures])
     losses = train_steps(stage, pictures, 150)
     assert losses[-1] < 0.6 * losses[0]
 

@@ -161,7 +161,7 @@ def test_the_gradient_passes_the_codes_straight_through(model, pictures):
 
 def test_joint_training_moves_both_branches_and_leaves_the_teacher(model, pictures):
     task = task_over(model)
-    task.initialize_codebook(pictures)
+    task.initialize_codebook([pictures])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], 3e-3)
     losses = []
@@ -185,7 +185,7 @@ def test_the_codebook_of_two_halves_stays_one(pictures):
     """EMA moves a code as a whole; each half then gets its own length back, so the distance stays what it is."""
     model = build(tiny(SharedIndexConfig, semantic_weight=0.2))
     task = task_over(model)
-    task.initialize_codebook(pictures)
+    task.initialize_codebook([pictures])
     for _ in range(2):
         halves = model.codebook.codes.split([4, 4], -1)
         for half, weight in zip(halves, (0.2, 0.8), strict=True):

@@ -356,9 +356,12 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
         return {"pixel_values": torch.tensor(indices)}
 
     # 320 vectors are wanted, a picture brings 16, a step 48
-    assert tokenizer.start_pictures(task, recipe, source, 5).tolist() == list(range(15, 15 + 7 * 3))
+    found = tokenizer.start_pictures(task, recipe, source, 5)
+    assert [batch.tolist() for batch in found] == [list(range(i, i + 3)) for i in range(15, 15 + 7 * 3, 3)]
+    recipe.train.micro_batch_size = 1
     task.model.config.num_semantic_codes = 4000
-    assert len(tokenizer.start_pictures(task, recipe, source, 5)) == tokenizer.START_STEPS * 3
+    found = tokenizer.start_pictures(task, recipe, source, 5)
+    assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
 
 
 def test_codes_begin_within_the_run(capsys):

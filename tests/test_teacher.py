@@ -76,7 +76,7 @@ def test_the_stages_take_a_step_on_every_teacher(released):
     pixel_losses = ReconstructionLosses(perceptual=1.0, distance=teacher_distance(model))
     for make_stage in (SemanticStage, partial(PixelStage, losses=pixel_losses)):
         stage = make_stage(model)
-        stage.initialize_codebook(pixel_values)
+        stage.initialize_codebook([pixel_values])
         before = {name: value.clone() for name, value in model.state_dict().items()}
         optimizer = torch.optim.SGD([p for p in stage.train().parameters() if p.requires_grad], lr=0.1)
         losses = stage(pixel_values)

@@ -1,6 +1,7 @@
 """What tells one checkpoint, file of answers or folder of pictures from another of its name."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from unimllm.errors import UserError
@@ -19,6 +20,11 @@ def fingerprint(*files: Path) -> str:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()[:DIGITS]
+
+
+def json_fingerprint(value) -> str:
+    """The same of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]
 
 
 def weights_fingerprint(checkpoint: str | Path) -> str | None:

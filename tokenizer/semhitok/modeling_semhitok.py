@@ -243,10 +243,11 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         return Quantized(semantic, semantic, pixel, torch.stack([index, under], -1), loss)
 
     @torch.no_grad()
-    def initialize_codebooks(self, features: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    def initialize_codebooks(self, batches: list[torch.Tensor]) -> None:
         """Start both codebooks at the k-means of these pictures' vectors, and quantise from now on."""
-        self.semantic.codebook.initialize(self.semantic.encode(features).flatten(0, 1))
-        self.pixel.codebook.initialize(self.pixel.encode(pixel_values).flatten(0, 1))
+        semantic = [self.semantic.encode(self.vision_features(pictures)) for pictures in batches]
+        self.semantic.codebook.initialize(torch.cat(semantic).flatten(0, 1))
+        self.pixel.codebook.initialize(torch.cat([self.pixel.encode(pictures) for pictures in batches]).flatten(0, 1))
 
     def replace_decoder(self, **sizes) -> None:
         """An untrained pixel decoder of other sizes in the place of the old one: same codes (Enhance Decoder).

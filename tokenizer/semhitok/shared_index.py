@@ -101,9 +101,10 @@ class SingleCodeModel(SemHiTokModel):
         return semantic, pixel.unsqueeze(1)
 
     @torch.no_grad()
-    def initialize_codebooks(self, features: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    def initialize_codebooks(self, batches: list[torch.Tensor]) -> None:
         """Start the codebook at the k-means of these pictures' vectors, and quantise from now on."""
-        self.codebook.initialize(self.join(features, pixel_values).flatten(0, 1))
+        vectors = [self.join(self.vision_features(pictures), pictures) for pictures in batches]
+        self.codebook.initialize(torch.cat(vectors).flatten(0, 1))
 
     def replace_pixel_codebook(self, num_pixel_codes: int) -> None:
         """ValueError: there is none."""
@@ -187,9 +188,9 @@ class SharedIndexModel(SingleCodeModel):
         return Quantized(semantic, semantic, pixel, codes, self.config.commitment_weight * commit)
 
     @torch.no_grad()
-    def initialize_codebooks(self, features: torch.Tensor, pixel_values: torch.Tensor) -> None:
+    def initialize_codebooks(self, batches: list[torch.Tensor]) -> None:
         """As the base's, with each half at its own length."""
-        super().initialize_codebooks(features, pixel_values)
+        super().initialize_codebooks(batches)
         self.codebook.codes.copy_(self.settle(self.codebook.codes))
 
     def decode_vectors(self, semantic: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:

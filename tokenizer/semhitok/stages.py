@@ -51,10 +51,10 @@ class SemanticStage(nn.Module):
         }
 
     @torch.no_grad()
-    def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
+    def initialize_codebook(self, batches: list[torch.Tensor]) -> None:
         """Start the codebook at the k-means of these pictures' vectors, and quantise from now on."""
-        vectors = self.model.semantic.encode(self.model.vision_features(pixel_values))
-        self.model.semantic.codebook.initialize(vectors.flatten(0, 1))
+        vectors = [self.model.semantic.encode(self.model.vision_features(pictures)) for pictures in batches]
+        self.model.semantic.codebook.initialize(torch.cat(vectors).flatten(0, 1))
 
 
 class PixelStage(nn.Module):
@@ -104,9 +104,10 @@ class PixelStage(nn.Module):
         return losses | {"commit": commit, "codes_used": torch.bincount(ids.flatten()).gt(0).sum()}
 
     @torch.no_grad()
-    def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
+    def initialize_codebook(self, batches: list[torch.Tensor]) -> None:
         """Start the sub-codebooks at the k-means of these pictures' vectors, and quantise from now on."""
-        self.model.pixel.codebook.initialize(self.model.pixel.encode(pixel_values).flatten(0, 1))
+        vectors = [self.model.pixel.encode(pictures) for pictures in batches]
+        self.model.pixel.codebook.initialize(torch.cat(vectors).flatten(0, 1))
 
 
 def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> torch.Tensor:
@@ -195,6 +196,6 @@ class JointStage(nn.Module):
         return losses | {"cosine": cosine, "feature_l1": feature_l1, "quantization": quantized.loss, "codes_used": used}
 
     @torch.no_grad()
-    def initialize_codebook(self, pixel_values: torch.Tensor) -> None:
+    def initialize_codebook(self, batches: list[torch.Tensor]) -> None:
         """Start the codebooks at the k-means of these pictures' vectors, and quantise from now on."""
-        self.model.initialize_codebooks(self.model.vision_features(pixel_values), pixel_values)
+        self.model.initialize_codebooks(batches)

@@ -8,7 +8,6 @@ A record is one JSON line for each picture, so pictures are looked at once and c
 A color is null where the prompt asks for none of that box's class; sha256 tells the picture from others of its name.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from PIL import Image
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
-from unimllm.fingerprint import DIGITS, fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
 from unimllm.metrics.intervals import percentiles, resampled_sums
@@ -245,8 +244,7 @@ def prompts_digest(tags: list[str], prompts: list[str]) -> str:
     Args:
         tags, prompts: as in `summary`; of metadata in JSON their "prompt" alone counts.
     """
-    told = sorted({(tag, prompt_of(text)) for tag, text in zip(tags, prompts, strict=True)})
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:DIGITS]
+    return json_fingerprint(sorted({(tag, prompt_of(text)) for tag, text in zip(tags, prompts, strict=True)}))
 
 
 def prompt_of(metadata: str) -> str:

@@ -122,8 +122,8 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
     return prepare
 
 
-def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> torch.Tensor:
-    """This rank's pictures, (B, 3, S, S) in -1..1, at whose k-means codebooks start.
+def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> list[torch.Tensor]:
+    """This rank's pictures at whose k-means codebooks start: micro-batches (B, 3, S, S) in -1..1.
 
     Those of this step and of as many after it as bring START_VECTORS vectors for each code, START_STEPS at most: fewer
     vectors than codes would begin with copies.
@@ -134,7 +134,10 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     needed = START_VECTORS * max((sizes[type(m)] for m in starting), default=1) / config.num_positions
     num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = train.batch_size // world_size
-    starts = [(step + later) * train.batch_size + rank * share for later in range(num_steps)]
-    pictures = [source(range(start, start + share))["pixel_values"] for start in starts]
-    return torch.cat(pictures).to(next(task.parameters()).device)
+    micro, accumulation = train.per_device(world_size)
+    device = next(task.parameters()).device
+    starts = [
+        later * train.batch_size + (rank * accumulation + part) * micro
+        for later in range(step, step + num_steps) for part in range(accumulation)
+    ]  # fmt: skip
+    return [source(range(start, start + micro))["pixel_values"].to(device) for start in starts]
