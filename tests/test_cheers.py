@@ -320,9 +320,9 @@ def test_impossible_drawings_are_refused(model, options, words):
 def test_prompts_that_no_picture_can_follow_are_refused(model):
     with pytest.raises(ValueError, match="there is no prompt"):
         model.generate(row(USER, START)[:0], generation_mode="image")
-    for ids in (torch.tensor([[USER, START], [START, USER]]), row(USER, START)[:, :0]):
-        with pytest.raises(ValueError, match=r"a prompt does not end with image_start \(4\)"):
-            model.generate(ids, generation_mode="image")
+    for ids, mask in ((row(USER, START)[:, :0], None), (row(USER, START, 0), torch.tensor([[1, 1, 0]]))):
+        with pytest.raises(ValueError, match="a prompt is empty or ends with padding; pad on the left"):
+            model.generate(ids, attention_mask=mask, generation_mode="image")
 
 
 def test_an_unknown_mode_is_refused(model):

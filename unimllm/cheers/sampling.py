@@ -85,12 +85,12 @@ class Prompt:
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 
-def check_prompts(input_ids: torch.Tensor, image_start: int) -> None:
-    """ValueError where there are no prompts (B, T), or no picture follows one of them."""
+def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    """ValueError where there are no prompts (B, T), or one is empty or padded on the right, where a picture begins."""
     if not len(input_ids):
         raise ValueError("there is no prompt; give one row of input_ids for each picture")
-    if not (input_ids[:, -1:] == image_start).any(1).all():
-        raise ValueError(f"a prompt does not end with image_start ({image_start}); pad on the left, it comes last")
+    if not attention_mask[:, -1:].any(1).all():
+        raise ValueError("a prompt is empty or ends with padding; pad on the left, its picture follows it at once")
 
 
 def draw_latents(
@@ -125,14 +125,16 @@ def draw_latents(
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: an option that is no number, no prompt, one that ends otherwise, not one seed or start picture per
-            row, not N placeholders for every picture, or see `flow_matching.euler_schedule`.
+        ValueError: an option that is no number, no prompt, one that is empty or padded on the right, not one seed or
+            start picture per row, not N placeholders for every picture, or see `flow_matching.euler_schedule`.
     """
     numbers = {"guidance_scale": guidance_scale, "time_shift": time_shift, "start_time": start_time}
     for name, value in numbers.items():
         check_number(name, value)
     check_number("num_steps", num_steps, is_whole=True)
-    check_prompts(input_ids, model.config.image_start_token_id)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    check_prompts(input_ids, attention_mask)
     for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
         if given is not None and len(given) != len(input_ids):
             raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
@@ -144,8 +146,6 @@ def draw_latents(
     if start_pictures is not None:
         clean = model.vision_tokenizer.encode(start_pictures).to(x.dtype)
         x = path(x, clean, torch.full((len(x),), start, device=x.device))
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
     if pixel_values is not None:
         image_tokens = model.get_image_tokens(pixel_values)
     prompt = Prompt(model, input_ids, attention_mask, image_tokens, guidance_scale)
