@@ -238,6 +238,7 @@ def test_overrides_reach_any_field():
         (["--train.max_steps", "many"], "train.max_steps is a int"),
         (["--train.max_steps"], "needs a value"),
         (["--train.zero_stage", "5"], "stages 0 to 3"),
+        (["--train.zero_stage", "3", "--train.compile", "true"], "set train.compile to false"),
         (["--max-steps", "many"], "argument --max-steps: invalid int value: 'many'; see --help"),
         (["stray"], "unexpected argument 'stray'"),
     ],

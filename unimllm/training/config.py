@@ -76,6 +76,8 @@ class TrainConfig:
             raise ValueError(f"train.zero_stage is {self.zero_stage}; DeepSpeed has stages 0 to 3")
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError("train.offload_optimizer needs ZeRO: set train.zero_stage to 1, 2 or 3")
+        if self.compile and self.zero_stage == 3:  # its hooks break every module off from the next, and compile anew
+            raise ValueError("train.compile cannot compile through ZeRO 3's hooks: set train.compile to false")
         for name in ("max_steps", "batch_size", "log_every", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
