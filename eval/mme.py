@@ -4,7 +4,8 @@
     python eval/mme.py score RESULTS_DIR --json mme.json     # RESULTS_DIR/existence.txt, count.txt, ... OCR.txt, ...
 
 MME_RELEASE holds a folder for each sub-task, in either layout of the release; what is missing is not asked. The prompt
-is the release's own. Each picture is encoded once for its two questions. Totals: perception of 2,000, cognition of 800.
+is the release's own. Each picture is encoded once for its two questions; killed, the same command goes on where it was.
+Totals: perception of 2,000, cognition of 800.
 
 A line of a file is `picture <tab> question <tab> label <tab> answer`, the two questions about a picture in neighbouring
 lines: what the official eval_tool/calculation.py --results_dir reads. A sub-task without its file is named, and its
@@ -23,7 +24,7 @@ from unimllm.fingerprint import fingerprint
 from unimllm.images import check_readable, check_writable, open_picture
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
-from unimllm.questions import answer_questions
+from unimllm.questions import KeptAnswers, answer_questions
 from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 
@@ -92,13 +93,15 @@ def answer(argv: list[str]) -> None:
     about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
+    keep = KeptAnswers(args.out, about | {"device": str(model.device)})
     with out_of_memory_told(args.batch_size):
-        said = answer_questions(model, processor, questions, open_picture, args.batch_size)
+        said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
     for (task, row), text in zip(rows, said.texts, strict=True):
         answered[task].append(mme.Answered(row.picture.name, row.question, row.label, " ".join(text.split())))
     for task, of_task in answered.items():
         mme.write_results(args.out / f"{task}.txt", of_task)
+    keep.remove()
     results = score_tasks(answered, args.seed) | {"speed": said.speed}
     tell(args, results, ["answer", *argv], **about)
 

@@ -7,7 +7,8 @@
     python eval/pope.py score answers.jsonl --question-file llava_pope_test.jsonl --annotation-dir pope/coco
 
 `answer` encodes each picture once for all questions about it, writes a file of answers for each file of questions, and
-scores them. The prompt is the question; LLaVA's is --suffix $'\\nAnswer the question using a single word or phrase.'
+scores them; killed, the same command goes on where it was. The prompt is the question; LLaVA's is
+--suffix $'\\nAnswer the question using a single word or phrase.'
 
 The first `score` is the official evaluate.py's shape: one file of answers ({"question", "answer"}) for each file of
 questions, in the same order. The second is LLaVA's: one file of answers ({"question_id", "prompt", "text"}) to all
@@ -33,7 +34,7 @@ from unimllm.images import check_readable, check_writable, open_picture
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
-from unimllm.questions import answer_questions
+from unimllm.questions import KeptAnswers, answer_questions
 from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
@@ -148,12 +149,16 @@ def answer(argv: list[str]) -> None:
     model, processor = open_model(args.model, args.device)
     about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
+    keep = KeptAnswers(args.out, about | {"pictures": str(args.pictures.resolve()), "device": str(model.device)})
     with out_of_memory_told(args.batch_size):
-        said = answer_questions(model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size)
+        said = answer_questions(
+            model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size, keep=keep
+        )
     texts, splits = iter(said.texts), []
     for path, rows in asked.items():
         splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
         write_answers(written[path], splits[-1])
+    keep.remove()
     more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed}
     tell(args, splits, more, ["answer", *argv], **about)
 

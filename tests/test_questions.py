@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from unimllm.inference import answer
-from unimllm.questions import answer_questions
+from unimllm.questions import KeptAnswers, answer_questions
 
 PICTURES = {name: Image.new("RGB", (16, 16), name) for name in ("red", "blue", "green")}
 TEXTS = ("Is there a dog in the image?", "What is in the picture?", "What color is the apple?", "yes no")
@@ -33,3 +33,32 @@ def test_each_picture_is_opened_and_encoded_once(loaded, monkeypatch, batch_size
     speed = answers.speed
     assert (speed["num_answers"], speed["num_pictures"], speed["batch_size"]) == (12, 3, batch_size)
     assert speed["questions_per_second"] == pytest.approx(4 * speed["pictures_per_second"])
+
+
+def test_a_run_that_was_broken_off_asks_only_what_is_left(loaded, tmp_path, capsys):
+    model, processor = loaded
+    questions = [(name, text) for text in TEXTS for name in PICTURES] + [("red", TEXTS[0])]
+    whole = answer_questions(model, processor, questions, PICTURES.__getitem__, 4)
+
+    def opened_until(last: str):
+        def open_picture(name: str) -> Image.Image:
+            if name == last:
+                raise KeyboardInterrupt
+            return PICTURES[name]
+
+        return open_picture
+
+    keep = KeptAnswers(tmp_path / "answers", {"fingerprint": "of these weights"})
+    with pytest.raises(KeyboardInterrupt):
+        answer_questions(model, processor, questions, opened_until("red"), 4, keep=keep)
+    assert len(keep.read()) == 8
+    keep.path.write_bytes(keep.path.read_bytes()[:-3])  # killed while it wrote the eighth
+    other = KeptAnswers(tmp_path / "answers", {"fingerprint": "of other weights"})
+    assert not other.read() and len(keep.read()) == 7
+
+    resumed = answer_questions(model, processor, questions, PICTURES.__getitem__, 4, keep=keep)
+    assert resumed.texts == whole.texts and resumed.speed["num_answers"] == 6
+    assert "7 answers of a run that was broken off" in capsys.readouterr().err
+    assert len(keep.read()) == 12
+    keep.remove()
+    assert not list(keep.path.parent.iterdir())

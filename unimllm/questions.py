@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from unimllm.errors import UserError
+from unimllm.fingerprint import json_fingerprint
 from unimllm.inference import answer_batch
 
 if TYPE_CHECKING:
@@ -23,10 +28,45 @@ class Answers:
     Args:
         texts: one for each question, in their order.
         speed: how many answers and pictures, in how many seconds, opening the pictures included; for the report.
+            Answers of an earlier run do not count.
     """
 
     texts: list[str]
     speed: dict[str, int | float | str]
+
+
+class KeptAnswers:
+    """Answers on the disk as they are given, so that a program that was killed asks only what is left.
+
+    Args:
+        folder: where the file is, until `remove`.
+        made_by: what an answer depends on beside the picture's name and the question, such as the weights;
+            another run's answers are not taken.
+    """
+
+    def __init__(self, folder: Path, made_by: dict | list):
+        self.path = folder / f".answers-{json_fingerprint(made_by)}.jsonl"
+
+    def read(self) -> dict[tuple[str, str], str]:
+        """(picture, question) -> answer; a line that a kill cut short is left out, and taken off the file."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+            self.path.write_bytes(b"".join(lines))
+        return {(picture, question): answer for picture, question, answer in map(json.loads, lines)}
+
+    def add(self, rows: Iterable[tuple[str, str, str]]) -> None:
+        """(picture, question, answer) of more; UserError if the place cannot be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def remove(self) -> None:
+        """When all answers are written where they belong."""
+        self.path.unlink(missing_ok=True)
 
 
 def answer_questions(
@@ -36,6 +76,7 @@ def answer_questions(
     open_picture: Callable[[str | int], Image.Image],
     batch_size: int,
     what: str = "answering",
+    keep: KeptAnswers | None = None,
 ) -> Answers:
     """What the model answers to every question, each in a conversation of its own; the same as one by one.
 
@@ -44,13 +85,17 @@ def answer_questions(
         open_picture: a name to its picture.
         batch_size: questions at once, about whichever pictures they are.
         what: the progress bar's word.
+        keep: gets each batch of answers and gives what it has already; pictures' names are text then.
 
     Raises:
-        UserError: see `answer_batch`.
+        UserError: see `answer_batch` and `KeptAnswers`.
     """
     started = time.perf_counter()
-    texts = [""] * len(questions)
-    order = sorted(range(len(questions)), key=lambda i: questions[i][0])
+    known = keep.read() if keep else {}
+    texts = [known.get(question, "") for question in questions]
+    order = sorted((i for i, asked in enumerate(questions) if asked not in known), key=lambda i: questions[i][0])
+    if keep and len(order) < len(questions):
+        print(f"{len(questions) - len(order):,} answers of a run that was broken off: {keep.path}", file=sys.stderr)
     encoded: dict[str | int, torch.Tensor] = {}  # the pictures of the current batch
     for start in tqdm(range(0, len(order), batch_size), desc=what, unit="batch"):
         batch = order[start : start + batch_size]
@@ -61,12 +106,14 @@ def answer_questions(
         conversations = [ask(encoded[name], text) for name, text in (questions[i] for i in batch)]
         for i, text in zip(batch, answer_batch(model, processor, conversations), strict=True):
             texts[i] = text
-    seconds, num_pictures = time.perf_counter() - started, len({name for name, _ in questions})
+        if keep:
+            keep.add((*questions[i], texts[i]) for i in batch)
+    seconds, num_pictures = time.perf_counter() - started, len({questions[i][0] for i in order})
     speed = {
-        "num_answers": len(texts),
+        "num_answers": len(order),
         "num_pictures": num_pictures,
         "seconds": seconds,
-        "questions_per_second": len(texts) / seconds,
+        "questions_per_second": len(order) / seconds,
         "pictures_per_second": num_pictures / seconds,
         "batch_size": batch_size,
         "device": str(model.device),
