@@ -14,6 +14,7 @@ from unimllm.command_line import CommandLine, given_drawing, open_model, run
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, write_atomically
+from unimllm.inference import checkpoint_of
 from unimllm.report import about_model, describe_run, write_json
 
 WIDTH, HEIGHT, MARGIN = 480, 300, 48  # of the plot, in pixels
@@ -35,8 +36,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    model, processor = open_model(args.model, args.device)
-    about = about_model(args.model)
+    checkpoint = checkpoint_of(args.model)
+    model, processor = open_model(checkpoint, args.device)
+    about = about_model(checkpoint, args.model)
     from unimllm.training.presets import SftRecipe
 
     prompts = list(SftRecipe.shown_prompts)

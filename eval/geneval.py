@@ -95,10 +95,11 @@ def generate(argv: list[str]) -> None:
     prompts = read_prompts(args.prompts)[: args.limit]
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     silence_libraries()
-    model, processor = load(args.model, args.device or local_gpu())
+    checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
+    model, processor = load(checkpoint, args.device or local_gpu())
     check_prompts(model, processor, [prompt["prompt"] for prompt in prompts])
     sampling = choose_drawing(model, given_drawing(args))
-    lay_out(args, prompts, sampling)
+    lay_out(args, checkpoint, prompts, sampling)
     wanted = [
         (index, image, path)
         for index in range(rank, len(prompts), world_size)
@@ -117,13 +118,15 @@ def generate(argv: list[str]) -> None:
     print(f"{args.out}: {len(wanted):,} pictures drawn" + (f", {rate:.2f} pictures/s" if wanted else ""))
 
 
-def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, float]) -> None:
+def lay_out(args: argparse.Namespace, checkpoint: str, prompts: list[dict], sampling: dict[str, float]) -> None:
     """Write the settings and every prompt into the folder, or see that they are the ones already there.
+
+    Args:
+        checkpoint: that draws; weights of one fingerprint are the same wherever they lie.
 
     Raises:
         UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
     """
-    checkpoint = checkpoint_of(args.model)
     settings = {
         "model": checkpoint if args.model else DEFAULT_NAME,
         "fingerprint": weights_fingerprint(checkpoint),
@@ -140,6 +143,8 @@ def lay_out(args: argparse.Namespace, prompts: list[dict], sampling: dict[str, f
             del settings["fingerprint"]
             print(f"note: nobody knows of which weights the pictures in {args.out} are: {SETTINGS} does not tell",
                   file=sys.stderr)  # fmt: skip
+        if settings.get("fingerprint") and before["fingerprint"] == settings["fingerprint"]:
+            settings["model"] = before.get("model")
         for name in (name for name in settings if before.get(name) != settings[name]):
             other = f"its {name} is {before.get(name)}, now it is {settings[name]}"
             if name == "prompts_sha256":

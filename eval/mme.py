@@ -22,6 +22,7 @@ from unimllm.command_line import CommandLine, check_given, number, open_model, o
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.inference import checkpoint_of
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
 from unimllm.questions import KeptAnswers, answer_questions
@@ -89,11 +90,12 @@ def answer(argv: list[str]) -> None:
     for path in filter(None, (args.json, *(args.out / f"{task}.txt" for task in asked))):
         check_writable(path)
     check_readable(row.picture for of_task in asked.values() for row in of_task)
-    model, processor = open_model(args.model, args.device)
-    about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
+    checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
+    model, processor = open_model(checkpoint, args.device)
+    about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
-    keep = KeptAnswers(args.out, about | {"device": str(model.device)})
+    keep = KeptAnswers(args.out, checkpoint, about | {"device": str(model.device)})
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}

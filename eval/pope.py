@@ -31,6 +31,7 @@ from unimllm.command_line import CommandLine, check_given, number, open_model, o
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.inference import checkpoint_of
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
@@ -146,10 +147,12 @@ def answer(argv: list[str]) -> None:
         if answers.exists() and answers.samefile(path):
             raise UserError(f"the questions {path} would be overwritten by the answers; choose another --out")
     check_readable(args.pictures / row["image"] for rows in asked.values() for row in rows)
-    model, processor = open_model(args.model, args.device)
-    about = about_model(args.model, args.name)  # in the end a folder that is trained in may hold a newer checkpoint
+    checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
+    model, processor = open_model(checkpoint, args.device)
+    about = about_model(checkpoint, args.name or args.model)
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
-    keep = KeptAnswers(args.out, about | {"pictures": str(args.pictures.resolve()), "device": str(model.device)})
+    made_by = about | {"pictures": str(args.pictures.resolve()), "device": str(model.device)}
+    keep = KeptAnswers(args.out, checkpoint, made_by)
     with out_of_memory_told(args.batch_size):
         said = answer_questions(
             model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size, keep=keep

@@ -74,9 +74,10 @@ def main(argv: list[str] | None = None) -> None:
         model, processor, folder = None, None, resolve(folder_of(args.tokenizer_only))
         tokenizer, image_processor = load_image_tokenizer(str(folder), args.device)
     else:
-        model, processor = load(args.model, args.device)
+        folder = Path(checkpoint_of(args.model))  # once: a folder that is trained in may hold a newer one any time
+        model, processor = load(folder, args.device)
         tokenizer, image_processor = model.image_tokenizer, processor.image_processor
-        folder, sampling = Path(checkpoint_of(args.model)), choose_drawing(model, given_drawing(args))
+        sampling = choose_drawing(model, given_drawing(args))
     weights = weights_fingerprint(folder)  # now: a run that goes on may delete it meanwhile
     bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
     results: dict = {"intervals": {}}

@@ -48,13 +48,21 @@ def test_a_run_that_was_broken_off_asks_only_what_is_left(loaded, tmp_path, caps
 
         return open_picture
 
-    keep = KeptAnswers(tmp_path / "answers", {"fingerprint": "of these weights"})
+    template = tmp_path / "checkpoint" / "chat_template.jinja"
+    template.parent.mkdir()
+    template.write_text("one")
+    keep = KeptAnswers(tmp_path / "answers", template.parent, {"fingerprint": "of these weights"})
     with pytest.raises(KeyboardInterrupt):
         answer_questions(model, processor, questions, opened_until("red"), 4, keep=keep)
     assert len(keep.read()) == 8
     keep.path.write_bytes(keep.path.read_bytes()[:-3])  # killed while it wrote the eighth
-    other = KeptAnswers(tmp_path / "answers", {"fingerprint": "of other weights"})
-    assert not other.read() and len(keep.read()) == 7
+    with keep.path.open("a") as file:
+        file.write('\n["red"]\nnull')
+    assert len(keep.read()) == 7
+    other = KeptAnswers(tmp_path / "answers", template.parent, {"fingerprint": "of other weights"})
+    template.write_text("another")
+    reworded = KeptAnswers(tmp_path / "answers", template.parent, {"fingerprint": "of these weights"})
+    assert not other.read() and not reworded.read()
 
     resumed = answer_questions(model, processor, questions, PICTURES.__getitem__, 4, keep=keep)
     assert resumed.texts == whole.texts and resumed.speed["num_answers"] == 6

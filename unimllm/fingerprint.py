@@ -1,7 +1,8 @@
-"""What tells one checkpoint, file of answers or folder of pictures from another of its name."""
+"""What tells one checkpoint, file of answers, folder of pictures or state of the code from another of its name."""
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 from unimllm.errors import UserError
@@ -22,6 +23,16 @@ def fingerprint(*files: Path) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
+def commit_of(program: str) -> str | None:
+    """The git commit of a program's file, `-dirty` where files of it have changed since; None where git knows none."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        told = subprocess.run(command, cwd=Path(program).parent, capture_output=True, text=True)
+    except OSError:  # no git on this machine
+        return None
+    return told.stdout.strip() or None
+
+
 def json_fingerprint(value) -> str:
     """The same of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]
@@ -33,6 +44,17 @@ def weights_fingerprint(checkpoint: str | Path) -> str | None:
     Args:
         checkpoint: a folder (that of a LoRA adapter: of the adapter alone), or a hub id that was loaded before.
     """
+    files = _files_of(checkpoint, (".safetensors",))
+    return fingerprint(*files) if files else None
+
+
+def settings_fingerprint(checkpoint: str | Path) -> str:
+    """The same of a checkpoint's configs, chat template and text tokenizer."""
+    return fingerprint(*_files_of(checkpoint, (".json", ".jinja", ".model", ".txt")))
+
+
+def _files_of(checkpoint: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """A checkpoint's files of some kinds in the order of their names; none where it is not on this machine."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -41,6 +63,5 @@ def weights_fingerprint(checkpoint: str | Path) -> str | None:
         try:
             folder = Path(snapshot_download(str(checkpoint), local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
-            return None
-    files = sorted(folder.glob("*.safetensors"))
-    return fingerprint(*files) if files else None
+            return []
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)

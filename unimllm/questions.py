@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from unimllm.errors import UserError
-from unimllm.fingerprint import json_fingerprint
+from unimllm.fingerprint import commit_of, json_fingerprint, settings_fingerprint
 from unimllm.inference import answer_batch
 
 if TYPE_CHECKING:
@@ -40,27 +41,29 @@ class KeptAnswers:
 
     Args:
         folder: where the file is, until `remove`.
-        made_by: what an answer depends on beside the picture's name and the question, such as the weights;
-            another run's answers are not taken.
+        checkpoint: that answers; its settings and the state of the code tell, with `made_by`, whose answers are taken.
+        made_by: what else an answer depends on beside the picture's name and the question, such as the weights.
     """
 
-    def __init__(self, folder: Path, made_by: dict | list):
-        self.path = folder / f".answers-{json_fingerprint(made_by)}.jsonl"
+    def __init__(self, folder: Path, checkpoint: str | Path, made_by: dict):
+        digits = json_fingerprint([made_by, settings_fingerprint(checkpoint), commit_of(__file__)])
+        self.path = folder / f".answers-{digits}.jsonl"
 
     def read(self) -> dict[tuple[str, str], str]:
-        """(picture, question) -> answer; a line that a kill cut short is left out, and taken off the file."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-            self.path.write_bytes(b"".join(lines))
-        return {(picture, question): answer for picture, question, answer in map(json.loads, lines)}
+        """(picture, question) -> answer; what a kill cut short or damaged is left out, to be asked again."""
+        answers = {}
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError, TypeError):  # no JSON, not three, or not text
+                picture, question, answer = json.loads(line)
+                answers[picture, question] = str(answer)
+        return answers
 
     def add(self, rows: Iterable[tuple[str, str, str]]) -> None:
         """(picture, question, answer) of more; UserError if the place cannot be written."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.write("".join("\n" + json.dumps(row) for row in rows))  # the line before may have been cut short
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
 

@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 import unimllm
-from unimllm.fingerprint import weights_fingerprint
+from unimllm.fingerprint import commit_of, weights_fingerprint
 from unimllm.images import write_atomically
-from unimllm.inference import DEFAULT_NAME, checkpoint_of
+from unimllm.inference import DEFAULT_NAME
 
 
 def as_range(interval: tuple[float, float], digits: int = 3) -> str:
@@ -105,15 +104,16 @@ def describe_run(
     }
 
 
-def about_model(model: str | None, name: str | None = None) -> dict[str, str | None]:
-    """`model`, `fingerprint` and `fingerprint_of` of `describe_run` for what `load` opened.
+def about_model(checkpoint: str, name: str | None) -> dict[str, str | None]:
+    """`model`, `fingerprint` and `fingerprint_of` of `describe_run`.
 
     Args:
-        model: as `load` takes it.
-        name: of the model, instead of its place.
+        checkpoint: what `checkpoint_of` made of the user's --model and `load` opened.
+        name: that the user gave it, or its --model; None: of the one that ships.
     """
-    digits = weights_fingerprint(checkpoint_of(model))
-    return {"model": name or model or DEFAULT_NAME, "fingerprint": digits, "fingerprint_of": "weights"}
+    return {
+        "model": name or DEFAULT_NAME, "fingerprint": weights_fingerprint(checkpoint), "fingerprint_of": "weights"
+    }  # fmt: skip
 
 
 def describe_machine(program: str) -> dict:
@@ -122,8 +122,6 @@ def describe_machine(program: str) -> dict:
     Args:
         program: `__file__` of the program, whose commit is told (None outside a git checkout).
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(command, cwd=Path(program).parent, capture_output=True, text=True)
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -133,7 +131,7 @@ def describe_machine(program: str) -> dict:
             "unimllm": unimllm.__version__,
         },
         "load_average": round(os.getloadavg()[0], 1),
-        "commit": git.stdout.strip() or None,
+        "commit": commit_of(program),
     }
 
 
