@@ -141,6 +141,8 @@ def test_the_plan_by_hand():
         (TrainConfig(precision="fp32", zero_stage=2), [4000, 100, 300]),
         (TrainConfig(precision="fp32", zero_stage=3), [1000, 100, 300]),
         (TrainConfig(precision="bf16", zero_stage=2), [2000, 50, 300]),
+        (TrainConfig(precision="bf16", zero_stage=2, offload_optimizer=True), [2000, 50]),
+        (TrainConfig(precision="bf16"), [2000, 400, 200, 1200]),
     ],
 )
 def test_memory_of_weights_gradients_and_optimiser_by_hand(config, expected):

@@ -166,6 +166,32 @@ def test_two_processes_go_on_under_zero_where_one_stopped(stage, straight, tmp_p
         assert float(loss) == pytest.approx(float(expected[step]), abs=LAST_DIGIT)
 
 
+@pytest.mark.parametrize("stage", ["0", "2"])
+def test_a_resumed_run_decays_as_it_is_told_and_tells_it(stage, straight, tmp_path):
+    _, expected = straight
+    assert run_toy(tmp_path, "--zero-stage", stage, "--die-after", "4", "--save-every-step").returncode == 9
+    resumed = run_toy(tmp_path, "--zero-stage", stage, "--weight-decay", "50")
+    assert "train.weight_decay was 0.02 and is 50.0" in resumed.stdout
+    assert losses(resumed)[5] == expected[5] and losses(resumed)[6] != expected[6]
+
+
+def test_a_finished_run_says_that_it_trains_nothing(straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "run")
+    again = run_toy(tmp_path / "run")
+    assert losses(again) == {} and "is at the end of its 6 steps: nothing is trained" in again.stdout
+
+
+def test_a_damaged_checkpoint_is_told_as_one(straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "run")
+    folder = checkpoint.latest(tmp_path / "run")
+    state = folder / "deepspeed" / "mp_rank_00_model_states.pt"
+    state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    assert "seems damaged: remove" in run_toy(tmp_path / "run").stderr
+    (folder / "run.json").write_text('{"step": 6, "reci')
+    with pytest.raises(UserError, match="run.json is damaged .* goes on from the checkpoint before it"):
+        checkpoint.read_run(folder)
+
+
 def test_a_missing_shard_is_told_with_the_number_of_processes(straight, tmp_path):
     output, _ = straight
     shutil.copytree(output, tmp_path / "run")
@@ -238,6 +264,9 @@ def test_overrides_reach_any_field():
         (["--train.max_steps", "many"], "train.max_steps is a int"),
         (["--train.max_steps"], "needs a value"),
         (["--train.zero_stage", "5"], "stages 0 to 3"),
+        (["--train.keep_checkpoints", "-1"], "must be at least 1"),
+        (["--train.weight_decay", "-0.1"], "train.weight_decay is -0.1; it must be 0 or more"),
+        (["--train.beta2", "1.0"], "from 0 to below 1"),
         (["--train.zero_stage", "3", "--train.compile", "true"], "set train.compile to false"),
         (["--max-steps", "many"], "argument --max-steps: invalid int value: 'many'; see --help"),
         (["stray"], "unexpected argument 'stray'"),
@@ -347,8 +376,9 @@ def test_a_deepspeed_file_as_people_have_it(tmp_path):
         {
             "bf16": {"enabled": True}, "fp16": {"enabled": "auto"}, "train_batch_size": "auto",
             "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": "auto", "gradient_clipping": 0.5,
-            "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}, "torch_autocast": {"enabled": True},
             "zero_optimization": {"stage": 3, "overlap_comm": True, "stage3_prefetch_bucket_size": "auto",
+                                  "round_robin_gradients": True,
                                   "offload_param": {"device": "cpu"}},
         },
         batch_size=16,
@@ -356,6 +386,8 @@ def test_a_deepspeed_file_as_people_have_it(tmp_path):
     assert (config.precision, config.zero_stage, config.micro_batch_size, config.max_grad_norm) == ("bf16", 3, 2, 0.5)
     assert told == [
         "optimizer: left out; set with --train.learning_rate and its neighbours",
+        "torch_autocast: left out; set with --train.precision autocast",
+        "zero_optimization.round_robin_gradients: left out; a run could not go on with another number of processes",
         "train.micro_batch_size: 0 -> 2",
         "train.max_grad_norm: 1.0 -> 0.5",
         "train.precision: auto -> bf16",

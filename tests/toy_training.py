@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     config = TrainConfig(
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
-        weight_decay=0.0 if args.lora else 0.02,
+        weight_decay=0.0 if args.lora else args.weight_decay,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
         num_threads=1, validate_every=args.validate_every,
     )  # fmt: skip

@@ -23,17 +23,25 @@ from unimllm.training.in_place import gathered
 from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
-DECISIVE = ("train.precision", "train.zero_stage", "train.batch_size", "train.seed")
-"""Of `train`, what DeepSpeed's state or the course of the data depends on."""
+DECISIVE = (
+    "precision", "zero_stage", "batch_size", "seed", "learning_rate", "final_lr_ratio", "warmup_steps", "weight_decay",
+    "beta1", "beta2", "max_grad_norm",
+)  # fmt: skip
+"""Of `train`, what weights depend on beyond rounding, but for the number of steps."""
+OPTIONS = ("weight_decay", "betas")  # of AdamW's groups, which load_state_dict takes from the checkpoint
 NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
+REMOVE = "remove {} and the same command goes on from the checkpoint before it"
 
 __all__ = ["RUN_FILE", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
 
 
 def read_run(folder: Path) -> dict:
-    """The `run.json` of a checkpoint."""
-    return json.loads((folder / RUN_FILE).read_text())
+    """The `run.json` of a checkpoint; UserError if it is damaged."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / RUN_FILE} is damaged ({error}); {REMOVE.format(folder)}") from error
 
 
 def prepare_output(output_dir: Path) -> None:
@@ -109,7 +117,7 @@ def full_disk_told(partial: Path):
 def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     """Restore the engine from a checkpoint, of any number of processes, and return its run.json.
 
-    Options that are not those of the checkpoint's run and yet let it go on are told.
+    The optimiser keeps the options of this run; those that are not the checkpoint's and yet let it go on are told.
 
     Args:
         recipe: of this run.
@@ -131,18 +139,33 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     other_number = engine.zero_optimization_stage() > 0 and run["world_size"] != dist.get_world_size()
     changed = "; ".join(changes(run["recipe"], json.loads(json.dumps(recipe)))[:NAMED_CHANGES])
     try:
-        if other_number:
-            load_resharded(engine, state, run["world_size"])
-        else:
-            engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
+        with own_options(engine.optimizer):
+            if other_number:
+                load_resharded(engine, state, run["world_size"])
+            else:
+                engine.load_checkpoint(str(folder), tag=STATE_FOLDER)
     except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
         processes = f" and its number of processes, {run['world_size']}" if other_number else ""
         remedy = f"take the options of that run{processes}, or another --output-dir"
+        if not changed and not other_number:
+            remedy = f"the checkpoint seems damaged: {REMOVE.format(folder)}"
         raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
     if changed and is_first_process():
         print(f"warning: {folder.name} was trained by other options: {changed}; from here on the run differs from one "
               "without a break", flush=True)  # fmt: skip
     return run
+
+
+@contextlib.contextmanager
+def own_options(optimizer):
+    """What is loaded within brings its moments, not the options that the optimiser was made with."""
+    options = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
+    clip_grad = getattr(optimizer, "clip_grad", None)
+    yield
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    if clip_grad is not None:
+        optimizer.clip_grad = clip_grad
 
 
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
@@ -152,6 +175,6 @@ def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         key, old, new = f"{prefix}{name}", before[name], now[name]
         if isinstance(old, dict) and isinstance(new, dict):
             told += changes(old, new, f"{key}.")
-        elif old != new and not (key.startswith(("train.", "data.")) and key not in DECISIVE):
+        elif old != new and not (key.startswith(("train.", "data.")) and key.removeprefix("train.") not in DECISIVE):
             told.append(f"{key} was {old} and is {new}")
     return told

@@ -8,6 +8,11 @@ import torch
 from unimllm.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "autocast", "bf16")
+POSITIVE = ("max_steps", "batch_size", "log_every", "validation_rows", "keep_checkpoints")
+NOT_NEGATIVE = (
+    "micro_batch_size", "learning_rate", "final_lr_ratio", "warmup_steps", "weight_decay", "max_grad_norm",
+    "num_workers", "num_threads", "picture_every", "validate_every", "save_minutes",
+)  # fmt: skip
 
 
 @dataclass
@@ -78,9 +83,15 @@ class TrainConfig:
             raise ValueError("train.offload_optimizer needs ZeRO: set train.zero_stage to 1, 2 or 3")
         if self.compile and self.zero_stage == 3:  # its hooks break every module off from the next, and compile anew
             raise ValueError("train.compile cannot compile through ZeRO 3's hooks: set train.compile to false")
-        for name in ("max_steps", "batch_size", "log_every", "validation_rows"):
+        for name in POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be from 0 to below 1")
         if self.warmup_steps > self.max_steps:
             self.warmup_steps = self.max_steps // 10
 

@@ -19,19 +19,25 @@ FIELDS = {
     "zero_optimization.stage": "zero_stage",
 }
 """DeepSpeed's key -> the field of TrainConfig."""
-OWN = {"optimizer": "--train.learning_rate and its neighbours", "scheduler": "--train.warmup_steps and max_steps"}
+OWN = {
+    "optimizer": "--train.learning_rate and its neighbours",
+    "scheduler": "--train.warmup_steps and max_steps",
+    "activation_checkpointing": "--train.gradient_checkpointing",
+    "torch_autocast": "--train.precision autocast",
+}
 """Sections that this package decides, and where."""
 SECTIONS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler",
     "fp16", "bf16", "amp", "data_types", "gradient_clipping", "zero_optimization", "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
     "sparse_gradients", "steps_per_print", "wall_clock_breakdown", "dump_state", "flops_profiler", "comms_logger",
-    "activation_checkpointing", "aio", "checkpoint", "compile", "torch_autocast", "tensorboard", "wandb", "csv_monitor",
+    "aio", "checkpoint", "compile", "tensorboard", "wandb", "csv_monitor",
     "autotuning", "elasticity", "data_efficiency", "timers", "memory_breakdown",
     "disable_allgather", "seq_parallel_communication_data_type", "use_node_local_storage", "graph_harvesting",
     "hybrid_engine", "curriculum_learning", "compression_training", "sparse_attention", "zenflow", "tensor_parallel",
 )  # fmt: skip
 """Names at the top of DeepSpeed's JSON; it takes any other in silence."""
+ROUND_ROBIN = "zero_optimization.round_robin_gradients"
 FOLLOWS = ("gradient_accumulation_steps",)  # from the batch size and the number of processes
 
 
@@ -60,6 +66,8 @@ def lay_over(config: TrainConfig, path: Path) -> list[str]:
     before = asdict(config)
     values.pop("fp16", None)
     settings = flatten(values)
+    if settings.pop(ROUND_ROBIN, False):
+        told.append(f"{ROUND_ROBIN}: left out; a run could not go on with another number of processes")
     if settings.pop("bf16.enabled", None) is not None:
         if is_on(values["bf16"]):
             config.precision = "bf16"

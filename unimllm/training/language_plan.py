@@ -57,8 +57,6 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     memory = state_bytes(held - in_four_bits, count_trained(model), train, num_processes)
     if in_four_bits:
         memory["weights in 4 bits"] = BITS / 8 * in_four_bits
-    if train.offload_optimizer:
-        memory.pop("optimiser state")
     memory |= {"image tokenizer, float32": 4.0 * count(apart)} | activation_bytes(model, recipe, micro)
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))

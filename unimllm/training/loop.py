@@ -7,7 +7,6 @@ A run is a pure function of its configuration: sample `i` of the data depends on
 import itertools
 import math
 import os
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
 from unimllm.distributed import threads_per_process
 from unimllm.errors import UserError
+from unimllm.fingerprint import commit_of
 from unimllm.training import checkpoint
 from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
@@ -117,6 +117,9 @@ def train(
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
         _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
+        if step >= config.max_steps:
+            print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or "
+                  "name another --output-dir", flush=True)  # fmt: skip
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     last_save = time.monotonic()
     engine.train()
@@ -131,7 +134,7 @@ def train(
             observer.after(step, values)
             if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                       "commit": _git_commit(), "recipe": recipe, "skipped": _over_ranks(skipped),
+                       "commit": commit_of(__file__), "recipe": recipe, "skipped": _over_ranks(skipped),
                        "apart": apart}  # fmt: skip
                 checkpoint.save(engine, task, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
@@ -287,9 +290,3 @@ def _is_time_to_save(last_save: float, config: TrainConfig, device: torch.device
     if dist.get_world_size() > 1:
         dist.broadcast(due, 0)
     return bool(due)
-
-
-def _git_commit() -> str:
-    folder = Path(__file__).parent
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"

@@ -114,11 +114,14 @@ def state_bytes(num_all: int, num_trained: int, train: TrainConfig, num_processe
     width = 2 if is_bf16 else 4
     has_master = is_bf16 or train.zero_stage > 0  # DeepSpeed keeps an fp32 copy of what it trains, fp32 or not
     casts = {"bf16 casts of the trained": 2.0 * num_trained} if train.autocast() else {}
+    # of bf16 weights without ZeRO: DeepSpeed casts all gradients at the step
+    casts |= {"gradients in float32": 4.0 * num_trained} if is_bf16 and not train.zero_stage else {}
+    state = (12 if has_master else 8) * num_trained * share[1]
     return {
         "weights": width * num_all * share[3],
         **casts,
         "gradients": width * num_trained * share[2],
-        "optimiser state": (12 if has_master else 8) * num_trained * share[1],
+        **({} if train.offload_optimizer else {"optimiser state": state}),
     }
 
 
