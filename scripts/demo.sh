@@ -2,7 +2,8 @@
 # A picture from a prompt and three questions about it, with the small model that ships, on any CPU.
 #
 #   bash scripts/demo.sh                 makes .venv and installs on the first call
-#   bash scripts/demo.sh --model FOLDER  with another checkpoint (all options go to generate and chat)
+#   bash scripts/demo.sh --model FOLDER  with another checkpoint; --device DEVICE on another device. These two alone go to
+#                                        unimllm.generate and unimllm.chat, each of which has more options of its own
 set -euo pipefail
 
 # shellcheck source=scripts/install.sh
@@ -12,11 +13,26 @@ PROMPT="a photo of a red apple"
 QUESTIONS=("What is in the picture?" "What color is the apple?" "Is there a dog in the image?")
 PICTURE="$ROOT/demo/drawing.png"
 
+check_options() { # OPTIONS...: those that generate and chat both take, each with its value
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --model | --device)
+                [ $# -gt 1 ] || die "$1 needs a value"
+                shift
+                ;;
+            --model=* | --device=*) ;;
+            *) die "unknown option $1: the demo takes --model and --device; python -m unimllm.generate takes more" ;;
+        esac
+        shift
+    done
+}
+
 # The questions as one conversation, so that the model is loaded once; /reset makes each independent of the others.
 ask_all() {
     printf '%s\n/reset\n' "${QUESTIONS[@]}" | "$VENV_PYTHON" -m unimllm.chat --image "$PICTURE" "$@"
 }
 
+check_options "$@"
 install_package ""
 export HF_HUB_OFFLINE=1 # everything that is needed ships with the package
 

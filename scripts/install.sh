@@ -105,7 +105,9 @@ install_package() {
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
         return
     fi
-    begin "installing unimllm$extras into .venv (1.3 GB on disk; a minute or two)"
+    local size="1.3 GB on disk; a minute or two"
+    ! nvidia-smi -L >/dev/null 2>&1 || size="several GB on disk: PyPI's torch brings CUDA"
+    begin "installing unimllm$extras into .venv ($size)"
     choose_torch
     arguments=("${TORCH[@]}" -e "$ROOT$extras")
     case "${TORCH[${#TORCH[@]} - 1]}" in

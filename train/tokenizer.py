@@ -68,9 +68,10 @@ GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 def main() -> None:
     stage = chosen_stage()
     args, recipe = parse_arguments(
-        "Train one stage of an image tokenizer.", stage, STAGES[stage],
+        "Train one stage of an image tokenizer; `--stage pixel --help` shows that stage's presets.",
+        stage, STAGES[stage],
         stage={"choices": list(STAGES), "required": True, "help": "which part to train"},
-        teacher={"help": "semantic, joint and vae stage: folder or hub id of a SigLIP (default: the preset's in runs)"},
+        teacher={"help": "in a preset's first stage: folder or hub id of a SigLIP (default: the preset's in runs)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),

@@ -43,7 +43,8 @@ def parse_arguments(
         UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
     """
     parser = CommandLine(Path(sys.argv[0]).name, description)
-    parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}")
+    default = " (%(default)s)" if "scenes_64" in presets else ""
+    parser.add_argument("--preset", default="scenes_64", help=f"one of: {', '.join(presets)}{default}")
     parser.add_argument(
         "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{program})"
     )

@@ -5,11 +5,11 @@ Untrained by us. LLaVA-1.5's numbers (arXiv 2310.03744, its scripts/v1_5): batch
 What SemHiTok's own unified training used is not published beyond its model, Qwen2.5-7B-Instruct; the numbers of the
 `unified_*` presets are LLaVA-1.5's, with ILLUME+'s beta2 of 0.95.
 
-A first and a second stage, on 8 GPUs of 80 GB (`--dry-run 8` prints memory and hours; about 1.5 hours a stage at 7B, an
-estimate):
+A first and a second stage, on 8 GPUs of 80 GB (`--dry-run 8` prints memory and hours; at 7B about half an hour and an
+hour and a half, estimates for H100 at an MFU of 40 %):
 
 deepspeed train/pretrain.py --preset unified_qwen25_7b_pretrain --image-tokenizer runs/semhitok_256/pixel \\
-    --data captions.jsonl --image-root images
+    --data reading.json captions.jsonl --image-root images
 deepspeed train/sft.py --preset unified_qwen25_7b_sft --init-from runs/unified_qwen25_7b_pretrain/pretrain \\
     --data instructions.json captions.jsonl --image-root images
 
@@ -102,7 +102,7 @@ def unified_qwen25_7b_sft() -> SftRecipe:
 
 
 def unified_qwen25_0_5b_pretrain() -> SftRecipe:
-    """The first stage over Qwen2.5-0.5B-Instruct on one GPU of 80 GB, about an hour (estimate)."""
+    """The first stage over Qwen2.5-0.5B-Instruct on one GPU of 80 GB, about twenty minutes (estimate for an H100)."""
     return _on_one_gpu(unified_qwen25_7b_pretrain())
 
 
