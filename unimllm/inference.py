@@ -120,7 +120,7 @@ def draw(
     """Draw one picture per prompt, all in one batch.
 
     Args:
-        seeds: one per prompt (default 0 for each): the same prompt and seed give the same picture in any batch.
+        seeds: one per prompt (default 0 for each): the same of both give the same picture, in float32 in any batch.
         on_step: called after each position or step (`drawing_unit` of the model), for progress bars.
         options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 

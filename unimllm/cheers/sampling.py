@@ -109,7 +109,7 @@ def draw_latents(
         guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
         num_steps: evaluations of the velocity.
         time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
-        seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+        seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
         start_pictures: (B, 3, S, S) in -1..1; editing begins from them with noise, at `start_time`.
         on_step: called after each step.
 

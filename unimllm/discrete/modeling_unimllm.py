@@ -356,7 +356,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             guidance_scale: s in `unconditional + s * (conditional - unconditional)` over log-probabilities.
             temperature: 0 takes the most likely code.
             top_k: so many most likely codes are kept (0: all).
-            seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+            seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
             on_step: called after each of the N positions.
 
         Returns:

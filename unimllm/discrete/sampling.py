@@ -41,7 +41,8 @@ def pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 class Sampler:
-    """Draws one index per picture, with this picture's own random numbers: so a batch equals its pictures one by one.
+    """Draws one index per picture, with this picture's own random numbers: so in float32 a batch equals its
+    pictures one by one.
 
     Args:
         seeds: one per picture.
