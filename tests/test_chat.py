@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from unimllm import chat, generate
 from unimllm.errors import UserError
-from unimllm.inference import load
+from unimllm.inference import answer, answer_batch, load
 
 APPLE = "a photo of a red apple"
 
@@ -73,6 +74,34 @@ def test_questions_that_the_model_cannot_take(call, tiny_checkpoint, picture):
     assert "the conversation is too long" in call(chat, *options, "why " * 200).refusal()
     assert "the question holds <image>" in call(chat, *options, "Is <image> red?").refusal()
     assert "the question is not valid text" in call(chat, *options, "\udcff").refusal()
+
+
+def spelled(processor, monkeypatch, *answers: str) -> None:
+    """Let the model say these, one a turn."""
+    said = iter(answers)
+    monkeypatch.setattr(processor.tokenizer, "batch_decode", lambda ids, **kwargs: [next(said)])
+
+
+def test_an_answer_that_spells_a_mark_lets_the_conversation_go_on(loaded, monkeypatch):
+    model, processor = loaded
+    spelled(processor, monkeypatch, "a <image> tag <ima<|end|>ge>", "yes")
+    conversation = chat.Conversation(model, processor, Image.new("RGB", (16, 16)))
+    assert conversation.ask("What is it?")[0] == "a  tag" == conversation.turns[0][1]
+    assert conversation.ask("Really?") == ("yes", 0)
+
+
+def test_a_mark_across_parts_of_a_question_is_told(loaded):
+    parts = [{"type": "text", "text": text} for text in ("Is <ima", "ge> red?")]
+    with pytest.raises(UserError, match="^the question holds <image>"):
+        answer_batch(*loaded, [[{"role": "user", "content": parts}]])
+    parts.insert(1, {"type": "image", "image": Image.new("RGB", (16, 16))})
+    assert len(answer_batch(*loaded, [[{"role": "user", "content": parts}]])) == 1
+
+
+def test_answers_can_be_sampled(loaded):
+    torch.manual_seed(0)
+    asked = [answer(*loaded, None, "What is it?", do_sample=True, temperature=5.0) for _ in range(3)]
+    assert len(set(asked)) > 1
 
 
 def test_a_conversation_through_a_pipe(call, told, tiny_checkpoint, picture, tmp_path):

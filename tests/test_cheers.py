@@ -160,6 +160,21 @@ def test_text_after_a_picture_comes_from_the_cache_as_without_it(model):
         assert int(logits.argmax()) == int(ids[0, length])
 
 
+def test_a_cache_of_fixed_length_and_states_of_all_layers_are_as_transformers_has_them(model):
+    prompt, layers = row(PAD, USER, *READ, 9, ASSISTANT), model.config.text_config.num_hidden_layers
+    options = {"attention_mask": (prompt != PAD).long(), "max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(prompt, pictures(1), **options)
+    assert torch.equal(model.generate(prompt, pictures(1), cache_implementation="static", **options), expected)
+    asked = {"return_dict_in_generate": True, "output_hidden_states": True}
+    found = model.generate(inputs=prompt, pixel_values=pictures(1), **asked, **options)
+    assert torch.equal(found.sequences, expected) and [len(step) for step in found.hidden_states] == [layers + 1] * 3
+    outputs = model(prompt, pictures(1), labels=only(prompt, 9), output_hidden_states=True)
+    assert len(outputs.hidden_states) == layers + 1
+    for asked in (model, model.generate):
+        with pytest.raises(ValueError, match="^inputs_embeds cannot be read"):
+            asked(inputs_embeds=model.embed(prompt, None))
+
+
 def test_a_padded_batch_is_answered_like_each_row_alone(model):
     rows = [[USER, *READ, 9, ASSISTANT], [USER, *READ, 9, 10, 11, 12, ASSISTANT]]
     ids = torch.tensor([[PAD] * 3 + rows[0], rows[1]])

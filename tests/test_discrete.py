@@ -121,6 +121,37 @@ def test_a_batch_of_different_prompts_equals_each_alone(model, scale):
         assert torch.equal(together[number : number + 1], draw(model, [prompt], [number + 1], **options))
 
 
+def test_prompts_that_no_picture_can_follow_are_refused(model):
+    ids = torch.tensor([[USER, 11, ASSISTANT, START], [USER, START, PAD, PAD]])
+    with pytest.raises(ValueError, match="a prompt is empty or ends with padding; pad on the left"):
+        model.generate(ids, attention_mask=(ids != PAD).long(), generation_mode="image")
+    with pytest.raises(ValueError, match="there is no prompt"):
+        model.generate(ids[:0], generation_mode="image")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a number"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 or more"),
+        ({"temperature": 1e-45}, "too small to divide by"),
+        ({"top_k": -1}, "top_k is -1; it must be 0 or more"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 prompts; give one for each"),
+    ],
+)
+def test_impossible_drawings_are_refused(model, options, words):
+    with pytest.raises(ValueError, match=words):
+        model.generate(row(USER, START), generation_mode="image", **options)
+
+
+def test_logits_that_are_not_finite_are_remembered():
+    sampler = Sampler([1], 3, 1.0, 1.0, 0, "cpu")
+    for logits, expected in ((0.0, True), (float("inf"), False), (0.0, False)):
+        sampler.draw(torch.full((1, 4), logits))
+        assert bool(sampler.is_finite) is expected
+
+
 def test_guidance_scale_one_is_no_guidance(model):
     logits = torch.randn(6, 9)
     torch.testing.assert_close(guide(logits, 1.0), logits[:3].log_softmax(-1))
@@ -153,6 +184,41 @@ def test_cached_text_equals_uncached_and_stays_text(model):
     assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
     assert not set(cached[0, ids.shape[1] :].tolist()) & {START, STOP, IMAGE}
     assert cached[:, ids.shape[1] :].max() < OFFSET
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
+def test_text_from_a_cache_of_fixed_length_is_the_same(attention):
+    model = make()
+    model.language_model.set_attn_implementation(attention)
+    ids = torch.tensor([[PAD, PAD, USER, 11, ASSISTANT], [USER, 12, 13, 14, ASSISTANT]])
+    options = {"attention_mask": (ids != PAD).long(), "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **options), expected)
+
+
+def test_states_of_all_layers_are_returned_where_they_are_asked_for(model):
+    ids, layers = row(USER, 11, ASSISTANT), model.config.text_config.num_hidden_layers
+    outputs = model(ids, output_hidden_states=True)
+    assert len(outputs.hidden_states) == layers + 1 and outputs.attentions is None
+    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
+    assert len(model(ids, labels=ids, output_hidden_states=True).hidden_states) == layers + 1
+    model.language_model.set_attn_implementation("eager")
+    asked = {"return_dict_in_generate": True, "output_hidden_states": True, "output_attentions": True}
+    found = model.generate(inputs=ids, max_new_tokens=2, eos_token_id=None, **asked)
+    assert [len(step) for step in found.hidden_states] == [layers + 1] * 2
+    assert found.attentions[0][0].shape[-2:] == (3, 3)
+    assert model(ids).hidden_states is None
+
+
+def test_ids_are_needed_and_told_apart(model):
+    vectors = model.embed(row(USER, 11, ASSISTANT))
+    for asked in (model, model.generate):
+        with pytest.raises(ValueError, match="^inputs_embeds cannot be read: .*; give input_ids$"):
+            asked(inputs_embeds=vectors)
+        with pytest.raises(ValueError, match="^no ids were given; give input_ids$"):
+            asked()
+    with pytest.raises(ValueError, match="^input_ids and inputs were given; give input_ids$"):
+        model.generate(row(USER), inputs=row(USER))
 
 
 def test_text_of_a_padded_batch_equals_each_alone(model):

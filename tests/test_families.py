@@ -76,6 +76,47 @@ def test_prompts_for_drawing_end_where_the_picture_begins(cheers):
     assert ids[start + 1 : start + 5] == [processor.conversation.ids["image"]] * 4
 
 
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "tiny_cheers"])
+def test_processors_are_called_as_transformers_calls_them(request, family):
+    processor = AutoProcessor.from_pretrained(request.getfixturevalue(family))
+    image = {"type": "image", "image": red()}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is in the picture?"}]}]
+    other = [text_message("user", "Is there a dog?")]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.count("<image>") == 1 and "<image>What is in the picture?" in text
+    assert text == processor.tokenizer.apply_chat_template(flatten_content(messages), tokenize=False) + "<|assistant|>"
+    without = processor.apply_chat_template([messages, other])
+    assert [text[: len(without[0])], len(without)] == [without[0], 2] and len(text) > len(without[0])
+
+    expected = processor([messages, other])
+    options = {"add_generation_prompt": True, "tokenize": True, "return_tensors": "pt", "padding": True}
+    found = processor.apply_chat_template([messages, other], **options)
+    assert set(found) == set(expected) == {"input_ids", "attention_mask", "pixel_values"}
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    alone = processor(messages)["input_ids"]
+    assert torch.equal(alone, processor([messages], return_tensors="pt")["input_ids"])
+    assert torch.equal(processor.apply_chat_template(messages, return_dict=False, **options), alone)
+    shorter = processor.apply_chat_template(messages, tokenize=True)["input_ids"]
+    assert shorter.tolist()[0] == alone.tolist()[0][: shorter.shape[1]] and shorter.shape[1] < alone.shape[1]
+
+
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "tiny_cheers"])
+def test_what_a_processor_would_not_heed_is_refused(request, family):
+    processor = AutoProcessor.from_pretrained(request.getfixturevalue(family))
+    messages = [text_message("user", "What is it?")]
+    refused = {"truncation": True, "max_length": 10, "padding_side": "right", "padding": "max_length", "tools": []}
+    for name, value in (refused | {"return_tensors": "np"}).items():
+        for asked in (processor, processor.apply_chat_template):
+            with pytest.raises(UserError, match=f"^the processor cannot be told {name}=.*leave it out$"):
+                asked([messages], **{name: value})
+    for wrong in ({"text": "What is it?", "images": red()}, {"conversations": "What is it?"}, {"conversations": []}):
+        with pytest.raises(UserError, match=r"^the processor takes conversations, not text: processor\(\[messages\]\)"):
+            processor(**wrong)
+    assert processor(messages, padding="longest", tools=None, continue_final_message=False)["input_ids"].shape[0] == 1
+    with pytest.raises(UserError, match="^a picture is missing"):
+        processor([text_message("user", "What is it?", images=1)])
+
+
 def test_a_batch_is_drawn_and_answered_as_one_by_one(cheers):
     together = draw(*cheers, [APPLE, DOGS, APPLE], [1, 2, 3])
     for prompt, seed, picture in zip([APPLE, DOGS, APPLE], [1, 2, 3], together, strict=True):
@@ -180,6 +221,49 @@ def test_an_option_of_the_wrong_type_is_told_with_its_place(cheers, monkeypatch,
     with pytest.raises(UserError, match=f"^{words.format(' of its generation_config.json')}$"):
         draw(model, processor, [APPLE])
     assert choose_drawing(model, {name: 2})[name] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("temperature", -1.0, r"temperature \(--temperature\){} is -1.0; it must be 0 or more"),
+        ("temperature", 1e-30, r"temperature \(--temperature\){} is 1e-30, too small to divide by; 0 takes the .*"),
+        ("top_k", -3, r"top_k \(--top-k\){} is -3; it must be 0 or more"),
+    ],
+)
+def test_an_option_with_which_nothing_can_be_drawn_is_told(loaded, monkeypatch, name, value, words):
+    model, processor = loaded
+    with pytest.raises(UserError, match=f"^{words.format('')}$"):
+        draw(model, processor, [APPLE], **{name: value})
+    monkeypatch.setattr(model.generation_config, "drawing", {name: value})
+    with pytest.raises(UserError, match=f"^{words.format(' of its generation_config.json')}$"):
+        draw(model, processor, [APPLE])
+
+
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "tiny_cheers"])
+def test_seeds_are_whole_numbers_one_for_each_prompt(request, family):
+    model, processor = load(request.getfixturevalue(family), "cpu")
+    options = {"num_steps": 1} if family == "tiny_cheers" else {}
+    first, second = draw(model, processor, [APPLE, APPLE], np.array([3, 4]), **options)
+    assert first.tobytes() != second.tobytes()
+    assert first.tobytes() == draw(model, processor, [APPLE], [np.int64(3)], **options)[0].tobytes()
+    wrong = [
+        ([1], "1 seeds for 2 prompts; give one for each"), ([1, 2, 3], "3 seeds for 2 prompts"),
+        ([], "0 seeds for 2 prompts"), ([1.5, 2], "the seeds are .*; they must be whole numbers"),
+        ([1, 2**64], "the seed 18446744073709551616 is not within"),
+    ]  # fmt: skip
+    for seeds, words in wrong:
+        with pytest.raises(UserError, match=f"^{words}"):
+            draw(model, processor, [APPLE, DOGS], seeds, **options)
+
+
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "tiny_cheers"])
+def test_weights_that_have_diverged_draw_nothing(request, family):
+    model, processor = load(request.getfixturevalue(family), "cpu")
+    with torch.no_grad():
+        model.language_model.get_decoder().norm.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="^what the model computed is not finite, so nothing is drawn"):
+        draw(model, processor, [APPLE], **({"num_steps": 1} if family == "tiny_cheers" else {}))
 
 
 def test_without_a_prompt_nothing_is_drawn(cheers):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from semhitok import command_line
 from semhitok.command_line import nearest, number, one_line, out_of_memory_told, run, silence_libraries
-from unimllm.drawing import FLAGS
+from unimllm.drawing import FLAGS, LOWEST, check_option
 from unimllm.errors import UserError
 
 __all__ = [
@@ -31,8 +31,8 @@ class CommandLine(command_line.CommandLine):
         """Those of all families; what is left out is as the model's generation_config.json has it."""
         kinds = {
             "guidance_scale": (number(float, 0, 1000), "strength of classifier-free guidance, 1: none"),
-            "temperature": (number(float, 0), "of the sampling of codes, 0: always the most likely one"),
-            "top_k": (number(int, 0), "sample from so many codes only, 0: all"),
+            "temperature": (number(float, LOWEST["temperature"]), "of the sampling of codes, 0: the most likely one"),
+            "top_k": (number(int, LOWEST["top_k"]), "sample from so many codes only, 0: all"),
             "num_steps": (number(int, 1), "steps from noise to a picture, of models that draw by a flow"),
             "time_shift": (
                 number(float, 1e-3, 1000),
@@ -58,8 +58,8 @@ def check_given(args: argparse.Namespace, **needed: str) -> None:
 
 def given_drawing(args: argparse.Namespace) -> dict[str, float | None]:
     """The options of `add_drawing_options`, None where they were left out; UserError for an impossible temperature."""
-    if 0 < (args.temperature or 0) < 1e-4:
-        raise UserError(f"--temperature {args.temperature} is too small to divide by; 0 takes the most likely code")
+    if args.temperature is not None:
+        check_option("temperature", args.temperature, called=FLAGS["temperature"])
     return {name: getattr(args, name) for name in FLAGS}
 
 

@@ -77,9 +77,13 @@ class ConversationTokenizer:
             ]
         return Tokenized(ids, is_target)
 
-    def prompt(self, messages: list[dict]) -> list[int]:
-        """The ids up to where the assistant begins to speak."""
-        return self._encode(self._render(flatten_content(messages), True))[0]
+    def prompt(self, messages: list[dict], add_generation_prompt: bool = True) -> list[int]:
+        """The ids up to where the assistant begins to speak, or of the messages alone."""
+        return self._encode(self.text(messages, add_generation_prompt))[0]
+
+    def text(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
+        """What `prompt` makes ids of, with one `<image>` for each picture."""
+        return self._render(flatten_content(messages), add_generation_prompt)
 
     def drawing_prompt(self, text: str) -> list[int]:
         """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt."""

@@ -3,7 +3,7 @@
 python -m unimllm.generate --prompt "a photo of a red apple" --out apple.png
 python -m unimllm.generate --prompts-file prompts.jsonl --out-dir pictures
 
-The same seed on the same machine gives the same bytes, whatever else is drawn in the same batch.
+The same seed on the same machine gives the same bytes; in float32 also whatever else is drawn in the same batch.
 """
 
 import argparse

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
 from semhitok.errors import first_line
-from unimllm.drawing import choose_drawing
+from unimllm.drawing import choose_drawing, choose_seeds
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
@@ -118,19 +120,20 @@ def draw(
     """Draw one picture per prompt, all in one batch.
 
     Args:
-        seeds: one per prompt (default 0 for each): the same prompt and seed give the same picture in any batch.
+        seeds: one per prompt (default 0 for each): the same of both give the same picture, in float32 in any batch.
         on_step: called after each position or step (`drawing_unit` of the model), for progress bars.
         options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 
     Raises:
-        UserError: no prompt, an empty one, or one longer than the context; an option that the model does not have.
+        UserError: no prompt, an empty one, or one longer than the context; an option that the model does not have or
+            cannot draw with; not one seed per prompt; weights that have diverged.
     """
     options = choose_drawing(model, options)
     check_prompts(model, processor, prompts)
+    seeds = choose_seeds([0] * len(prompts) if seeds is None else seeds, len(prompts))
     inputs = processor.for_drawing([p.strip() for p in prompts])
     drawn = model.generate(
-        **inputs.to(model.device), generation_mode="image", seeds=seeds or [0] * len(prompts), on_step=on_step,
-        **options,
+        **inputs.to(model.device), generation_mode="image", seeds=seeds, on_step=on_step, **options,
     )  # fmt: skip
     # One by one: kernels are chosen by batch size and may round differently, but bytes shall not depend on the batch.
     return [processor.post_process_images(model.decode_image_tokens(row[None]))[0] for row in drawn]
@@ -158,7 +161,13 @@ def answer(model, processor, picture: Image.Image | None, question: str, **kwarg
 def answer_batch(
     model, processor, conversations: list[list[dict]], max_new_tokens: int = MAX_NEW_TOKENS, **kwargs
 ) -> list[str]:
-    """What the assistant says next in each conversation, all in one batch, greedily.
+    """What the assistant says next in each conversation, all in one batch, greedily unless told otherwise.
+
+    Args:
+        kwargs: of transformers' `generate`, for example do_sample=True.
+
+    Returns:
+        the answers without the model's own marks, so that each can stand in the conversation that goes on.
 
     Raises:
         UserError: a question is empty, or a conversation is longer than the context.
@@ -168,19 +177,25 @@ def answer_batch(
     length = inputs["input_ids"].shape[1]
     check_length(model, length + 1, "the conversation")
     room = model.config.text_config.max_position_embeddings - length
+    options = {
+        "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id,
+        "eos_token_id": processor.tokenizer.eos_token_id,
+    }  # fmt: skip
     ids = model.generate(
-        **inputs.to(model.device), generation_mode="text", do_sample=False,
-        max_new_tokens=min(max_new_tokens, room), pad_token_id=processor.tokenizer.pad_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id, **kwargs,
+        **inputs.to(model.device), generation_mode="text", max_new_tokens=min(max_new_tokens, room),
+        **options | kwargs,
     )  # fmt: skip
-    return [t.strip() for t in processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)]
+    said = processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    return [without_marks(processor, text).strip() for text in said]
 
 
 def check_conversations(processor, conversations: list[list[dict]]) -> None:
     """UserError for an empty question, and for a text that `check_text` refuses."""
     for message in (m for messages in conversations for m in messages):
         content = message["content"]
-        texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        runs = [list(run) for kind, run in groupby(parts, itemgetter("type")) if kind == "text"]
+        texts = ["".join(part["text"] for part in run) for run in runs]  # a mark may lie across two parts
         if message["role"] == "user" and not "".join(texts).strip():
             raise UserError("the question is empty: ask something, for example 'What is in the picture?'")
         for text in texts:
@@ -203,6 +218,15 @@ def check_text(processor, text: str, what: str) -> None:
     for mark in processor.tokenizer.all_special_tokens:
         if mark in text:
             raise UserError(f"{what} holds {mark}, a mark that the model uses for itself: leave it out")
+
+
+def without_marks(processor, text: str) -> str:
+    """A text less the model's own marks, which a model can also spell in pieces and `check_text` refuses."""
+    marks = processor.tokenizer.all_special_tokens
+    while any(mark in text for mark in marks):  # what surrounded one may make another
+        for mark in marks:
+            text = text.replace(mark, "")
+    return text
 
 
 def shorten(text: str, length: int = 40) -> str:

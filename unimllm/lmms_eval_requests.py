@@ -163,7 +163,7 @@ def check_picture(name: str, picture) -> Image.Image:
 
 
 def answer_asked(model, processor, asked: list[Asked], batch_size: int) -> list[str]:
-    """The next answer in each conversation, greedily; the same as one by one, whatever is asked beside it."""
+    """The next answer in each conversation, greedily; in float32 the same whatever is asked beside it."""
     context = model.config.text_config.max_position_embeddings
     lengths = [len(processor.conversation.prompt(a.messages)) for a in asked]
     for a, length in zip(asked, lengths, strict=True):

@@ -5,7 +5,14 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from unimllm.conversation import ConversationTokenizer
+from unimllm.errors import UserError
 from unimllm.vocabulary import IMAGE_TOKENS
+
+TAKEN = {
+    "return_tensors": ("pt",), "padding": (True, "longest"), "continue_final_message": (False,),
+    "processor_kwargs": ({},),
+}  # fmt: skip
+"""What transformers' processors can be told, its pipelines tell them, and ours do anyway."""
 
 
 class ConversationProcessor(ProcessorMixin):
@@ -31,24 +38,57 @@ class ConversationProcessor(ProcessorMixin):
         values.pop("conversation", None)
         return values
 
-    def __call__(self, conversations: list[list[dict]], **kwargs) -> BatchFeature:
-        """Conversations that the assistant shall continue.
+    def __call__(self, conversations: list[list[dict]] | list[dict] | None = None, **options) -> BatchFeature:
+        """Conversations that the assistant shall continue; one alone is a batch of one.
 
         Args:
             conversations: messages whose parts are {"type": "text", "text": str} or {"type": "image", "image": PIL}; in
                 place of all pictures there may be what the model's `get_image_tokens` made of each.
+            options: see TAKEN.
 
         Returns:
             `input_ids` and `attention_mask` (B, T), padded on the left; if there are pictures, in reading order,
             `pixel_values` (pictures, 3, S, S) in -1..1, or `image_tokens` (pictures, ...).
+
+        Raises:
+            UserError: no conversation, or another option.
         """
-        data = self._pad_left([self.conversation.prompt(messages) for messages in conversations])
-        images = [part["image"] for image_part in conversations for part in _image_parts(image_part)]
+        return self.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, **options)
+
+    def apply_chat_template(
+        self,
+        conversation: list[list[dict]] | list[dict] | None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        **options,
+    ) -> str | list[str] | BatchFeature | torch.Tensor:
+        """As the model reads it: text with one `<image>` for each picture, or what `__call__` returns of it.
+
+        Args:
+            conversation: one, or a list of them, which gives a list of texts.
+            add_generation_prompt: up to where the assistant begins to speak.
+            tokenize: inputs of the model instead of text.
+            return_dict: False gives the `input_ids` of these alone.
+            options: see TAKEN.
+
+        Raises:
+            UserError: no conversation, or another option.
+        """
+        _check_options(options)
+        conversations, is_single = _batch(conversation)
+        if not tokenize:
+            texts = [self.conversation.text(messages, add_generation_prompt) for messages in conversations]
+            return texts[0] if is_single else texts
+        data = self._pad_left([self.conversation.prompt(messages, add_generation_prompt) for messages in conversations])
+        images = [part.get("image") for messages in conversations for part in _image_parts(messages)]
+        if any(image is None for image in images):
+            raise UserError('a picture is missing: its part is {"type": "image", "image": a PIL picture}')
         if images and all(isinstance(image, torch.Tensor) for image in images):
             data["image_tokens"] = torch.stack(images)
         elif images:
             data["pixel_values"] = self.preprocess_images(images)
-        return BatchFeature(data)
+        return BatchFeature(data) if return_dict else data["input_ids"]
 
     def preprocess_images(self, images: list[Image.Image]) -> torch.Tensor:
         """Pictures -> (pictures, 3, S, S) float32 in -1..1."""
@@ -74,3 +114,26 @@ class ConversationProcessor(ProcessorMixin):
 def _image_parts(messages: list[dict]) -> list[dict]:
     parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
     return [p for p in parts if p["type"] == "image"]
+
+
+def _batch(conversations: list[list[dict]] | list[dict] | None) -> tuple[list[list[dict]], bool]:
+    """Conversations, and whether it was one alone; UserError for what is none."""
+    if not isinstance(conversations, (list, tuple)) or not conversations:
+        raise UserError(
+            "the processor takes conversations, not text: processor([messages]), with pictures as parts of messages "
+            '{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}'
+        )
+    is_single = isinstance(conversations[0], dict)
+    return [conversations] if is_single else conversations, is_single
+
+
+def _check_options(options: dict) -> None:
+    """UserError for an option that would be without effect."""
+    if "text" in options or "images" in options:
+        _batch(None)
+    for name, value in options.items():
+        if value is not None and value not in TAKEN.get(name, ()):
+            raise UserError(
+                f"the processor cannot be told {name}={value!r}: it pads to the longest row, on the left, cuts nothing "
+                "off and returns tensors of torch; leave it out"
+            )

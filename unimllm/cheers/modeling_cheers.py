@@ -25,6 +25,7 @@ from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import path, velocity
+from unimllm.model_inputs import captured, given_ids
 
 
 @dataclass
@@ -37,6 +38,7 @@ class CheersOutput(ModelOutput):
         logits: (B, T or fewer, V).
         past_key_values: the cache.
         last_hidden_state: (B, T, H).
+        hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
         velocities: (pictures with a flow loss, C, h, h), where labels were given.
         semantics: of those pictures what the flow head draws first, Z', (pictures with a flow loss, L, D).
         with_flow: which pictures these are, (P,) bool.
@@ -47,6 +49,8 @@ class CheersOutput(ModelOutput):
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     velocities: torch.Tensor | None = None
     semantics: torch.Tensor | None = None
     with_flow: torch.Tensor | None = None
@@ -205,6 +209,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = True,
+        **kwargs,
     ) -> ModelOutput:
         """The language model on text and pictures; its output has no logits. Arguments as in `forward`."""
         embeds = self.embed(input_ids, positions)
@@ -222,7 +227,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         )  # fmt: skip
         return self.language_model.get_decoder()(
             inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=past_key_values,
-            use_cache=use_cache,
+            use_cache=use_cache, **captured(kwargs),
         )  # fmt: skip
 
     # ---- training and text -------------------------------------------------------------------------------------
@@ -259,7 +264,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
                 of this batch.
             logits_to_keep: text logits of the last so many positions only (0: all).
             image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`; without labels.
+            kwargs: `output_hidden_states` and `output_attentions` alone are heard.
+
+        Raises:
+            ValueError: inputs_embeds, or placeholders that do not fit the pictures.
         """
+        input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
         if pixel_values is None and labels is not None:
             size = self.config.image_size
             pixel_values = torch.zeros(0, 3, size, size, device=input_ids.device)
@@ -272,20 +282,20 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             self.check_pictures(input_ids, image_tokens)
         outputs = self.read(
             input_ids, image_tokens, attention_mask, position_ids, past_key_values,
-            use_cache=use_cache and labels is None,
+            use_cache=use_cache and labels is None, **kwargs,
         )  # fmt: skip
         hidden = outputs.last_hidden_state
+        states = {"last_hidden_state": hidden, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if labels is not None:
             if self.config.flow_loss_on_read_pictures:
                 drawn = torch.ones_like(drawn)
             flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
             loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
             return CheersOutput(
-                loss=loss, losses=losses, last_hidden_state=hidden, velocities=velocities, semantics=semantics,
-                with_flow=drawn,
+                loss=loss, losses=losses, velocities=velocities, semantics=semantics, with_flow=drawn, **states
             )  # fmt: skip
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, last_hidden_state=hidden)
+        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, **states)
 
     def text_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross-entropy over the targets, and their number."""
@@ -320,6 +330,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         loss = sum(weights.get(name, 1.0) * mean for name, mean in means.items())
         return loss, {name: mean.detach() for name, mean in means.items()}
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
+        """For a cache of fixed length `generate` would make causal masks; `read` makes those that know of pictures."""
+        return attention_mask
+
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration:  # the cache holds the pictures
@@ -336,11 +351,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         generation_mode: str = "text",
         image_tokens: torch.Tensor | None = None,
+        inputs: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Continue each row with text, or with one picture.
@@ -352,7 +368,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
                 "image": see `sampling.draw_latents`; returns latents (B, C, h, h) for `decode_image_tokens`.
             image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`.
+            inputs: `input_ids` under transformers' own name.
         """
+        input_ids = given_ids(input_ids, inputs, kwargs.get("inputs_embeds"))
         if generation_mode == "image":
             return draw_latents(self, input_ids, attention_mask, pixel_values, image_tokens, **kwargs)
         if generation_mode != "text":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
-from unimllm.drawing import check_number
+from unimllm.drawing import check_finite, check_number, check_prompt_ids, choose_seeds
 from unimllm.flow_matching import euler, euler_schedule, guide, path
 
 
@@ -85,14 +85,6 @@ class Prompt:
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 
-def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-    """ValueError where there are no prompts (B, T), or one is empty or padded on the right, where a picture begins."""
-    if not len(input_ids):
-        raise ValueError("there is no prompt; give one row of input_ids for each picture")
-    if not attention_mask[:, -1:].any(1).all():
-        raise ValueError("a prompt is empty or ends with padding; pad on the left, its picture follows it at once")
-
-
 def draw_latents(
     model,
     input_ids: torch.Tensor,
@@ -117,7 +109,7 @@ def draw_latents(
         guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
         num_steps: evaluations of the velocity.
         time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
-        seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+        seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
         start_pictures: (B, 3, S, S) in -1..1; editing begins from them with noise, at `start_time`.
         on_step: called after each step.
 
@@ -126,7 +118,8 @@ def draw_latents(
 
     Raises:
         ValueError: an option that is no number, no prompt, one that is empty or padded on the right, not one seed or
-            start picture per row, not N placeholders for every picture, or see `flow_matching.euler_schedule`.
+            start picture per row, not N placeholders for every picture, numbers that are not finite, or see
+            `flow_matching.euler_schedule`.
     """
     numbers = {"guidance_scale": guidance_scale, "time_shift": time_shift, "start_time": start_time}
     for name, value in numbers.items():
@@ -134,11 +127,11 @@ def draw_latents(
     check_number("num_steps", num_steps, is_whole=True)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    check_prompts(input_ids, attention_mask)
-    for name, given in (("seeds", seeds), ("start_pictures", start_pictures)):
-        if given is not None and len(given) != len(input_ids):
-            raise ValueError(f"{len(given)} {name} for {len(input_ids)} prompts; give one for each")
-    config, seeds = model.config, list(range(len(input_ids))) if seeds is None else seeds
+    check_prompt_ids(input_ids, attention_mask)
+    seeds = choose_seeds(seeds, len(input_ids))
+    if start_pictures is not None and len(start_pictures) != len(input_ids):
+        raise ValueError(f"{len(start_pictures)} start_pictures for {len(input_ids)} prompts; give one for each")
+    config = model.config
     start = 0.0 if start_pictures is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
     shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
@@ -149,4 +142,6 @@ def draw_latents(
     if pixel_values is not None:
         image_tokens = model.get_image_tokens(pixel_values)
     prompt = Prompt(model, input_ids, attention_mask, image_tokens, guidance_scale)
-    return euler(x, prompt.velocity, *schedule, on_step)
+    drawn = euler(x, prompt.velocity, *schedule, on_step)
+    check_finite(drawn.isfinite().all())
+    return drawn

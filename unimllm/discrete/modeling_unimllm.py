@@ -21,9 +21,10 @@ from semhitok.auto import build_tokenizer
 from unimllm.discrete.backbone import rows_like
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
-from unimllm.discrete.sampling import Sampler
+from unimllm.discrete.sampling import Sampler, with_unconditional
 from unimllm.discrete.varlen import attention_arguments
-from unimllm.drawing import save_drawing_options
+from unimllm.drawing import check_finite, check_option, check_prompt_ids, choose_seeds, save_drawing_options
+from unimllm.model_inputs import captured, given_ids
 
 
 @dataclass
@@ -36,6 +37,7 @@ class UniMLLMOutput(ModelOutput):
         logits: (B, T or fewer, V) over text ids; image ids have no logits here (see `generate`).
         past_key_values: the cache.
         last_hidden_state: (B, T, H).
+        hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
     """
 
     loss: torch.Tensor | None = None
@@ -43,6 +45,8 @@ class UniMLLMOutput(ModelOutput):
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class CodeAdapter(nn.Module):
@@ -231,10 +235,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
                 "all", "text" and "image": then the parts of the loss are divided by those of their kind, so that they
                 add up over micro-batches of which some have none.
             logits_to_keep: text logits of the last so many positions only (0: all).
+            kwargs: `output_hidden_states` and `output_attentions` alone are heard.
 
         Raises:
-            ValueError: rows with branches for flash attention, or placeholders that do not fit `pixel_values`.
+            ValueError: inputs_embeds, rows with branches for flash attention, or placeholders that do not fit pictures.
         """
+        input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
         if pixel_values is not None:
             input_ids = self.place_images(input_ids, pixel_values)
         decoder = self.language_model.get_decoder()
@@ -247,13 +253,15 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             # With a cache, transformers does not look for packed samples: they would see one another.
             use_cache=use_cache and labels is None,
             **attention_arguments(decoder.config, embeds, attention_mask, position_ids, is_cached),
+            **captured(kwargs),
         )
         hidden = outputs.last_hidden_state
+        states = {"last_hidden_state": hidden, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if labels is not None:
             loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
-            return UniMLLMOutput(loss=loss, losses=losses, last_hidden_state=hidden)
+            return UniMLLMOutput(loss=loss, losses=losses, **states)
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, last_hidden_state=hidden)
+        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, **states)
 
     def losses(
         self,
@@ -296,11 +304,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         generation_mode: str = "text",
         image_tokens: torch.Tensor | None = None,
+        inputs: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """Continue each row with text, or with one picture.
@@ -312,7 +321,9 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             generation_mode: "text": transformers' `generate` over text ids, returns (B, T + new).
                 "image": see `generate_image_tokens`; returns image ids (B, N).
             image_tokens: what `get_image_tokens` made of the pictures, in place of `pixel_values`.
+            inputs: `input_ids` under transformers' own name.
         """
+        input_ids = given_ids(input_ids, inputs, kwargs.get("inputs_embeds"))
         if pixel_values is not None:
             image_tokens = self.get_image_tokens(pixel_values)
         if image_tokens is not None:
@@ -345,21 +356,26 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             guidance_scale: s in `unconditional + s * (conditional - unconditional)` over log-probabilities.
             temperature: 0 takes the most likely code.
             top_k: so many most likely codes are kept (0: all).
-            seeds: one per row (default 0, 1, ...): a picture depends on its seed, not on its batch.
+            seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
             on_step: called after each of the N positions.
 
         Returns:
             (B, N) vocabulary ids, all of them image ids.
+
+        Raises:
+            ValueError: see `check_option`, `check_prompt_ids`, `choose_seeds` and `check_finite` of `unimllm.drawing`.
         """
-        num_positions = self.config.image_tokenizer_config.num_positions
-        seeds = list(range(len(input_ids))) if seeds is None else seeds
-        sampler = Sampler(seeds, 2 * num_positions, guidance_scale, temperature, top_k, self.device)
+        for name, value in {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k}.items():
+            check_option(name, value, is_whole=name == "top_k")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        check_prompt_ids(input_ids, attention_mask)
+        num_positions, seeds = self.config.image_tokenizer_config.num_positions, choose_seeds(seeds, len(input_ids))
+        sampler = Sampler(seeds, 2 * num_positions, guidance_scale, temperature, top_k, self.device)
         if sampler.guided:
             if unconditional_ids is None:
                 raise ValueError("guidance_scale other than 1 needs unconditional_ids, the prompt without its text")
-            input_ids, attention_mask = self._with_unconditional(input_ids, attention_mask, unconditional_ids)
+            input_ids, attention_mask = with_unconditional(input_ids, attention_mask, unconditional_ids)
         repeats = len(input_ids) // len(seeds)
         cache = DynamicCache(config=self.config.text_config)
         tables = self.code_tables()
@@ -376,14 +392,5 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             attention_mask = F.pad(attention_mask, (0, 1), value=1)
             if on_step:
                 on_step()
+        check_finite(sampler.is_finite)
         return torch.stack(drawn, -1)
-
-    def _with_unconditional(self, input_ids, attention_mask, unconditional_ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """(2B, T): the prompts, then as many rows of the unconditional prompt, padded on the left."""
-        rows, length = len(input_ids), max(input_ids.shape[1], len(unconditional_ids))
-        pad = length - input_ids.shape[1]
-        input_ids, attention_mask = F.pad(input_ids, (pad, 0)), F.pad(attention_mask, (pad, 0))
-        other = F.pad(unconditional_ids.to(input_ids), (length - len(unconditional_ids), 0))
-        other_mask = F.pad(torch.ones_like(unconditional_ids), (length - len(unconditional_ids), 0)).to(attention_mask)
-        stacked = torch.cat([input_ids, other.expand(rows, -1)])
-        return stacked, torch.cat([attention_mask, other_mask.expand(rows, -1)])

@@ -28,7 +28,7 @@ BOUNDS_AT_ONCE = 64  # their number is a multiple of it, so that compiled blocks
 def attention_arguments(
     config: PreTrainedConfig,
     embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | dict | None,
     position_ids: torch.Tensor | None,
     is_cached: bool,
 ) -> dict:
@@ -37,12 +37,15 @@ def attention_arguments(
     Args:
         config: of the language model; its attention implementation decides the form.
         embeds: (B, T, H).
-        attention_mask: (B, T), 0 for padding; (B, 1, T, T) bool, True where a position may look; or None.
+        attention_mask: (B, T), 0 for padding; (B, 1, T, T) bool, True where a position may look; None; or what
+            `generate` makes for a cache of fixed length, masks by kind of layer or one to be added: taken as it is.
         position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
 
     Raises:
         ValueError: rows with branches for flash attention.
     """
+    if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.is_floating_point()):
+        return {"attention_mask": attention_mask}
     attention = config._attn_implementation
     is_flash = attention.startswith("flash_attention")
     has_branches = attention_mask is not None and attention_mask.dim() == 4
