@@ -81,7 +81,7 @@ def answer_questions(
     what: str = "answering",
     keep: KeptAnswers | None = None,
 ) -> Answers:
-    """What the model answers to every question, each in a conversation of its own; the same as one by one.
+    """What the model answers to every question, each in a conversation of its own; in float32 the same as one by one.
 
     Args:
         questions: (picture, text); pictures are told apart and asked about in the order of these names.

@@ -34,7 +34,7 @@ def stage_before(recipe: TokenizerRecipe, stage: str) -> str:
 def check_start(args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
     if args.teacher and stage_before(recipe, stage) != TEACHER:
         raise UserError(
-            f"--teacher is for --stage semantic and joint; the {stage} stage has the SigLIP of its --init-from: leave "
+            f"--teacher is for the first stage of a preset; the {stage} stage has the SigLIP of its --init-from: leave "
             "it out"
         )
     if args.teacher and args.init_from:
