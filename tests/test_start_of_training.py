@@ -60,7 +60,7 @@ def cut_off(folder: Path, copy: Path) -> Path:
 @pytest.mark.parametrize(
     ("stage", "options", "message"),
     [
-        ("pixel", {"teacher": "a"}, "--teacher is for --stage semantic and joint; the pixel stage has the SigLIP of"),
+        ("pixel", {"teacher": "a"}, "--teacher is for the first stage of a preset; the pixel stage has the SigLIP of"),
         ("decoder", {"teacher": "a"}, "--teacher is for --stage semantic"),
         ("semantic", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
         ("joint", {"teacher": "a", "init_from": "b"}, "--teacher and --init-from both name"),
