@@ -222,7 +222,7 @@ def check_text(processor, text: str, what: str) -> None:
 
 def without_marks(processor, text: str) -> str:
     """A text less the model's own marks, which a model can also spell in pieces and `check_text` refuses."""
-    marks = processor.tokenizer.all_special_tokens
+    marks = [mark for mark in processor.tokenizer.all_special_tokens if mark]
     while any(mark in text for mark in marks):  # what surrounded one may make another
         for mark in marks:
             text = text.replace(mark, "")
