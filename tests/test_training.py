@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_told_as_one(straight, tmp_path):
     folder = checkpoint.latest(tmp_path / "run")
     state = folder / "deepspeed" / "mp_rank_00_model_states.pt"
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
-    assert "seems damaged: remove" in run_toy(tmp_path / "run").stderr
+    assert "if it is damaged, remove it and the same command goes on" in run_toy(tmp_path / "run").stderr
     (folder / "run.json").write_text('{"step": 6, "reci')
     with pytest.raises(UserError, match="run.json is damaged .* goes on from the checkpoint before it"):
         checkpoint.read_run(folder)

@@ -147,8 +147,8 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     except Exception as error:  # torch and DeepSpeed raise nearly anything where the parts do not fit
         processes = f" and its number of processes, {run['world_size']}" if other_number else ""
         remedy = f"take the options of that run{processes}, or another --output-dir"
-        if not changed and not other_number:
-            remedy = f"the checkpoint seems damaged: {REMOVE.format(folder)}"
+        if not changed:
+            remedy += f"; if it is damaged, {REMOVE.format('it')}"
         raise UserError(f"cannot resume from {folder}: {changed or first_line(error)}; {remedy}") from error
     if changed and is_first_process():
         print(f"warning: {folder.name} was trained by other options: {changed}; from here on the run differs from one "
