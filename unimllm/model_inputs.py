@@ -4,6 +4,7 @@ Shapes: B rows, T positions.
 """
 
 import torch
+from transformers.utils import ModelOutput
 
 CAPTURED = ("output_hidden_states", "output_attentions")
 
@@ -22,3 +23,8 @@ def given_ids(
 def captured(kwargs: dict) -> dict:
     """Of a call's other arguments those by which a language model also returns `hidden_states` and `attentions`."""
     return {name: kwargs[name] for name in CAPTURED if name in kwargs}
+
+
+def states(outputs: ModelOutput) -> dict:
+    """What a model hands on of its language model's output, whatever was asked for."""
+    return {name: outputs[name] for name in ("last_hidden_state", "hidden_states", "attentions") if name in outputs}

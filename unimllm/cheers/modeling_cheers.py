@@ -25,7 +25,7 @@ from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import path, velocity
-from unimllm.model_inputs import captured, given_ids
+from unimllm.model_inputs import captured, given_ids, states
 
 
 @dataclass
@@ -271,8 +271,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         """
         input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
         if pixel_values is None and labels is not None:
-            size = self.config.image_size
-            pixel_values = torch.zeros(0, 3, size, size, device=input_ids.device)
+            pixel_values = torch.zeros(0, 3, *[self.config.image_size] * 2, device=input_ids.device)
         pictures = None
         if pixel_values is not None:
             drawn = self.to_draw(input_ids, len(pixel_values))
@@ -285,17 +284,15 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             use_cache=use_cache and labels is None, **kwargs,
         )  # fmt: skip
         hidden = outputs.last_hidden_state
-        states = {"last_hidden_state": hidden, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if labels is not None:
-            if self.config.flow_loss_on_read_pictures:
-                drawn = torch.ones_like(drawn)
+            drawn = drawn | self.config.flow_loss_on_read_pictures
             flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
             loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
             return CheersOutput(
-                loss=loss, losses=losses, velocities=velocities, semantics=semantics, with_flow=drawn, **states
+                loss=loss, losses=losses, velocities=velocities, semantics=semantics, with_flow=drawn, **states(outputs)
             )  # fmt: skip
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, **states)
+        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
 
     def text_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross-entropy over the targets, and their number."""

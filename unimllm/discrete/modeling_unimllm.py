@@ -24,7 +24,7 @@ from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_h
 from unimllm.discrete.sampling import Sampler, with_unconditional
 from unimllm.discrete.varlen import attention_arguments
 from unimllm.drawing import check_finite, check_option, check_prompt_ids, choose_seeds, save_drawing_options
-from unimllm.model_inputs import captured, given_ids
+from unimllm.model_inputs import captured, given_ids, states
 
 
 @dataclass
@@ -256,12 +256,11 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             **captured(kwargs),
         )
         hidden = outputs.last_hidden_state
-        states = {"last_hidden_state": hidden, "hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         if labels is not None:
             loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
-            return UniMLLMOutput(loss=loss, losses=losses, **states)
+            return UniMLLMOutput(loss=loss, losses=losses, **states(outputs))
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, **states)
+        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
 
     def losses(
         self,

@@ -116,10 +116,7 @@ def train(
     step, cpu_before = run["step"], run["cpu_seconds"]
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     if rank == 0:
-        _announce(task, config, f"resuming from {found.name}" if found else "starting", world_size)
-        if step >= config.max_steps:
-            print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or "
-                  "name another --output-dir", flush=True)  # fmt: skip
+        _announce(task, config, found, step, world_size)
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     last_save = time.monotonic()
     engine.train()
@@ -260,8 +257,13 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
 
 
-def _announce(task: nn.Module, config: TrainConfig, state: str, world_size: int) -> None:
-    """Say what is about to be trained and on what."""
+def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
+    """Say what is about to be trained and on what, from the checkpoint `found` at `step` on; or that nothing is."""
+    if step >= config.max_steps:
+        print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or name "
+              "another --output-dir", flush=True)  # fmt: skip
+        return
+    state = f"resuming from {found.name}" if found else "starting"
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in task.parameters() if p.requires_grad)
     print(
         f"{state}: {trained / 1e6:.2f} M trained parameters, {world_size} process(es), "
