@@ -201,6 +201,27 @@ def test_pictures_that_were_looked_at_before_are_answered_alike(model):
         model.generate(prompt, image_tokens=seen.repeat(2, 1, 1), **options)
 
 
+def test_pictures_of_a_row_stay_together_where_it_is_answered_twice(model):
+    rows = torch.tensor([[USER, *READ, *READ, ASSISTANT], [USER, *READ, *READ, 9]])
+    ids, given = model._expand_inputs_for_generation(2, input_ids=rows, pixel_values=pictures(4), image_tokens=None)
+    assert torch.equal(ids, rows[[0, 0, 1, 1]])
+    assert torch.equal(given["pixel_values"], pictures(4)[[0, 1, 0, 1, 2, 3, 2, 3]])
+
+
+def test_a_picture_is_read_again_where_there_is_no_cache(model):
+    prompt = row(USER, *READ, 9, ASSISTANT)
+    options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 3, "do_sample": False}
+    expected = model.generate(prompt, pictures(1), **options)
+    assert torch.equal(model.generate(prompt, pictures(1), use_cache=False, **options), expected)
+
+
+def test_placeholders_are_no_targets_of_the_text(model):
+    ids = row(USER, *READ, 9, ASSISTANT, 10, *DRAW, END)
+    options = {"t": torch.tensor([1.0, 0.3]).double(), "noise": torch.zeros(2, 16, 4, 4, dtype=torch.double)}
+    everything, masked = model(ids, pictures(2), labels=ids, **options), ids.masked_fill(model.is_picture(ids), -100)
+    assert everything.loss == model(ids, pictures(2), labels=masked, **options).loss
+
+
 def test_eager_attention_reads_alike(model):
     ids = row(USER, *READ, 9, ASSISTANT)
     expected = model(ids, pictures(1)).logits

@@ -267,6 +267,24 @@ def test_placeholders_take_the_pictures_codes_in_order(model):
         model.place_images(ids, pictures[:1])
 
 
+def test_targets_at_placeholders_are_the_pictures_codes(model):
+    pixels = torch.rand(1, 3, 16, 16, dtype=torch.double) * 2 - 1
+    ids = row(USER, START, *[IMAGE] * 4, STOP, END)
+    placed = model.place_images(ids, pixels)
+    assert model(ids, pixels, labels=ids).loss == model(placed, labels=placed).loss
+    unread = ids.masked_fill(ids == IMAGE, -100)
+    assert model(ids, pixels, labels=unread).losses.keys() == model(placed, labels=unread).losses.keys()
+    assert model(ids, pixels, labels=unread).loss == model(placed, labels=unread).loss
+
+
+def test_code_vectors_get_no_gradient_whatever_from_pretrained_made_trainable(model):
+    model.requires_grad_(True)
+    ids = row(USER, START, *PICTURE, STOP, 11, END)
+    model(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is None for parameter in model.image_tokenizer.parameters())
+    assert model.adapter.pixel[0].weight.grad is not None
+
+
 def test_save_and_load_is_bit_equal_and_the_tokenizer_opens_alone(model, tmp_path):
     model = model.float()
     model.save_pretrained(tmp_path)

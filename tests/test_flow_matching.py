@@ -33,6 +33,7 @@ def test_schedules_by_hand():
 
 
 def test_the_released_schedule_reaches_the_data_and_adds_a_step_there():
+    assert len(euler_schedule(100, start=0.9)[0]) == 10  # not 9, though 100 * (1 - 0.9) is a little below 10
     times, steps = euler_schedule(5, extra_step=True)
     torch.testing.assert_close(times, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
     torch.testing.assert_close(steps, torch.tensor([0.25, 0.25, 0.25, 0.25, 0.2]))

@@ -69,6 +69,14 @@ def logits(model) -> torch.Tensor:
     return model(torch.tensor([[8, 9, 30, model.config.image_offset + 3, 11]])).logits
 
 
+def test_transformers_own_quantizers_leave_the_image_tokenizer_alone(base):
+    model = UniMLLMForConditionalGeneration.from_pretrained(
+        base, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+    )
+    quantized = [name for name, module in model.named_modules() if type(module).__name__ == "Linear8bitLt"]
+    assert quantized and not any(name.startswith("image_tokenizer.") for name in quantized)
+
+
 def test_the_blocks_are_those_of_transformers_in_4_bits(base, tmp_path):
     model = load_quantized(base)
     found = four_bit_layers(model)

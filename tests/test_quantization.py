@@ -116,6 +116,16 @@ def test_vectors_pass_unquantised_until_the_codebook_starts():
     assert not torch.equal(quantized, vectors) and len(index.unique()) == 4
 
 
+def test_codes_that_have_started_stay():
+    """A stage trained further goes on with the codes that others may have learnt from."""
+    vectors = normalize(torch.randn(64, 4))
+    for codebook in (EMACodebook(8, 4), PixelCodebook(3, 8, 4)):
+        codebook.initialize(vectors)
+        before = {name: value.clone() for name, value in codebook.state_dict().items()}
+        codebook.initialize(-vectors)
+        assert all(torch.equal(before[name], value) for name, value in codebook.state_dict().items())
+
+
 def test_kmeans_finds_separate_clusters_and_bears_too_few_vectors():
     centres = normalize(torch.eye(3))
     vectors = normalize(centres.repeat_interleave(50, 0) + 0.01 * torch.randn(150, 3))

@@ -366,10 +366,14 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
     assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
 
 
-def test_codes_begin_within_the_run(capsys):
+def test_codes_begin_within_the_run_or_go_on(capsys):
     recipe = TokenizerRecipe(TrainConfig(max_steps=10, batch_size=3, learning_rate=1e-3), None, quantize_after=1000)
-    tokenizer.check_quantize_after(recipe, "pixel")
+    codebook = EMACodebook(4, 3)
+    tokenizer.check_quantize_after(codebook, recipe, "pixel")
     assert recipe.quantize_after == 2
     assert capsys.readouterr().out == (
         "quantize_after 1,000 is not below the 10 steps of this run: codes begin after step 2\n"
     )
+    codebook.initialize(torch.eye(3))
+    tokenizer.check_quantize_after(codebook, recipe, "pixel")
+    assert capsys.readouterr().out == "the codes of --init-from go on from the first step\n"

@@ -80,7 +80,6 @@ def main() -> None:
     stages = stages_of(recipe.model)
     stages.check_start(args, recipe, stage)
     check_losses(recipe)
-    check_quantize_after(recipe, stage)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:
@@ -94,6 +93,7 @@ def main() -> None:
         check_size(scenes[0], model.config.image_size)
     with sizes_told():
         task = stages.make_task(model, recipe, stage, args)
+    check_quantize_after(task, recipe, stage)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config)
     about = as_dict(recipe)

@@ -51,7 +51,7 @@ def euler_schedule(
         raise ValueError(f"the time shift is {alpha}; it must be above 0 (1: evenly spaced)")
     if not 0 <= start < 1:
         raise ValueError(f"the start is t = {start}; it must be at least 0 (noise) and below 1 (data)")
-    count = max(1, int(num_steps * (1 - start)))
+    count = max(1, int(num_steps * (1 - start) + 1e-6))  # 100 * (1 - 0.9) is 9.999...
     if extra_step:
         times = time_shift(torch.linspace(start, 1, count), alpha)
         return times, torch.cat([times.diff(), torch.tensor([1 / count])])

@@ -99,8 +99,8 @@ def load_tokenizer(
     Args:
         model: folder or hub id of a tokenizer's checkpoint, or of a language model that holds one; an output folder of
             `train/tokenizer.py` means its newest checkpoint; None: the small model that ships.
-        device: "cpu", "cuda", ...; None: a GPU if there is one. The weights are float32 anywhere, so that the codes
-            depend on the checkpoint alone.
+        device: "cpu", "cuda", ...; None: a GPU if there is one. The weights are float32 anywhere; two kinds of device
+            round sums differently (NVIDIA's convolutions are TF32), so that one code in some hundreds may differ.
         option: of the command line that named it, for the messages.
 
     Returns:

@@ -129,7 +129,12 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
-        """Start at the k-means centres of all ranks' (M, D) l2-normalised vectors, and quantise from now on."""
+        """Start at the k-means centres of all ranks' (M, D) l2-normalised vectors, and quantise from now on.
+
+        Codes that have started already stay what they are: somebody may have learnt from them.
+        """
+        if bool(self.initialized):
+            return
         generator = torch.Generator().manual_seed(0)
         self.codes.copy_(kmeans(gather_vectors(vectors.float()), len(self.codes), generator=generator))
         self.counts.fill_(GRACE * self.restart_below)
@@ -209,7 +214,12 @@ class PixelCodebook(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
-        """Start the base at the k-means centres of all ranks' (M, D) l2-normalised vectors; quantise from now on."""
+        """Start the base at the k-means centres of all ranks' (M, D) l2-normalised vectors; quantise from now on.
+
+        Codes that have started already stay, as in `EMACodebook.initialize`.
+        """
+        if bool(self.initialized):
+            return
         generator = torch.Generator().manual_seed(0)
         self.base.copy_(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator))
         self.initialized.fill_(True)

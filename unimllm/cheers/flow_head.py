@@ -68,8 +68,8 @@ class TimeEmbedding(nn.Module):
         self.mlp_1 = nn.Sequential(nn.Linear(channels, first_dim), nn.SiLU(), nn.Linear(first_dim, first_dim))
         self.mlp_2 = nn.Sequential(nn.Linear(channels, second_dim), nn.SiLU(), nn.Linear(second_dim, second_dim))
 
-    def forward(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        waves = sinusoids(t, self.channels).to(self.mlp_1[0].weight.dtype).unsqueeze(1)
+    def forward(self, t: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        waves = sinusoids(t, self.channels).to(dtype).unsqueeze(1)
         return self.mlp_1(waves), self.mlp_2(waves)
 
 
@@ -215,7 +215,7 @@ class FlowHead(nn.Module):
         Returns:
             (B, C, h, h) and Z', (B, L, D).
         """
-        first, second = self.time_embed(t)
+        first, second = self.time_embed(t, hidden.dtype)
         semantics = self.semantics(hidden, first)
         velocities = self.hi_projector(self.hi_gate(semantics, details if self.inject_details else None), second)
         return rearrange(velocities, "b (h w) c -> b c h w", h=self.grid_size * self.side), semantics

@@ -75,6 +75,7 @@ class CheersPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True  # but no flash attention: it knows no mask that is neither causal nor full
     # Latents are those that training began with, whatever the precision; by tensors, for a counter is none to be cast.
     _keep_in_fp32_modules_strict = ["vae_model.encoder", "vae_model.decoder", "running_mean", "running_var"]
+    _keep_in_fp32_modules = ["vae_model"]  # transformers' quantizers go by this one alone
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -257,7 +258,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look (a picture sees
                 all of itself besides). Packed rows without branches need none: `position_ids` that start again at 0
                 separate their samples.
-            labels: (B, T) text ids, -100 where there is no target (placeholders have none); shifted here.
+            labels: (B, T) text ids, -100 where there is no target (placeholders are none); shifted here.
             t, noise: of the pictures (see `look`); drawn at random where not given.
             loss_weights: weight of "text" and "flow" (default 1).
             num_items: what the summed losses are divided by: targets for "text", pictures for "flow"; default: those
@@ -286,6 +287,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if labels is not None:
             drawn = drawn | self.config.flow_loss_on_read_pictures
+            labels = labels.masked_fill(self.is_picture(input_ids), -100)
             flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
             loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
             return CheersOutput(
@@ -334,10 +336,23 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration:  # the cache holds the pictures
+        if not is_first_iteration and inputs.get("past_key_values") is not None:  # the cache holds the pictures
             inputs.pop("pixel_values", None)
             inputs.pop("image_tokens", None)
         return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, dict]:
+        """Several answers to each row: its pictures are repeated together, not one by one as transformers would."""
+        rows, counts = input_ids, (self.is_picture(input_ids).sum(1) // self.config.num_positions).tolist()
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_tokens")}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        for name, given in pictures.items():
+            if given is not None:
+                self.to_draw(rows, len(given))
+                kwargs[name] = torch.cat([of_row for of_row in given.split(counts) for _ in range(expand_size)])
+        return input_ids, kwargs
 
     # ---- generation --------------------------------------------------------------------------------------------
 

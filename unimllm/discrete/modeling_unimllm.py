@@ -72,7 +72,9 @@ class UniMLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["image_tokenizer"]  # codes are those of the checkpoint, whatever the precision
+    # Codes are those of the checkpoint, whatever the precision; transformers' quantizers go by the second name alone.
+    _keep_in_fp32_modules_strict = ["image_tokenizer"]
+    _keep_in_fp32_modules = ["image_tokenizer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -201,7 +203,8 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         is_image = input_ids >= self.config.image_offset
         text = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         flat = (input_ids - self.config.image_offset).clamp(min=0)
-        semantic, pixel = self.image_tokenizer.code_vectors(self.image_tokenizer.ids_to_codes(flat))
+        with torch.no_grad():  # from_pretrained makes every parameter trainable; the codes stay those of the pictures
+            semantic, pixel = self.image_tokenizer.code_vectors(self.image_tokenizer.ids_to_codes(flat))
         image = self.adapter(semantic.to(text.dtype), pixel.to(text.dtype))
         return torch.where(is_image.unsqueeze(-1), image.to(text.dtype), text)
 
@@ -224,7 +227,8 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         """Losses where `labels` are given, text logits otherwise.
 
         Args:
-            input_ids: (B, T) vocabulary ids; placeholders are replaced where `pixel_values` is given.
+            input_ids: (B, T) vocabulary ids; placeholders are replaced where `pixel_values` is given, and targets at
+                their places with them.
             pixel_values: (pictures, 3, S, S) in -1..1, in reading order of the placeholders.
             attention_mask: (B, T), 0 for padding, or (B, 1, T, T) bool, True where a position may look. Packed rows
                 without branches need none: `position_ids` that start again at 0 separate their samples. Of those SDPA
@@ -242,7 +246,9 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         """
         input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
         if pixel_values is not None:
-            input_ids = self.place_images(input_ids, pixel_values)
+            placeholders, input_ids = input_ids, self.place_images(input_ids, pixel_values)
+            if labels is not None:
+                labels = torch.where((labels >= 0) & (placeholders == self.config.image_token_id), input_ids, labels)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
         is_cached = past_key_values is not None

@@ -99,13 +99,25 @@ def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
         print_once("no perceptual loss in this stage: lpips_weights are not used")
 
 
-def check_quantize_after(recipe: TokenizerRecipe, stage: str) -> None:
-    """Let codes begin at a fifth of a run that would end before they do: a tokenizer without them is of no use."""
-    if stage in CODED and recipe.quantize_after >= recipe.train.max_steps:
+def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -> None:
+    """Let codes begin at a fifth of a run that would end before they do: a tokenizer without them is of no use.
+
+    Codes that a run starts with go on, whatever `quantize_after` says.
+    """
+    if stage not in CODED:
+        return
+    if not starting_codebooks(task):
+        print_once("the codes of --init-from go on from the first step")
+    elif recipe.quantize_after >= recipe.train.max_steps:
         sooner = recipe.train.max_steps // 5
         steps = f"the {recipe.train.max_steps:,} steps of this run"
         print_once(f"quantize_after {recipe.quantize_after:,} is not below {steps}: codes begin after step {sooner:,}")
         recipe.quantize_after = sooner
+
+
+def starting_codebooks(task: nn.Module) -> list[EMACodebook | PixelCodebook]:
+    """The codebooks of a stage that have no codes yet."""
+    return [m for m in task.modules() if type(m) in (EMACodebook, PixelCodebook) and not bool(m.initialized)]
 
 
 def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
@@ -113,7 +125,7 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
 
     def prepare(step: int) -> None:
-        if step == recipe.quantize_after and hasattr(task, "initialize_codebook"):
+        if step == recipe.quantize_after and hasattr(task, "initialize_codebook") and starting_codebooks(task):
             with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
                 task.initialize_codebook(start_pictures(task, recipe, source, step))
         if adversarial:
@@ -130,8 +142,7 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     """
     config, train = task.model.config, recipe.train
     sizes = {EMACodebook: config.num_semantic_codes, PixelCodebook: config.num_pixel_codes}
-    starting = [m for m in task.modules() if type(m) in sizes and not bool(m.initialized)]
-    needed = START_VECTORS * max((sizes[type(m)] for m in starting), default=1) / config.num_positions
+    needed = START_VECTORS * max((sizes[type(m)] for m in starting_codebooks(task)), default=1) / config.num_positions
     num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     micro, accumulation = train.per_device(world_size)
