@@ -49,7 +49,7 @@ from unimllm.metrics.comparison import (
 )
 from unimllm.metrics.frechet import FrechetComparison
 from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
-from unimllm.report import add_code_use, describe_run, open_table, print_table, write_json
+from unimllm.report import add_code_use, describe_run, device_told, open_table, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
@@ -245,8 +245,8 @@ def describe_data(
         "skipped": source.skipped,
         "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
-        "device": str(tokenizer.device),
     }
+    facts |= device_told(tokenizer.device)
     if lpips:
         facts |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
     return facts

@@ -31,6 +31,7 @@ def facts(name: str, model: str, **others) -> dict:
         "program": f"eval/{name}.py", "model": model, "fingerprint": "0123456789abcdef", "fingerprint_of": "weights",
         "commit": "abcdef0123-dirty", "command": f"python eval/{name}.py --model '{model}'", "seed": 0,
         "versions": {"torch": "2.13.0"}, "num_samples": {"pictures": 4}, "limited": False, "processor": "a CPU",
+        "threads": 2, "device": "cpu",
     } | others  # fmt: skip
 
 
@@ -155,6 +156,17 @@ def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
     out = call(program, tmp_path).out
     assert "**Scenes, test split, seed 0: reconstruction**" in out
     assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
+
+
+def test_timings_of_other_machines_are_not_compared(program, call, tmp_path):
+    unknown = scenes("A")
+    del unknown["device"]
+    results = (scenes("A"), scenes("A", threads=1), scenes("A", device="cuda:0", gpu="a GPU"), unknown)
+    for i, content in enumerate(results):
+        save(tmp_path / f"{i}.json", content)
+    out = call(program, tmp_path).out
+    for machine in ("a CPU, 2 threads", "a CPU, 1 thread", "a GPU", "a CPU, 2 threads, or a GPU beside it"):
+        assert f"**Scenes, test split, seed 0: speed on {machine}**" in out
 
 
 def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):

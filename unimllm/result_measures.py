@@ -104,7 +104,16 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     for name in ("picture", "picture_batched", "answer"):
         if f"seconds_per_{name}" in r:
             title = f"seconds for one {name.partition('_')[0]}{' of a batch' if 'batched' in name else ''}"
-            yield Measure(f"{on}: speed on {r['processor']}", title, r[f"seconds_per_{name}"], digits=2, top=None)
+            yield Measure(f"{on}: speed on {told_machine(r)}", title, r[f"seconds_per_{name}"], digits=2, top=None)
+
+
+def told_machine(r: dict) -> str:
+    """What the seconds of a result were measured on."""
+    if "gpu" in r:
+        return str(r["gpu"])
+    threads = f", {r['threads']} thread{'s' * (r['threads'] != 1)}" if "threads" in r else ""
+    unknown = "" if "device" in r else ", or a GPU beside it"  # earlier versions did not tell
+    return f"{r['processor']}{threads}{unknown}"
 
 
 def of_answers(r: dict, group: str) -> Iterator[Measure]:
