@@ -19,6 +19,7 @@ from unimllm.images import check_writable
 from unimllm.report import write_json
 
 TOKENIZER, FEATURES, UNDERSTANDING = FILES = "tokenizer.json", "features.json", "understanding.json"
+PROGRAMS = {TOKENIZER: "eval/reconstruction.py", FEATURES: "eval/features.py", UNDERSTANDING: "eval/scenes.py"}
 GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> variant -> (what it is, its files)
     "Tokenizers of 4,096 ids": {
         "pixel_only": ("pixel-only VQ", FILES),
@@ -106,6 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         write_json(args.json, summarize(results, columns))
     print("\n\n".join(table for group in GROUPS if (table := make_table(group, results, columns))))
+    commits = commits_of(results)
+    print(f"\ncommits: {', '.join(commits)}")
+    if len(commits) > 1:
+        print("Note: measured by more than one state of the code; what differs between rows may be the code's.")
     if results.missing:
         print("\nMissing: " + "; ".join(results.missing) + ".")
 
@@ -114,7 +119,7 @@ def read_results(folder: Path) -> Results:
     """Every file of every variant.
 
     Raises:
-        UserError: there is none, one is damaged, or two were measured differently.
+        UserError: there is none, one is damaged or another program's, two were measured differently or on one model.
     """
     results = Results({}, [])
     for name in dict.fromkeys(name for group in GROUPS.values() for name in group):
@@ -130,6 +135,7 @@ def read_results(folder: Path) -> Results:
             results.missing.append(f"{name}: not started")
     if not results.found:
         raise UserError(f"no results in {folder}: run scripts/ablate_tokenizer.sh, or name its results folder")
+    check_own(results)
     check_alike(results)
     return results
 
@@ -145,6 +151,31 @@ def read_json(path: Path) -> dict:
             f"{path} cannot be read ({error}); remove it and run scripts/ablate_tokenizer.sh again"
         ) from error
     return content
+
+
+def check_own(results: Results) -> None:
+    """UserError where a file is not its program's, or two of a name are of the same weights: one was put there."""
+    first: dict[tuple[str, str], str] = {}
+    for (name, seed, file), content in results.found.items():
+        where, program = f"{name}/seed-{seed}/{file}", content.get("program", PROGRAMS[file])
+        if program != PROGRAMS[file]:
+            raise UserError(
+                f"{where} is of {program!r}, not of {PROGRAMS[file]}; remove it and run scripts/ablate_tokenizer.sh "
+                "again"
+            )
+        if content.get("fingerprint"):  # earlier versions did not tell
+            other = first.setdefault((file, str(content["fingerprint"])), where)
+            if other != where:
+                raise UserError(
+                    f"{where} and {other} are of the same weights, {content['fingerprint']}: they cannot be two runs; "
+                    "remove the wrong one and run scripts/ablate_tokenizer.sh again"
+                )
+
+
+def commits_of(results: Results) -> list[str]:
+    """The states of the code that measured, shortened."""
+    commits = {str(content.get("commit") or "unknown").partition("-") for content in results.found.values()}
+    return sorted(f"{commit[:7]}{' with changes' if dirty else ''}" for commit, _, dirty in commits)
 
 
 def check_alike(results: Results) -> None:
@@ -213,7 +244,7 @@ def make_table(group: str, results: Results, columns: list[Column]) -> str:
 
 def summarize(results: Results, columns: list[Column]) -> dict:
     """The numbers behind the tables, by variant and measure."""
-    summary: dict = {"missing": results.missing, "variants": {}}
+    summary: dict = {"missing": results.missing, "commits": commits_of(results), "variants": {}}
     for variant in dict.fromkeys(name for name, _, _ in results.found):
         measured = {c.title: values for c in columns if (values := results.values(variant, c))}
         summary["variants"][variant] = {

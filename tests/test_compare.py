@@ -84,6 +84,33 @@ def test_mean_spread_and_missing_runs(program, tmp_path, capsys):
     assert table["variants"]["joint"]["PSNR, dB"] == {"mean": 26.5, "spread": None, "values": [26.5]}
 
 
+def test_the_state_of_the_code_stands_below_the_tables(program, call, tmp_path):
+    write(tmp_path, "phased", 0, right=0.5, commit="0123456789abcdef")
+    assert call(program, tmp_path).out.split("\n\n")[-2] == "commits: 0123456"
+    write(tmp_path, "joint", 0, right=0.5, commit="0123456789abcdef-dirty")
+    write(tmp_path, "m1", 0, right=0.5)
+    told = call(program, tmp_path, "--json", tmp_path / "table.json").out
+    assert "\ncommits: 0123456, 0123456 with changes, unknown\nNote: measured by more than one state of" in told
+    commits = json.loads((tmp_path / "table.json").read_text())["commits"]
+    assert commits == ["0123456", "0123456 with changes", "unknown"]
+
+
+def test_a_file_of_another_program_or_of_another_run_s_model_is_refused(program, call, tmp_path):
+    write(tmp_path, "flat", 0, right=0.5, fingerprint="aa", program="eval/scenes.py")
+    write(tmp_path, "factorised", 0, right=0.5, fingerprint="aa")
+    told = call(program, tmp_path).refusal()
+    assert "factorised/seed-0/understanding.json and flat/seed-0/understanding.json are of the same weights, aa" in told
+    write(tmp_path, "factorised", 1, right=0.5, fingerprint="bb", program="eval/pope.py")
+    (tmp_path / "factorised" / "seed-0" / "understanding.json").unlink()
+    told = call(program, tmp_path).refusal()
+    assert "factorised/seed-1/understanding.json is of 'eval/pope.py', not of eval/scenes.py; remove it" in told
+
+
+def test_the_results_in_the_repository_can_be_compared(program, call):
+    ended = call(program, ROOT / "docs" / "ablation" / "results")
+    assert ended.code == 0 and "\ncommits: " in ended.out and "Note:" not in ended.out
+
+
 def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
     assert "no results in" in call(program, tmp_path).refusal()
     write(tmp_path, "phased", 0, 27.0)
