@@ -11,7 +11,7 @@ MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP openai/cli
 id. The rules are GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not
 GenEval's.
 --official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
-Intervals: 95 %, bootstrap over the prompts of each tag.
+Intervals: 95 %, Wilson's for a tag with its prompts as trials, else bootstrap over the prompts of each tag.
 """
 
 import argparse

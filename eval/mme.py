@@ -9,7 +9,7 @@ Totals: perception of 2,000, cognition of 800.
 
 A line of a file is `picture <tab> question <tab> label <tab> answer`, the two questions about a picture in neighbouring
 lines: what the official eval_tool/calculation.py --results_dir reads. A sub-task without its file is named, and its
-group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-task.
+group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-task, without width where all score alike.
 """
 
 import argparse
@@ -151,6 +151,8 @@ def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
     notes = [f"no total without {', '.join(results['missing'])}"] if results["missing"] else []
+    if any(low == high for low, high in results["intervals"].values()):
+        notes.append("an interval without width, as at 0 and 200: all its pictures scored alike, which is no certainty")
     notes += [speed_told(results["speed"])] if "speed" in results else []
     title = f"MME, {results['model']}: {results['num_questions']:,} questions"
     table = open_table(title, ("", "score", "95 %", "acc", "acc+", "neither", "questions"), notes)
