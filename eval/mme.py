@@ -21,7 +21,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
@@ -46,8 +46,7 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 def score(argv: list[str]) -> None:
     """Score a folder of result files."""
     args = parse_score(argv)
-    if args.json:
-        check_writable(args.json)
+    check_outputs([args.json], [args.results_dir / f"{task}.txt" for task in mme.PERCEPTION | mme.COGNITION])
     results = score_folder(args.results_dir, args.seed)
     files = [args.results_dir / f"{task}.txt" for task in results["subtasks"]]
     name = args.name or args.results_dir.resolve().name
@@ -87,9 +86,10 @@ def answer(argv: list[str]) -> None:
     """Ask the model, write result files as the official calculation reads them, and score them."""
     args = parse_answer(argv)
     asked = mme.read_release(args.release)
-    for path in filter(None, (args.json, *(args.out / f"{task}.txt" for task in asked))):
-        check_writable(path)
-    check_readable(row.picture for of_task in asked.values() for row in of_task)
+    pictures = dict.fromkeys(row.picture for of_task in asked.values() for row in of_task)
+    texts = (path for task in asked for path in (args.release / task).rglob("*.txt"))
+    check_outputs([*(args.out / f"{task}.txt" for task in asked), args.json], [*texts, *pictures])
+    check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
     model, processor = open_model(checkpoint, args.device)
     about = about_model(checkpoint, args.name or args.model)

@@ -30,7 +30,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
@@ -39,6 +39,7 @@ from unimllm.questions import KeptAnswers, answer_questions
 from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
+LABEL_FILES = "*pope*.json"  # POPE's question files in their folder
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
 
 
@@ -102,8 +103,8 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 def score(argv: list[str]) -> None:
     """Score files of answers."""
     args = parse_score(argv)
-    if args.json:
-        check_writable(args.json)
+    labels = args.annotation_dir.glob(LABEL_FILES) if args.annotation_dir else args.label_file or ()
+    check_outputs([args.json], [*args.answers, *labels, args.question_file])
     tell(
         args, list(read_splits(args)), {}, ["score", *argv], model=args.name or name_of(args.answers),
         fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
@@ -141,12 +142,9 @@ def answer(argv: list[str]) -> None:
     check_names(args.questions)
     asked = {path: read_questions(path, args.pictures)[: args.limit] for path in args.questions}
     written = {path: args.out / f"{path.stem}.jsonl" for path in asked}
-    for path in filter(None, (args.json, *written.values())):
-        check_writable(path)
-    for path, answers in written.items():
-        if answers.exists() and answers.samefile(path):
-            raise UserError(f"the questions {path} would be overwritten by the answers; choose another --out")
-    check_readable(args.pictures / row["image"] for rows in asked.values() for row in rows)
+    pictures = dict.fromkeys(args.pictures / row["image"] for rows in asked.values() for row in rows)
+    check_outputs([*written.values(), args.json], [*asked, *pictures])
+    check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
     model, processor = open_model(checkpoint, args.device)
     about = about_model(checkpoint, args.name or args.model)
@@ -222,7 +220,7 @@ def read_llava(answers: Path, question_file: Path, folder: Path) -> Iterator[Spl
     unknown = [row["question_id"] for row in rows if row["question_id"] not in category]
     if unknown:
         raise UserError(f"{answers}: question {unknown[0]!r} is not in {question_file}")
-    files = {split_name(path): path for path in sorted(folder.glob("*pope*.json"))}
+    files = {split_name(path): path for path in sorted(folder.glob(LABEL_FILES))}
     for name in dict.fromkeys(category.values()):
         if name not in files:
             raise UserError(f"{folder} holds no question file of the split {name!r}, such as coco_pope_{name}.json")

@@ -256,6 +256,25 @@ def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call
     assert json.loads(scores.read_text())["model"] == "qwen2.5"
 
 
+def test_results_take_the_place_of_no_file_that_is_read(program, call, tmp_path):
+    folder = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16))
+    record, results = tmp_path / "seen.jsonl", tmp_path / "results.jsonl"
+    record.write_bytes(Record(PICTURE, "by hand", [], [], [], [], fingerprint(folder / PICTURE)).line())
+    before = record.read_bytes()
+    words = ("score", folder, "--detections", record)
+    for read in (record, folder / PICTURE, folder / "00000" / "metadata.jsonl", folder / "generation.json"):
+        for option in ("--results", "--json"):
+            told = call(program, *words, option, read).refusal()
+            assert f"{read} would be overwritten by what is written to" in told
+    told = call(program, *words, "--results", results, "--json", results).refusal()
+    assert f"{results} is named for two results" in told
+    looking = (*words, "--detector", "d", "--clip", "c", "--results", record)
+    assert f"{record} is named for two results" in call(program, *looking).refusal()
+    assert record.read_bytes() == before and call(program, *words, "--results", results).code == 0
+    official = ("score", "--official-results", results, "--json", results)
+    assert f"{results} would be overwritten" in call(program, *official).refusal()
+
+
 def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mask2former, clip, tmp_path):
     one = one_picture(tmp_path / "one", PROMPTS[0], noise(48, 32))
     two = one_picture(tmp_path / "two", PROMPTS[0], noise(16, 16))

@@ -246,6 +246,21 @@ def test_pope_tells_what_to_mend(call, program, words, message):
     assert message in call(program, *words).refusal()
 
 
+def test_pope_s_results_take_the_place_of_no_file_that_it_reads(call, program, tmp_path):
+    labels = write_rows(tmp_path / "coco_pope_random.json", questions_of(POPE_BRANCHES))
+    answers = write_rows(tmp_path / "a.jsonl", answers_of(POPE_BRANCHES))
+    (tmp_path / "link.json").symlink_to(answers)
+    before = answers.read_text(), labels.read_text()
+    words = ("score", answers, "--label-file", labels, "--json")
+    for read, written in ((answers, answers), (labels, labels), (answers, tmp_path / "link.json")):
+        told = call(program, *words, written).refusal()
+        assert f"{read} would be overwritten by what is written to {written}; choose another place" in told
+    llava = ("score", answers, "--question-file", tmp_path / "q.jsonl", "--annotation-dir", tmp_path, "--json")
+    for written in (labels, tmp_path / "q.jsonl"):
+        assert f"{written} would be overwritten" in call(program, *llava, written).refusal()
+    assert (answers.read_text(), labels.read_text()) == before
+
+
 @pytest.fixture
 def coco(tmp_path) -> Path:
     """Three pictures."""
@@ -306,9 +321,12 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     numbered = write_rows(tmp_path / "numbered.json", [{"image": 1, "text": "Is it?", "label": "yes"}])
     assert "row 1: 'image' and 'text' must be text" in call(program, "answer", numbered, *words).refusal()
     assert (
-        "would be overwritten by the answers"
+        f"{files[0]} would be overwritten by what is written to"
         in call(program, "answer", *files[:1], *words[:-4], "--out", link_of(files[0], tmp_path / "beside")).refusal()
     )
+    for place, message in ((files[0], f"{files[0]} would be overwritten by what"), (coco / "1.png", "1.png would be"),
+                           (written[0], f"{written[0]} is named for two results")):  # fmt: skip
+        assert message in call(program, "answer", *files, *words[:-1], place).refusal()
     (coco / "2.png").write_bytes((coco / "2.png").read_bytes()[:60])
     assert "2.png does not decode" in call(program, "answer", *files, *words).refusal()
     (coco / "1.png").unlink()
@@ -396,6 +414,9 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
+    assert "OCR.txt would be" in call(program, "score", out, "--json", out / "OCR.txt").refusal()
+    for read in (release / "OCR" / "2.png", release / "OCR" / "2.txt"):
+        assert f"{read} would be overwritten by" in call(program, "answer", release, *words[:-1], read).refusal()
     (release / "OCR" / "2.png").write_bytes(b"no picture")
     assert "OCR/2.png is no picture" in call(program, "answer", release, *words).refusal()
     assert "--out is missing" in call(program, "answer", release).refusal()
