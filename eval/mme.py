@@ -95,7 +95,8 @@ def answer(argv: list[str]) -> None:
     about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
-    keep = KeptAnswers(args.out, checkpoint, about | {"device": str(model.device)})
+    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
+    keep = KeptAnswers(args.out, checkpoint, made_by)
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}

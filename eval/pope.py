@@ -149,7 +149,7 @@ def answer(argv: list[str]) -> None:
     model, processor = open_model(checkpoint, args.device)
     about = about_model(checkpoint, args.name or args.model)
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
-    made_by = about | {"pictures": str(args.pictures.resolve()), "device": str(model.device)}
+    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
     keep = KeptAnswers(args.out, checkpoint, made_by)
     with out_of_memory_told(args.batch_size):
         said = answer_questions(

@@ -386,6 +386,9 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
 
     assert pope("random.json") == "POPE, official parsing"
     assert pope("coco_pope_random.json") == "POPE (coco_pope), official parsing"
+    older = {"random": split | {"file": "coco_pope_random.json", "num_questions": 2910}}
+    told = group("pope", {"splits": older, "intervals": nothing})
+    assert told == "POPE (coco_pope, older random file), official parsing"
     asked = pope("gqa_pope_random.json", suffix="\nAnswer with one word.")
     assert asked == "POPE (gqa_pope, questions followed by 'Answer with one word.'), official parsing"
 

@@ -10,7 +10,7 @@ from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
-from unimllm import inference
+from unimllm import inference, questions
 from unimllm.errors import UserError
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
@@ -333,6 +333,27 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
     assert "--pictures is missing" in call(program, "answer", *files).refusal()
     assert "the question files are missing" in call(program, "answer", *words).refusal()
+
+
+def test_kept_answers_are_of_the_same_pictures(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    rows = [{"image": f"{i}.png", "text": "Is there a dog in the image?", "label": "yes"} for i in range(3)]
+    words = ("answer", write_rows(tmp_path / "coco_pope_random.json", rows), "--pictures", coco, "--device", "cpu")
+    words += ("--model", tiny_checkpoint, "--out", tmp_path / "out", "--batch-size", 1)
+    encode, left = questions.encode, []
+
+    def breaks_off(*given):
+        left.pop()
+        return encode(*given)
+
+    monkeypatch.setattr(questions, "encode", breaks_off)
+    for color, taken in (("red", True), ("white", False)):
+        left[:] = [1, 1]
+        with pytest.raises(IndexError):  # at the third picture
+            program.main([str(word) for word in words])
+        Image.new("RGB", (20, 16), color).save(coco / "0.png")  # red it was
+        left[:] = [1, 1, 1]
+        ended = call(program, *words)
+        assert ended.code == 0 and ("2 answers of a run that was broken off" in ended.err) == taken, ended.err
 
 
 # ---- MME -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimllm.metrics.geneval_records import NUM_PROMPTS, OWN_PROMPTS
+from unimllm.metrics.pope import OLDER_RANDOM
 
 DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
 
@@ -150,10 +151,11 @@ def of_drawings(r: dict, group: str) -> Iterator[Measure]:
 
 
 def pope_set(r: dict) -> str:
-    """The question files without their splits' names, and what followed each question."""
+    """The question files without their splits' names, which random file, and what followed each question."""
     sets = sorted({Path(s["file"]).stem.replace(name, "").strip("_-. ") for name, s in r["splits"].items()} - {""})
     suffix = f"questions followed by {r['suffix'].strip()!r}" if r.get("suffix", "").strip() else ""
-    told = ", ".join(filter(None, (*sets, suffix)))
+    older = r["splits"].get("random", {}).get("num_questions") == OLDER_RANDOM
+    told = ", ".join(filter(None, (*sets, "older random file" if older else "", suffix)))
     return f"POPE ({told})" if told else "POPE"
 
 
