@@ -8,6 +8,7 @@ not ended, and is named below.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
     results = read_results(args.results)
     columns = make_columns(results)
+    check_numbers(results, columns)
     if args.json:
         write_json(args.json, summarize(results, columns))
     print("\n\n".join(table for group in GROUPS if (table := make_table(group, results, columns))))
@@ -154,7 +156,7 @@ def read_json(path: Path) -> dict:
 
 
 def check_own(results: Results) -> None:
-    """UserError where a file is not its program's, or two of a name are of the same weights: one was put there."""
+    """UserError where a file is not its program's or no result of it, or two of a name are of the same weights."""
     first: dict[tuple[str, str], str] = {}
     for (name, seed, file), content in results.found.items():
         where, program = f"{name}/seed-{seed}/{file}", content.get("program", PROGRAMS[file])
@@ -163,6 +165,9 @@ def check_own(results: Results) -> None:
                 f"{where} is of {program!r}, not of {PROGRAMS[file]}; remove it and run scripts/ablate_tokenizer.sh "
                 "again"
             )
+        distances = content.get("frechet", {})
+        if not isinstance(distances, dict) or not all(isinstance(d, dict) for d in distances.values()):
+            raise UserError(f"{where} is damaged: 'frechet' is {distances!r}")
         if content.get("fingerprint"):  # earlier versions did not tell
             other = first.setdefault((file, str(content["fingerprint"])), where)
             if other != where:
@@ -185,7 +190,7 @@ def check_alike(results: Results) -> None:
         where = f"{name}/seed-{seed}/{file}"
         measured = {key: content.get(key) for key in (*ALIKE[file], *(DRAWN if "geneval" in content else ()))}
         for net, distance in content.get("frechet", {}).items():
-            told = [part for part in distance.get("library", "").split(", ") if part.startswith("SigLIP ")]
+            told = [part for part in str(distance.get("library")).split(", ") if part.startswith("SigLIP ")]
             measured |= {f"the network of {net}": part for part in told}  # earlier versions did not tell which
         for key, value in measured.items():
             other, expected = first.setdefault((file, key), (where, value))
@@ -214,6 +219,22 @@ def make_columns(results: Results) -> list[Column]:
         Column("POPE F1", UNDERSTANDING, lambda c: c["pope_f1"]),
         Column("GenEval-style drawing", UNDERSTANDING, lambda c: c["geneval"]["overall"]),
     ]
+
+
+def check_numbers(results: Results, columns: list[Column]) -> None:
+    """Enter values that are null, such as infinite ones, among the missing; UserError for what is no number."""
+    for (name, seed, file), content in results.found.items():
+        for column in (column for column in columns if column.file == file):
+            try:
+                value = column.read(content)
+            except KeyError:
+                continue
+            except TypeError as error:
+                raise UserError(f"{name}/seed-{seed}/{file} is damaged: no {column.title} ({error})") from error
+            if value is None:
+                results.missing.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
+            elif type(value) not in (int, float) or not math.isfinite(value):
+                raise UserError(f"{name}/seed-{seed}/{file}: {column.title} is {value!r}, no number")
 
 
 def spread(values: list[float]) -> float | None:

@@ -188,7 +188,7 @@ def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     ended = call(program, tmp_path)
     table = table_of(ended.out)
     assert ended.err == "" and table["measure"] == ["samples", "A"]
-    assert table["PSNR, dB"] == ["2", "-"] and table["FID, less is better"] == ["3", "12.35"]
+    assert table["PSNR, dB"] == ["2", "inf (inf to inf)"] and table["FID, less is better"] == ["3", "12.35"]
     assert table["KID x 1000, less is better"][1] == "2.00"
     assert "**CLIPScore by CLIP**" in table and table["100 * max(cos, 0)"] == ["3", "31.50 (30.00 to 33.00)"]
     assert table["**what quantising costs**"] == ["1,000", "**0.100** (0.000 to 1.000)"]
@@ -321,6 +321,20 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
         assert words in page.text
     assert "0.500*" in page.text and "a part of the set" in page.text
     assert sum(tag == "img" for tag, _ in page.found) == 5
+
+
+def test_an_infinite_psnr_is_shown_beside_a_finite_one(program, call, tmp_path):
+    for name, psnr, interval in (("equal", None, [None, None]), ("some equal", None, [30, None]), ("A", 20, [10, 30])):
+        content = scenes(name)
+        content["intervals"]["psnr"] = interval
+        save(tmp_path / f"{name}.json", content | {"psnr": psnr})
+    ended = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-")
+    assert table_of(ended.out)["PSNR, dB"][1:] == ["20.00 (10.00 to 30.00)", "inf (inf to inf)", "inf (30.00 to inf)"]
+    page = Page((tmp_path / "report.html").read_text())
+    bars = [attrs["style"].split(";")[1] for attrs in page.of_class("bar")[:3]]
+    assert bars == ["width:63.49%", "width:100.00%", "width:100.00%"]  # the scale ends at 1.05 * 30
+    whiskers = [attrs["style"] for attrs in page.of_class("whisker")[:3]]
+    assert whiskers == ["left:31.75%;width:63.49%", "left:100.00%;width:0.00%", "left:95.24%;width:4.76%"]
 
 
 def test_pictures_that_are_gone_are_told(program, call, two, tmp_path):

@@ -4,6 +4,7 @@ Every program writes other JSON; a function here under the program's name tells 
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class Measure:
     Args:
         group: what it was measured on; equal only where two models can be compared.
         name: plain, unique in its group.
-        value: None where it could not be measured.
+        value: None where it could not be measured; infinite on a scale without an end alone.
         interval: of 95 %.
         num_samples: what it was measured on.
         ceiling: what a perfect model would get.
@@ -44,7 +45,8 @@ class Measure:
 
     def __post_init__(self):
         numbers = (self.value, self.ceiling, self.num_samples, *(self.interval or ()))
-        wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not math.isfinite(n))]
+        most = math.inf if self.top is None else sys.float_info.max
+        wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not -math.inf < n <= most)]
         if wrong or (self.interval and len(self.interval) != 2):
             raise ValueError(f"{self.name!r} is {wrong[0] if wrong else self.interval!r}, no number")
 
@@ -68,6 +70,12 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def psnr_measure(r: dict, group: str, n: int) -> Measure:
+    """PSNR; of equal pictures it is infinite, which JSON cannot hold (see `report.write_json`)."""
+    value, low, high = (math.inf if number is None else number for number in (r["psnr"], *r["intervals"]["psnr"]))
+    return Measure(group, "PSNR, dB", value, (low, high), n, digits=2, top=None)
+
+
 def of_codes(r: dict, group: str) -> Iterator[Measure]:
     """Nothing of a tokenizer of latents, without codes."""
     for name in ("semantic", "flat"):
@@ -88,7 +96,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
     on, intervals = told_set(r), r["intervals"]
     group, n = f"{on}: reconstruction", r["num_pictures"]
-    yield Measure(group, "PSNR, dB", r["psnr"], intervals["psnr"], n, digits=2, top=None)
+    yield psnr_measure(r, group, n)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
     yield Measure(
         group, "objects read from reconstructions, of those read from true renders", r["objects_read"],
@@ -210,8 +218,10 @@ def of_reconstruction(r: dict) -> Iterator[Measure]:
 
 def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
     """Those of `comparison.summarize_pairs` that were measured."""
+    if "psnr" in r:
+        yield psnr_measure(r, group, n)
     for key, title, digits, top in (
-        ("psnr", "PSNR, dB", 2, None), ("ssim", "SSIM", 3, 1),
+        ("ssim", "SSIM", 3, 1),
         ("lpips", f"LPIPS ({r.get('lpips_backbone')}), less is better", 3, None),
     ):  # fmt: skip
         if key in r:
