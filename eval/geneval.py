@@ -136,7 +136,7 @@ def lay_out(args: argparse.Namespace, checkpoint: str, prompts: list[dict], samp
     }
     told = args.out / SETTINGS
     # Looked at before the settings, which are written first: another process may be laying out the same run.
-    occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
+    occupied = args.out.is_dir() and any(path.name.isdecimal() for path in args.out.iterdir())
     if told.is_file():
         before = read_settings(told)
         if "fingerprint" not in before:  # an earlier version drew these pictures

@@ -215,8 +215,10 @@ def read_splits(args: argparse.Namespace) -> Iterator[Split]:
 
 def read_llava(answers: Path, question_file: Path, folder: Path) -> Iterator[Split]:
     """LLaVA's one file of answers: those to each category, in their order, meet that split's labels."""
-    category = {row["question_id"]: row["category"] for row in read_rows(question_file, ("question_id", "category"))}
-    rows = read_rows(answers, ("question_id",))
+    asked, rows = read_rows(question_file, ("question_id", "category")), read_rows(answers, ("question_id",))
+    check_ids(asked, question_file)
+    check_ids(rows, answers)
+    category = {row["question_id"]: row["category"] for row in asked}
     unknown = [row["question_id"] for row in rows if row["question_id"] not in category]
     if unknown:
         raise UserError(f"{answers}: question {unknown[0]!r} is not in {question_file}")
@@ -232,12 +234,15 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     """Answers and questions in one order.
 
     Raises:
-        UserError: unequally many, an answer to another question, a label that is neither yes nor no.
+        UserError: unequally many, an answer to another question, a label that is neither yes nor no, a picture that is
+            no text.
     """
     if len(rows) != len(questions):
         raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
     check_labels(questions, labels)
     for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
+        if type(question.get("image", "")) not in (str, int):
+            raise UserError(f"{labels}, row {n}: 'image' is {question['image']!r}, neither text nor a whole number")
         asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
         wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
@@ -249,6 +254,18 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
     return Split(name, labels.name, questions, answers)
+
+
+def check_ids(rows: list[dict], path: Path) -> None:
+    """UserError for a question_id that is neither text nor a number or comes twice, and a category that is no text."""
+    seen = set()
+    for n, row in enumerate(rows, 1):
+        name, category = row["question_id"], row.get("category", "")
+        if type(name) not in (str, int) or not isinstance(category, str):
+            raise UserError(f"{path}, row {n}: 'question_id' must be text or a whole number, 'category' text")
+        if name in seen:
+            raise UserError(f"{path}, row {n}: question {name!r} comes a second time")
+        seen.add(name)
 
 
 def check_labels(rows: list[dict], path: Path) -> None:

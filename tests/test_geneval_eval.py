@@ -148,6 +148,21 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, tiny_cheers, prompts, t
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 
 
+def test_a_folder_whose_name_is_a_digit_but_no_number_holds_no_pictures(
+    program, call, tiny_checkpoint, prompts, tmp_path
+):
+    (tmp_path / "out" / "\u00b2").mkdir(parents=True)
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--images-per-prompt", 1)
+    assert call(program, *words, "--out", tmp_path / "out").code == 0
+
+
+def test_a_prompt_that_is_none_is_told_before_anything_is_drawn(program, call, tiny_checkpoint, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n" + json.dumps(PROMPTS[1] | {"prompt": 7}))
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", tmp_path / "prompts.jsonl", "--device", "cpu")
+    assert "row 2: 'prompt' is 7, no text" in call(program, *words, "--out", tmp_path / "out").refusal()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fingerprint_is_of_all_weights_and_nothing_else(tmp_path):
     assert weights_fingerprint(tmp_path) is None
     (tmp_path / "model-1.safetensors").write_bytes(b"one")

@@ -264,6 +264,7 @@ def test_folders_are_read_as_the_official_evaluator_does(tmp_path):
     (folder / "00001" / "grid.png").touch()
     (folder / "00001" / "samples" / "notes.png").touch()
     (folder / "summary").mkdir()
+    (folder / "\u00b2").mkdir()  # a digit, but no number
     (folder / "generation.json").touch()
     assert read_folder(folder) == {
         "00000/samples/0000.png": SINGLE, "00000/samples/0001.png": SINGLE,
@@ -297,6 +298,8 @@ CUP_CLAUSE = {"class": "cup", "count": 1}
         ({"include": [{"class": "dog"}]}, "no prompt of GenEval's"),
         ({"include": "dog"}, "no prompt of GenEval's"),
         ({"exclude": [{"class": "dug", "count": 2}]}, "'dug' is none of"),
+        ({"prompt": 7}, "'prompt' is 7, no text"),
+        ({"tag": ["colors"]}, "'tag' is .'colors'., no text"),
     ],
 )
 def test_prompts_that_no_picture_could_fulfil_are_told(tmp_path, change, message):
@@ -370,6 +373,9 @@ def test_official_results_must_hold_verdicts(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"tag": "colors", "metadata": "{}", "correct": 1}')
     with pytest.raises(UserError, match="not true or false"):
+        list(read_official(path))
+    path.write_text('{"tag": ["colors"], "metadata": "{}", "correct": true}')
+    with pytest.raises(UserError, match="'tag' is .'colors'., no text"):
         list(read_official(path))
 
 

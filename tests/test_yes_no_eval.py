@@ -149,6 +149,15 @@ def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
     assert results["splits"]["popular"]["strict"]["yes_ratio"] == 1
     assert results["num_questions"] == 36
     assert scored(call, program, tmp_path, *words)["intervals"] == results["intervals"]  # one seed, one interval
+    for file, rows, message in (
+        (answers, [*said[:-1], said[-2]], "model.jsonl, row 36: question 2010 comes a second time"),
+        (questions, [*asked, asked[0]], "llava_pope_test.jsonl, row 37: question 0 comes a second time"),
+        (questions, [asked[0] | {"question_id": [1]}, *asked[1:]], "row 1: 'question_id' must be text or a whole"),
+        (answers, [said[0] | {"question_id": [1]}, *said[1:]], "row 1: 'question_id' must be text or a whole"),
+        (questions, [asked[0] | {"category": ["random"]}, *asked[1:]], "'category' text"),
+    ):
+        write_rows(questions, asked), write_rows(answers, said), write_rows(file, rows)
+        assert message in call(program, "score", *words).refusal()
 
 
 @pytest.mark.parametrize(("said", "expected"), [("yes", (0.5, 0.5, 1, 2 / 3, 1)), ("no", (0.5, 0, 0, 0, 0))])
@@ -244,6 +253,12 @@ def test_pope_tells_what_does_not_fit(call, program, tmp_path, rows, message):
 )
 def test_pope_tells_what_to_mend(call, program, words, message):
     assert message in call(program, *words).refusal()
+
+
+def test_pope_tells_a_picture_that_is_none(call, program, tmp_path):
+    rows = [{"question": "Is it?", "answer": "yes", "label": "yes", "image": image} for image in ("a", ["b"])]
+    told = call(program, "score", write_rows(tmp_path / "mine.jsonl", rows)).refusal()
+    assert "mine.jsonl, row 2: 'image' is ['b'], neither text nor a whole number" in told
 
 
 def test_pope_s_results_take_the_place_of_no_file_that_it_reads(call, program, tmp_path):
@@ -462,6 +477,7 @@ def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):
         ("a.jpg\tq\tMaybe\tyes\n", "line 1: the label is 'Maybe'"),
         ("a.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
         ("a.jpg\tq\tYes\tyes\nb.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
+        ("a.jpg\tq\tYes\tyes\na.jpg\tq\tNo\tno\n", "a.jpg has the question 'q' twice"),
         ("\n", "is empty"),
     ],
 )

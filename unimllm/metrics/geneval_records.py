@@ -102,6 +102,9 @@ def read_prompts(path: Path) -> list[dict]:
 
 def check_prompt(metadata: dict, where: str) -> None:
     """UserError if a prompt names what GenEval does not know: then no picture could be right."""
+    for name in ("tag", "prompt"):
+        if not isinstance(metadata[name], str):
+            raise UserError(f"{where}: {name!r} is {metadata[name]!r}, no text")
     try:
         for number, clause in enumerate(metadata["include"]):
             if clause.get("color", COLORS[0]) not in COLORS:
@@ -137,7 +140,7 @@ def read_folder(folder: Path) -> dict[str, dict]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     pictures: dict[str, dict] = {}
-    for prompt in sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)):
+    for prompt in sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name)):
         metadata = read_prompts(prompt / "metadata.jsonl")
         if len(metadata) != 1:
             raise UserError(f"{prompt / 'metadata.jsonl'} holds {len(metadata)} prompts, not one")
@@ -304,4 +307,6 @@ def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:
     for row in read_rows(path, ("tag", "metadata", "correct")):
         if not isinstance(row["correct"], bool):
             raise UserError(f"{path}: 'correct' is {row['correct']!r}, not true or false")
+        if not isinstance(row["tag"], str):
+            raise UserError(f"{path}: 'tag' is {row['tag']!r}, no text")
         yield row["tag"], str(row["metadata"]), row["correct"]
