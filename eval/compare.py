@@ -48,8 +48,8 @@ GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> varian
     },
 }
 ALIKE = {  # what must be equal in all files of a name, or their numbers cannot be compared
-    TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution"),
-    FEATURES: ("split", "seed", "num_pictures", "num_training_pictures"),
+    TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution", "classes_digest"),
+    FEATURES: ("split", "seed", "num_pictures", "num_training_pictures", "image_size", "classes_digest"),
     UNDERSTANDING: ("split", "seed", "limit", "num_questions", "num_pope_questions", "reader"),
 }
 DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew

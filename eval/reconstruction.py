@@ -53,7 +53,7 @@ from unimllm.report import add_code_use, describe_run, device_told, open_table, 
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
-from unimllm.scenes.sources import WorldConfig, trained_classes
+from unimllm.scenes.sources import WorldConfig, trained_classes, world_told
 
 SCENES = "scenes"  # what --data says for the world's own held-out pictures
 NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
@@ -247,6 +247,8 @@ def describe_data(
         "batch_size": args.batch_size,
     }
     facts |= device_told(tokenizer.device)
+    if isinstance(source, HeldOutPictures):
+        facts |= world_told(source.world)
     if lpips:
         facts |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
     return facts

@@ -151,6 +151,12 @@ def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
     write(tmp_path, "joint", 0, 27.0, split="test")
     refusal = call(program, tmp_path).refusal()
     assert "phased/seed-0/tokenizer.json has split 'validation' and joint/seed-0/tokenizer.json 'test'" in refusal
+    for file, values in (("tokenizer", {"classes_digest": "aa"}), ("features", {"image_size": 32})):
+        change(tmp_path / "joint" / "seed-0" / "tokenizer.json", split="validation", classes_digest=None)
+        change(tmp_path / "joint" / "seed-0" / f"{file}.json", **values)
+        ((key, value),) = values.items()
+        told = f"phased/seed-0/{file}.json has {key} None and joint/seed-0/{file}.json {value!r}"
+        assert told in call(program, tmp_path).refusal()
     (tmp_path / "joint" / "seed-0" / "tokenizer.json").write_text("{")
     assert "joint/seed-0/tokenizer.json cannot be read" in call(program, tmp_path).refusal()
 

@@ -411,5 +411,18 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
     assert group("geneval", drawn) == "GenEval, D"
     assert group("geneval", drawn | {"prompts_digest": "abc"}) == "GenEval, D, other prompts (abc)"
     assert group("geneval", drawn | {"prompts_digest": "abc", "num_prompts": 9}) == "GenEval, D"  # a part of them
+    shares = {"continuous": 0.9, "quantised": 0.8, "cost": 0.1, "code": 0.5}
+    probe = shares | {"split": "test", "seed": 0, "num_training_pictures": 9, "num_pictures": 3,
+                      "intervals": dict.fromkeys(shares)}  # fmt: skip
+    rebuilt = {"data": "scenes", "split": "test", "resolution": 64, "num_pictures": 3, "psnr": 20.0, "frechet": {},
+               "intervals": {"psnr": [19.0, 21.0]}}  # fmt: skip
+    world = {"image_size": 32, "num_classes": 8, "classes_digest": "abc"}
+    told = "Objects that a linear probe names, scenes, test split, seed 0"
+    assert group("features", probe) == f"{told}, trained on 9 pictures"
+    assert group("features", probe | world) == f"{told}, 8 objects (abc), 32 x 32, trained on 9 pictures"
+    assert group("reconstruction", rebuilt) == "Reconstruction of scenes, test split, 64 x 64"
+    told = "Reconstruction of scenes, test split, 8 objects (abc), 64 x 64"
+    assert group("reconstruction", rebuilt | world) == told
+
     clip = {"clip": "C", "clip_score": 30, "intervals": {"clip_score": None}, "num_pictures": 2212}
     assert group("pictures", clip | {"prompts_digest": "abc"}) == "CLIPScore by C, 2,212 prompts (abc)"

@@ -207,10 +207,15 @@ def of_geneval(r: dict) -> Iterator[Measure]:
         yield Measure(group, title, r[name], intervals.get(name), n)
 
 
+def told_objects(r: dict) -> str:
+    """The objects of a result's scenes, see `scenes.sources.world_told`; earlier versions did not tell them."""
+    return f", {r['num_classes']} objects ({r['classes_digest']})" if "classes_digest" in r else ""
+
+
 def of_reconstruction(r: dict) -> Iterator[Measure]:
     """eval/reconstruction.py."""
     split = f", {r['split']} split" if r.get("split") else ""
-    group = f"Reconstruction of {r['data']}{split}, {r['resolution']} x {r['resolution']}"
+    group = f"Reconstruction of {r['data']}{split}{told_objects(r)}, {r['resolution']} x {r['resolution']}"
     yield from of_pairs(r, group, r["num_pictures"])
     yield from of_sets(r, group, r["num_pictures"])
     yield from of_codes(r, group)
@@ -255,8 +260,9 @@ def of_pictures(r: dict) -> Iterator[Measure]:
 
 def of_features(r: dict) -> Iterator[Measure]:
     """eval/features.py."""
+    size = f", {r['image_size']} x {r['image_size']}" if "image_size" in r else ""
     group = (
-        f"Objects that a linear probe names, scenes, {r['split']} split, seed {r['seed']}, "
+        f"Objects that a linear probe names, scenes, {r['split']} split, seed {r['seed']}{told_objects(r)}{size}, "
         f"trained on {r['num_training_pictures']:,} pictures"
     )
     for key, title in (
