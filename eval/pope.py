@@ -289,8 +289,9 @@ def first_of(row: dict, keys: tuple[str, ...]) -> str | None:
 
 
 def split_name(path: Path) -> str:
-    """The split in a file's name, else the name."""
-    return next((split for split in pope.SPLITS if split in path.stem.lower()), path.stem)
+    """The split in a file's name, the last where it holds several ("random_init_adversarial"), else the name."""
+    stem = path.stem.lower()
+    return max((split for split in pope.SPLITS if split in stem), key=stem.rfind, default=path.stem)
 
 
 # ---- scoring -------------------------------------------------------------------------------------------------------

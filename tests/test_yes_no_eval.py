@@ -201,6 +201,12 @@ def test_pope_is_whole_with_three_full_splits(program):
     assert program.is_whole([older, *splits[1:]]) and not program.is_whole([short, *splits[1:]])
 
 
+def test_the_split_is_what_stands_last_in_a_name(program):
+    names = {"coco_pope_popular": "popular", "random_init_adversarial": "adversarial", "adversarial_Random": "random"}
+    assert {name: program.split_name(Path(f"{name}.jsonl")) for name in names} == names
+    assert program.split_name(Path("mine.jsonl")) == "mine"
+
+
 def test_the_older_random_file_is_named():
     assert "older random file" in pope.edition("random", 2910) and "e3e3926" in pope.edition("random", 2910)
     assert "not a full split" in pope.edition("popular", 2910)
