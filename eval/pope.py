@@ -234,15 +234,16 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     """Answers and questions in one order.
 
     Raises:
-        UserError: unequally many, an answer to another question, a label that is neither yes nor no, a picture that is
-            no text.
+        UserError: unequally many, an answer to another question, a label that is neither yes nor no, a picture's name
+            that is none.
     """
     if len(rows) != len(questions):
         raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
     check_labels(questions, labels)
     for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
-        if type(question.get("image", "")) not in (str, int):
-            raise UserError(f"{labels}, row {n}: 'image' is {question['image']!r}, neither text nor a whole number")
+        image = question.get("image")
+        if image is not None and type(image) not in (str, int):
+            raise UserError(f"{labels}, row {n}: 'image' is {image!r}, neither text nor a whole number")
         asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
         wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
