@@ -8,6 +8,7 @@ not ended, and is named below.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from unimllm.images import check_writable
 from unimllm.report import write_json
 
 TOKENIZER, FEATURES, UNDERSTANDING = FILES = "tokenizer.json", "features.json", "understanding.json"
+PROGRAMS = {TOKENIZER: "eval/reconstruction.py", FEATURES: "eval/features.py", UNDERSTANDING: "eval/scenes.py"}
 GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> variant -> (what it is, its files)
     "Tokenizers of 4,096 ids": {
         "pixel_only": ("pixel-only VQ", FILES),
@@ -46,8 +48,8 @@ GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> varian
     },
 }
 ALIKE = {  # what must be equal in all files of a name, or their numbers cannot be compared
-    TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution"),
-    FEATURES: ("split", "seed", "num_pictures", "num_training_pictures"),
+    TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution", "classes_digest"),
+    FEATURES: ("split", "seed", "num_pictures", "num_training_pictures", "image_size", "classes_digest"),
     UNDERSTANDING: ("split", "seed", "limit", "num_questions", "num_pope_questions", "reader"),
 }
 DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew
@@ -103,9 +105,14 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
     results = read_results(args.results)
     columns = make_columns(results)
+    check_numbers(results, columns)
     if args.json:
         write_json(args.json, summarize(results, columns))
     print("\n\n".join(table for group in GROUPS if (table := make_table(group, results, columns))))
+    commits = commits_of(results)
+    print(f"\ncommits: {', '.join(commits)}")
+    if len(commits) > 1:
+        print("Note: measured by more than one state of the code; what differs between rows may be the code's.")
     if results.missing:
         print("\nMissing: " + "; ".join(results.missing) + ".")
 
@@ -114,7 +121,7 @@ def read_results(folder: Path) -> Results:
     """Every file of every variant.
 
     Raises:
-        UserError: there is none, one is damaged, or two were measured differently.
+        UserError: there is none, one is damaged or another program's, two were measured differently or on one model.
     """
     results = Results({}, [])
     for name in dict.fromkeys(name for group in GROUPS.values() for name in group):
@@ -130,6 +137,7 @@ def read_results(folder: Path) -> Results:
             results.missing.append(f"{name}: not started")
     if not results.found:
         raise UserError(f"no results in {folder}: run scripts/ablate_tokenizer.sh, or name its results folder")
+    check_own(results)
     check_alike(results)
     return results
 
@@ -147,6 +155,34 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def check_own(results: Results) -> None:
+    """UserError where a file is not its program's or no result of it, or two of a name are of the same weights."""
+    first: dict[tuple[str, str], str] = {}
+    for (name, seed, file), content in results.found.items():
+        where, program = f"{name}/seed-{seed}/{file}", content.get("program", PROGRAMS[file])
+        if program != PROGRAMS[file]:
+            raise UserError(
+                f"{where} is of {program!r}, not of {PROGRAMS[file]}; remove it and run scripts/ablate_tokenizer.sh "
+                "again"
+            )
+        distances = content.get("frechet", {})
+        if not isinstance(distances, dict) or not all(isinstance(d, dict) for d in distances.values()):
+            raise UserError(f"{where} is damaged: 'frechet' is {distances!r}")
+        if content.get("fingerprint"):  # earlier versions did not tell
+            other = first.setdefault((file, str(content["fingerprint"])), where)
+            if other != where:
+                raise UserError(
+                    f"{where} and {other} are of the same weights, {content['fingerprint']}: they cannot be two runs; "
+                    "remove the wrong one and run scripts/ablate_tokenizer.sh again"
+                )
+
+
+def commits_of(results: Results) -> list[str]:
+    """The states of the code that measured, shortened."""
+    commits = {str(content.get("commit") or "unknown").partition("-") for content in results.found.values()}
+    return sorted(f"{commit[:7]}{' with changes' if dirty else ''}" for commit, _, dirty in commits)
+
+
 def check_alike(results: Results) -> None:
     """UserError where two files of a name were not measured in the same way."""
     first: dict[tuple[str, str], tuple[str, object]] = {}
@@ -154,7 +190,7 @@ def check_alike(results: Results) -> None:
         where = f"{name}/seed-{seed}/{file}"
         measured = {key: content.get(key) for key in (*ALIKE[file], *(DRAWN if "geneval" in content else ()))}
         for net, distance in content.get("frechet", {}).items():
-            told = [part for part in distance.get("library", "").split(", ") if part.startswith("SigLIP ")]
+            told = [part for part in str(distance.get("library")).split(", ") if part.startswith("SigLIP ")]
             measured |= {f"the network of {net}": part for part in told}  # earlier versions did not tell which
         for key, value in measured.items():
             other, expected = first.setdefault((file, key), (where, value))
@@ -185,6 +221,22 @@ def make_columns(results: Results) -> list[Column]:
     ]
 
 
+def check_numbers(results: Results, columns: list[Column]) -> None:
+    """Enter values that are null, such as infinite ones, among the missing; UserError for what is no number."""
+    for (name, seed, file), content in results.found.items():
+        for column in (column for column in columns if column.file == file):
+            try:
+                value = column.read(content)
+            except KeyError:
+                continue
+            except TypeError as error:
+                raise UserError(f"{name}/seed-{seed}/{file} is damaged: no {column.title} ({error})") from error
+            if value is None:
+                results.missing.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
+            elif type(value) not in (int, float) or not math.isfinite(value):
+                raise UserError(f"{name}/seed-{seed}/{file}: {column.title} is {value!r}, no number")
+
+
 def spread(values: list[float]) -> float | None:
     """Sample standard deviation; None of fewer than two."""
     return statistics.stdev(values) if len(values) > 1 else None
@@ -213,7 +265,7 @@ def make_table(group: str, results: Results, columns: list[Column]) -> str:
 
 def summarize(results: Results, columns: list[Column]) -> dict:
     """The numbers behind the tables, by variant and measure."""
-    summary: dict = {"missing": results.missing, "variants": {}}
+    summary: dict = {"missing": results.missing, "commits": commits_of(results), "variants": {}}
     for variant in dict.fromkeys(name for name, _, _ in results.found):
         measured = {c.title: values for c in columns if (values := results.values(variant, c))}
         summary["variants"][variant] = {

@@ -31,7 +31,7 @@ from unimllm.report import as_range, describe_run, open_table, print_table, writ
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS, Scene
-from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng, trained_classes
+from unimllm.scenes.sources import WorldConfig, patch_owners, sample_rng, trained_classes, world_told
 
 NUM_TRAINING, NUM_EXAMINED = 4000, 1000  # pictures
 TRAINING_SEED = 7100  # of the probe's pictures; apart from those of every other program
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     right = {name: ((fitted[name](unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS}
     results = summarize(right, is_object.sum(1).numpy())
     results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
+    results |= world_told(world)
     results |= describe_run(
         __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=args.seed, num_samples={"pictures": len(examined), "training pictures": len(probed)},

@@ -11,7 +11,7 @@ MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP openai/cli
 id. The rules are GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not
 GenEval's.
 --official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
-Intervals: 95 %, bootstrap over the prompts of each tag.
+Intervals: 95 %, Wilson's for a tag with its prompts as trials, else bootstrap over the prompts of each tag.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
 from unimllm.gallery import drawing_row, first_drawings, folder_from
-from unimllm.images import check_writable, open_picture, save_picture, write_atomically
+from unimllm.images import check_outputs, open_picture, save_picture, write_atomically
 from unimllm.inference import DEFAULT_NAME, check_prompts, checkpoint_of, draw, load
 from unimllm.json_rows import read_text, write_rows
 from unimllm.metrics.geneval import in_words
@@ -136,7 +136,7 @@ def lay_out(args: argparse.Namespace, checkpoint: str, prompts: list[dict], samp
     }
     told = args.out / SETTINGS
     # Looked at before the settings, which are written first: another process may be laying out the same run.
-    occupied = args.out.is_dir() and any(path.name.isdigit() for path in args.out.iterdir())
+    occupied = args.out.is_dir() and any(path.name.isdecimal() for path in args.out.iterdir())
     if told.is_file():
         before = read_settings(told)
         if "fingerprint" not in before:  # an earlier version drew these pictures
@@ -202,8 +202,11 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 def score(argv: list[str]) -> None:
     """Score a folder or sum up official results: a table, and JSON where it is asked for."""
     args = parse_score(argv)
-    for path in filter(None, (args.json, args.results, args.detections if args.detector else None)):
-        check_writable(path)
+    pictures = read_folder(args.folder) if args.folder else {}
+    written, read = [args.json, args.results], [args.official_results]
+    read += files_of(args.folder, pictures) if args.folder else []
+    (written if args.detector else read).append(args.detections)
+    check_outputs(written, read)
     name = args.folder.resolve().name if args.folder else args.official_results.stem
     results: dict = {}
     if args.official_results:
@@ -211,7 +214,6 @@ def score(argv: list[str]) -> None:
         tags, prompts, correct = (list(column) for column in zip(*read_official(args.official_results), strict=True))
         results |= {"benchmark": OFFICIAL, "detector": "the official one"}
     else:
-        pictures = read_folder(args.folder)
         if args.detector:
             records = detect(args, pictures)
         else:
@@ -244,6 +246,12 @@ def score(argv: list[str]) -> None:
     if args.json:
         write_json(args.json, results)
     print_table(make_table(results))
+
+
+def files_of(folder: Path, pictures: dict[str, dict]) -> list[Path]:
+    """What is read of a folder of pictures; see `read_folder`."""
+    prompts = dict.fromkeys(f"{file.split('/')[0]}/metadata.jsonl" for file in pictures)
+    return [folder / name for name in (SETTINGS, *prompts, *pictures)]
 
 
 def detect(args: argparse.Namespace, pictures: dict[str, dict]) -> dict[str, Record]:

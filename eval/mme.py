@@ -9,7 +9,7 @@ Totals: perception of 2,000, cognition of 800.
 
 A line of a file is `picture <tab> question <tab> label <tab> answer`, the two questions about a picture in neighbouring
 lines: what the official eval_tool/calculation.py --results_dir reads. A sub-task without its file is named, and its
-group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-task.
+group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-task, without width where all score alike.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
@@ -46,8 +46,7 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 def score(argv: list[str]) -> None:
     """Score a folder of result files."""
     args = parse_score(argv)
-    if args.json:
-        check_writable(args.json)
+    check_outputs([args.json], [args.results_dir / f"{task}.txt" for task in mme.PERCEPTION | mme.COGNITION])
     results = score_folder(args.results_dir, args.seed)
     files = [args.results_dir / f"{task}.txt" for task in results["subtasks"]]
     name = args.name or args.results_dir.resolve().name
@@ -87,15 +86,17 @@ def answer(argv: list[str]) -> None:
     """Ask the model, write result files as the official calculation reads them, and score them."""
     args = parse_answer(argv)
     asked = mme.read_release(args.release)
-    for path in filter(None, (args.json, *(args.out / f"{task}.txt" for task in asked))):
-        check_writable(path)
-    check_readable(row.picture for of_task in asked.values() for row in of_task)
+    pictures = dict.fromkeys(row.picture for of_task in asked.values() for row in of_task)
+    texts = (path for task in asked for path in (args.release / task).rglob("*.txt"))
+    check_outputs([*(args.out / f"{task}.txt" for task in asked), args.json], [*texts, *pictures])
+    check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
     model, processor = open_model(checkpoint, args.device)
     about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
-    keep = KeptAnswers(args.out, checkpoint, about | {"device": str(model.device)})
+    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
+    keep = KeptAnswers(args.out, checkpoint, made_by)
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
@@ -151,6 +152,8 @@ def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
 def make_table(results: dict) -> Table:
     """One row for each sub-task and one for each group."""
     notes = [f"no total without {', '.join(results['missing'])}"] if results["missing"] else []
+    if any(low == high for low, high in results["intervals"].values()):
+        notes.append("an interval without width, as at 0 and 200: all its pictures scored alike, which is no certainty")
     notes += [speed_told(results["speed"])] if "speed" in results else []
     title = f"MME, {results['model']}: {results['num_questions']:,} questions"
     table = open_table(title, ("", "score", "95 %", "acc", "acc+", "neither", "questions"), notes)

@@ -6,9 +6,10 @@
 
 PSNR, SSIM and LPIPS are of the pictures that have one name in both folders, endings aside; FID and KID are of all.
 "FID" stands only over the TF-2015 Inception; with --features it is FD(network). Pictures are taken as they are unless
---size crops them as ADM does. CLIPScore is 100 * max(cos, 0); the paper's 2.5 * max(cos, 0) is in the JSON too. The
-prompts are in GENERATED's index.jsonl (unimllm.generate), in its folders (GenEval's layout), or in --prompts FILE of
-rows with "file" and "prompt". Intervals: 95 %, bootstrap over pictures.
+--size crops them as ADM does. CLIPScore is 100 * max(cos, 0); `clip_score_paper` in the JSON has the paper's weight,
+2.5 * max(cos, 0), without the "A photo depicts" that its script puts before each text. The prompts are in GENERATED's
+index.jsonl (unimllm.generate), in its folders (GenEval's layout), or in --prompts FILE of rows with "file" and
+"prompt". Intervals: 95 %, bootstrap over pictures.
 """
 
 import argparse
@@ -277,6 +278,11 @@ def read_prompts(folder: Path, file: Path | None) -> dict[str, str]:
         UserError: no prompts, a row without one, or two of one picture.
     """
     if file is None and not (folder / INDEX_FILE).is_file():
+        if folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+            raise UserError(
+                f"{folder} holds neither GenEval's layout nor {INDEX_FILE}, which unimllm.generate writes when it has "
+                "drawn all: let it end, or name the prompts with --prompts"
+            )
         return {picture: metadata["prompt"] for picture, metadata in read_folder(folder).items()}
     file = file or folder / INDEX_FILE
     prompts: dict[str, str] = {}
@@ -291,7 +297,8 @@ def read_prompts(folder: Path, file: Path | None) -> dict[str, str]:
 
 def score_table(results: dict) -> Table:
     """The table for people."""
-    lines = [results["clip"], f"With the paper's weight, {WEIGHT} * max(cos, 0): {results['clip_score_paper']:.4f}."]
+    paper = f"With the paper's weight, {WEIGHT} * max(cos, 0): {results['clip_score_paper']:.4f}"
+    lines = [results["clip"], f'{paper}; its prefix "A photo depicts" is not put before the prompts.']
     if results["num_cut_prompts"]:
         lines.append(
             f"Warning: the ends of {results['num_cut_prompts']:,} prompts do not fit into it and are not read."

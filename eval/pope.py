@@ -30,7 +30,7 @@ from rich.table import Table
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
-from unimllm.images import check_readable, check_writable, open_picture
+from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
@@ -39,6 +39,7 @@ from unimllm.questions import KeptAnswers, answer_questions
 from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
+LABEL_FILES = "*pope*.json"  # POPE's question files in their folder
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
 
 
@@ -102,8 +103,8 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 def score(argv: list[str]) -> None:
     """Score files of answers."""
     args = parse_score(argv)
-    if args.json:
-        check_writable(args.json)
+    labels = args.annotation_dir.glob(LABEL_FILES) if args.annotation_dir else args.label_file or ()
+    check_outputs([args.json], [*args.answers, *labels, args.question_file])
     tell(
         args, list(read_splits(args)), {}, ["score", *argv], model=args.name or name_of(args.answers),
         fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
@@ -141,17 +142,14 @@ def answer(argv: list[str]) -> None:
     check_names(args.questions)
     asked = {path: read_questions(path, args.pictures)[: args.limit] for path in args.questions}
     written = {path: args.out / f"{path.stem}.jsonl" for path in asked}
-    for path in filter(None, (args.json, *written.values())):
-        check_writable(path)
-    for path, answers in written.items():
-        if answers.exists() and answers.samefile(path):
-            raise UserError(f"the questions {path} would be overwritten by the answers; choose another --out")
-    check_readable(args.pictures / row["image"] for rows in asked.values() for row in rows)
+    pictures = dict.fromkeys(args.pictures / row["image"] for rows in asked.values() for row in rows)
+    check_outputs([*written.values(), args.json], [*asked, *pictures])
+    check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
     model, processor = open_model(checkpoint, args.device)
     about = about_model(checkpoint, args.name or args.model)
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
-    made_by = about | {"pictures": str(args.pictures.resolve()), "device": str(model.device)}
+    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
     keep = KeptAnswers(args.out, checkpoint, made_by)
     with out_of_memory_told(args.batch_size):
         said = answer_questions(
@@ -217,12 +215,14 @@ def read_splits(args: argparse.Namespace) -> Iterator[Split]:
 
 def read_llava(answers: Path, question_file: Path, folder: Path) -> Iterator[Split]:
     """LLaVA's one file of answers: those to each category, in their order, meet that split's labels."""
-    category = {row["question_id"]: row["category"] for row in read_rows(question_file, ("question_id", "category"))}
-    rows = read_rows(answers, ("question_id",))
+    asked, rows = read_rows(question_file, ("question_id", "category")), read_rows(answers, ("question_id",))
+    check_ids(asked, question_file)
+    check_ids(rows, answers)
+    category = {row["question_id"]: row["category"] for row in asked}
     unknown = [row["question_id"] for row in rows if row["question_id"] not in category]
     if unknown:
         raise UserError(f"{answers}: question {unknown[0]!r} is not in {question_file}")
-    files = {split_name(path): path for path in sorted(folder.glob("*pope*.json"))}
+    files = {split_name(path): path for path in sorted(folder.glob(LABEL_FILES))}
     for name in dict.fromkeys(category.values()):
         if name not in files:
             raise UserError(f"{folder} holds no question file of the split {name!r}, such as coco_pope_{name}.json")
@@ -234,12 +234,16 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     """Answers and questions in one order.
 
     Raises:
-        UserError: unequally many, an answer to another question, a label that is neither yes nor no.
+        UserError: unequally many, an answer to another question, a label that is neither yes nor no, a picture's name
+            that is none.
     """
     if len(rows) != len(questions):
         raise UserError(f"{path} answers {len(rows):,} questions of the split {name}, {labels} has {len(questions):,}")
     check_labels(questions, labels)
     for n, (row, question) in enumerate(zip(rows, questions, strict=True), 1):
+        image = question.get("image")
+        if image is not None and type(image) not in (str, int):
+            raise UserError(f"{labels}, row {n}: 'image' is {image!r}, neither text nor a whole number")
         asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
         wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
         # LLaVA's prompts go on after the question; the older random file misspells one word.
@@ -251,6 +255,18 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
     return Split(name, labels.name, questions, answers)
+
+
+def check_ids(rows: list[dict], path: Path) -> None:
+    """UserError for a question_id that is neither text nor a number or comes twice, and a category that is no text."""
+    seen = set()
+    for n, row in enumerate(rows, 1):
+        name, category = row["question_id"], row.get("category", "")
+        if type(name) not in (str, int) or not isinstance(category, str):
+            raise UserError(f"{path}, row {n}: 'question_id' must be text or a whole number, 'category' text")
+        if name in seen:
+            raise UserError(f"{path}, row {n}: question {name!r} comes a second time")
+        seen.add(name)
 
 
 def check_labels(rows: list[dict], path: Path) -> None:
@@ -274,8 +290,9 @@ def first_of(row: dict, keys: tuple[str, ...]) -> str | None:
 
 
 def split_name(path: Path) -> str:
-    """The split in a file's name, else the name."""
-    return next((split for split in pope.SPLITS if split in path.stem.lower()), path.stem)
+    """The split in a file's name, the last where it holds several ("random_init_adversarial"), else the name."""
+    stem = path.stem.lower()
+    return max((split for split in pope.SPLITS if split in stem), key=stem.rfind, default=path.stem)
 
 
 # ---- scoring -------------------------------------------------------------------------------------------------------

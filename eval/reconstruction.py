@@ -49,11 +49,11 @@ from unimllm.metrics.comparison import (
 )
 from unimllm.metrics.frechet import FrechetComparison
 from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
-from unimllm.report import add_code_use, describe_run, open_table, print_table, write_json
+from unimllm.report import add_code_use, describe_run, device_told, open_table, print_table, write_json
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
-from unimllm.scenes.sources import WorldConfig, trained_classes
+from unimllm.scenes.sources import WorldConfig, trained_classes, world_told
 
 SCENES = "scenes"  # what --data says for the world's own held-out pictures
 NUM_SCENES, SCENES_SEED = 1000, 0  # as eval/scenes.py
@@ -245,8 +245,10 @@ def describe_data(
         "skipped": source.skipped,
         "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
-        "device": str(tokenizer.device),
     }
+    facts |= device_told(tokenizer.device)
+    if isinstance(source, HeldOutPictures):
+        facts |= world_told(source.world)
     if lpips:
         facts |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
     return facts

@@ -29,7 +29,7 @@ from unimllm.gallery import folder_from
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_NAME, checkpoint_of, folder_of, load
-from unimllm.report import describe_run, print_table, write_json
+from unimllm.report import describe_run, device_told, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import spread_prompts
 from unimllm.scenes.program import SPLITS
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             examine_drawing(
                 results, bench, model, processor, prompts, args.images_per_prompt, sampling, args.save_pictures
             )
-    results |= describe(results, args, argv, weights)
+    results |= describe(results, args, argv, weights) | device_told(tokenizer.device)
     if args.json:
         write_json(args.json, results)
     print_table(make_table(results), 110)

@@ -46,6 +46,10 @@ def write(folder: Path, variant: str, seed: int, psnr: float | None = None, righ
         (place / "understanding.json").write_text(json.dumps(understanding | more))
 
 
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def test_mean_spread_and_missing_runs(program, tmp_path, capsys):
     for seed, (psnr, right) in enumerate([(27.0, 0.60), (28.0, 0.62), (30.0, None)]):
         write(tmp_path, "phased", seed, psnr, right)
@@ -84,12 +88,75 @@ def test_mean_spread_and_missing_runs(program, tmp_path, capsys):
     assert table["variants"]["joint"]["PSNR, dB"] == {"mean": 26.5, "spread": None, "values": [26.5]}
 
 
+def test_the_state_of_the_code_stands_below_the_tables(program, call, tmp_path):
+    write(tmp_path, "phased", 0, right=0.5, commit="0123456789abcdef")
+    assert call(program, tmp_path).out.split("\n\n")[-2] == "commits: 0123456"
+    write(tmp_path, "joint", 0, right=0.5, commit="0123456789abcdef-dirty")
+    write(tmp_path, "m1", 0, right=0.5)
+    told = call(program, tmp_path, "--json", tmp_path / "table.json").out
+    assert "\ncommits: 0123456, 0123456 with changes, unknown\nNote: measured by more than one state of" in told
+    commits = json.loads((tmp_path / "table.json").read_text())["commits"]
+    assert commits == ["0123456", "0123456 with changes", "unknown"]
+
+
+def test_a_file_of_another_program_or_of_another_run_s_model_is_refused(program, call, tmp_path):
+    write(tmp_path, "flat", 0, right=0.5, fingerprint="aa", program="eval/scenes.py")
+    write(tmp_path, "factorised", 0, right=0.5, fingerprint="aa")
+    told = call(program, tmp_path).refusal()
+    assert "factorised/seed-0/understanding.json and flat/seed-0/understanding.json are of the same weights, aa" in told
+    write(tmp_path, "factorised", 1, right=0.5, fingerprint="bb", program="eval/pope.py")
+    (tmp_path / "factorised" / "seed-0" / "understanding.json").unlink()
+    told = call(program, tmp_path).refusal()
+    assert "factorised/seed-1/understanding.json is of 'eval/pope.py', not of eval/scenes.py; remove it" in told
+
+
+def test_a_value_that_is_null_is_named(program, call, tmp_path):
+    write(tmp_path, "phased", 0, 27.0)
+    write(tmp_path, "phased", 1, 27.0)
+    change(tmp_path / "phased" / "seed-1" / "tokenizer.json", psnr=None)
+    told = call(program, tmp_path).out
+    assert "phased, seed 1: PSNR, dB (null in tokenizer.json, as infinite values are)" in told
+    assert "| SemHiTok, trained in phases | 27.00 | 0.900 +- 0.000 (2) |" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"psnr": "x"}, "phased/seed-0/tokenizer.json: PSNR, dB is 'x', no number"),
+        ({"ssim": True}, "SSIM is True, no number"),
+        ({"frechet": None}, "phased/seed-0/tokenizer.json is damaged: 'frechet' is None"),
+        ({"frechet": {"FD": 3}}, "'frechet' is {'FD': 3}"),
+        ({"frechet": {"FD": {"distance": [], "library": None}}}, "FD is [], no number"),
+    ],
+)
+def test_a_damaged_value_is_one_line(program, call, tmp_path, values, message):
+    write(tmp_path, "phased", 0, 27.0)
+    change(tmp_path / "phased" / "seed-0" / "tokenizer.json", **values)
+    assert message in call(program, tmp_path).refusal()
+
+
+def test_a_damaged_score_of_drawings_is_one_line(program, call, tmp_path):
+    write(tmp_path, "flat", 0, right=0.5, geneval=None)
+    assert "flat/seed-0/understanding.json is damaged: no GenEval-style" in call(program, tmp_path).refusal()
+
+
+def test_the_results_in_the_repository_can_be_compared(program, call):
+    ended = call(program, ROOT / "docs" / "ablation" / "results")
+    assert ended.code == 0 and "\ncommits: " in ended.out and "Note:" not in ended.out
+
+
 def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
     assert "no results in" in call(program, tmp_path).refusal()
     write(tmp_path, "phased", 0, 27.0)
     write(tmp_path, "joint", 0, 27.0, split="test")
     refusal = call(program, tmp_path).refusal()
     assert "phased/seed-0/tokenizer.json has split 'validation' and joint/seed-0/tokenizer.json 'test'" in refusal
+    for file, values in (("tokenizer", {"classes_digest": "aa"}), ("features", {"image_size": 32})):
+        change(tmp_path / "joint" / "seed-0" / "tokenizer.json", split="validation", classes_digest=None)
+        change(tmp_path / "joint" / "seed-0" / f"{file}.json", **values)
+        ((key, value),) = values.items()
+        told = f"phased/seed-0/{file}.json has {key} None and joint/seed-0/{file}.json {value!r}"
+        assert told in call(program, tmp_path).refusal()
     (tmp_path / "joint" / "seed-0" / "tokenizer.json").write_text("{")
     assert "joint/seed-0/tokenizer.json cannot be read" in call(program, tmp_path).refusal()
 

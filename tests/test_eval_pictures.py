@@ -173,6 +173,7 @@ def test_clip_score_by_hand():
 def scored(call, program, tmp_path, *words) -> dict:
     ended = call(program, "clipscore", *words, "--device", "cpu", "--json", tmp_path / "out.json")
     assert ended.code == 0 and "CLIPScore, 100 * max(cos, 0)" in ended.out, ended.err
+    assert 'its prefix "A photo depicts" is not put before the prompts' in " ".join(ended.out.split())
     return json.loads((tmp_path / "out.json").read_text())
 
 
@@ -204,7 +205,12 @@ def test_mistakes_of_clipscore_are_one_line(call, program, clip, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"file": "b.png", "prompt": "a red apple"}')
     assert "folder of pictures is missing" in call(program, "clipscore").refusal()
     assert "--clip is missing" in call(program, "clipscore", folder).refusal()
-    assert "holds no pictures in GenEval's layout" in call(program, "clipscore", folder, "--clip", clip).refusal()
+    told = call(program, "clipscore", folder, "--clip", clip).refusal()  # as a run that was broken off leaves it
+    assert (
+        f"{folder} holds neither GenEval's layout nor index.jsonl" in told and "name the prompts with --prompts" in told
+    )
+    (folder / "00000").mkdir()
+    assert "00000/metadata.jsonl" in call(program, "clipscore", folder, "--clip", clip).refusal()
     told = call(program, "clipscore", folder, "--clip", tmp_path, "--prompts", tmp_path / "rows.jsonl").refusal()
     assert "--clip" in told and "cannot be loaded" in told
     for rows, message in (('{"file": 1, "prompt": "a"}', "must be text"),

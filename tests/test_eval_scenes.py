@@ -19,7 +19,7 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.inference import load
 from unimllm.metrics.geneval import TAGS
-from unimllm.report import write_json
+from unimllm.report import device_told, write_json
 from unimllm.scenes import CLASSES_24, GlyphAtlas
 from unimllm.scenes.glyphs import FONT_ENV
 from unimllm.scenes.language import KINDS
@@ -77,6 +77,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
         assert low <= high
 
     assert results["program"] == "eval/scenes.py" and results["limited"] is True and results["versions"]["torch"]
+    assert results["device"] == "cpu" and results["threads"] > 0 and "gpu" not in results
     assert results["fingerprint"] == fingerprint(tiny_checkpoint / "model.safetensors")
     assert results["command"].startswith("python eval/scenes.py --model ") and results["num_samples"]["questions"] == 4
     for key in ("pope_f1", "pope_f1_random", "pope_f1_strict", "mme_total", "objects_read_in_true_renders"):
@@ -200,3 +201,9 @@ def test_json_is_whole_or_absent(tmp_path):
         write_json(tmp_path / "a" / "b.json", {"psnr": object()})
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
     assert "null" in (tmp_path / "a" / "b.json").read_text()
+
+
+def test_a_gpu_is_told_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert device_told(torch.device("cuda:0")) == {"device": "cuda:0", "gpu": "a GPU"}
+    assert device_told(torch.device("cpu")) == {"device": "cpu"}

@@ -55,6 +55,7 @@ def test_the_program_runs(program, call, tokenizer_folder, fake_atlas, monkeypat
     results = json.loads((tmp_path / "features.json").read_text())
     assert 0 <= results["quantised"] <= 1 and results["num_object_patches"] > 0 and results["split"] == "test"
     assert results["limited"] and results["num_samples"] == {"pictures": 10, "training pictures": 20}
+    assert (results["image_size"], results["num_classes"]) == (size, 24) and len(results["classes_digest"]) == 16
 
 
 def test_it_asks_for_a_model(program, call):

@@ -148,6 +148,21 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, tiny_cheers, prompts, t
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
 
 
+def test_a_folder_whose_name_is_a_digit_but_no_number_holds_no_pictures(
+    program, call, tiny_checkpoint, prompts, tmp_path
+):
+    (tmp_path / "out" / "\u00b2").mkdir(parents=True)
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--images-per-prompt", 1)
+    assert call(program, *words, "--out", tmp_path / "out").code == 0
+
+
+def test_a_prompt_that_is_none_is_told_before_anything_is_drawn(program, call, tiny_checkpoint, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n" + json.dumps(PROMPTS[1] | {"prompt": 7}))
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", tmp_path / "prompts.jsonl", "--device", "cpu")
+    assert "row 2: 'prompt' is 7, no text" in call(program, *words, "--out", tmp_path / "out").refusal()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_fingerprint_is_of_all_weights_and_nothing_else(tmp_path):
     assert weights_fingerprint(tmp_path) is None
     (tmp_path / "model-1.safetensors").write_bytes(b"one")
@@ -254,6 +269,25 @@ def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call
     assert (told["model"], told["fingerprint_of"]) == ("qwen2.5-pictures", "pictures")
     assert call(program, "score", "--official-results", results, "--json", scores).code == 0
     assert json.loads(scores.read_text())["model"] == "qwen2.5"
+
+
+def test_results_take_the_place_of_no_file_that_is_read(program, call, tmp_path):
+    folder = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16))
+    record, results = tmp_path / "seen.jsonl", tmp_path / "results.jsonl"
+    record.write_bytes(Record(PICTURE, "by hand", [], [], [], [], fingerprint(folder / PICTURE)).line())
+    before = record.read_bytes()
+    words = ("score", folder, "--detections", record)
+    for read in (record, folder / PICTURE, folder / "00000" / "metadata.jsonl", folder / "generation.json"):
+        for option in ("--results", "--json"):
+            told = call(program, *words, option, read).refusal()
+            assert f"{read} would be overwritten by what is written to" in told
+    told = call(program, *words, "--results", results, "--json", results).refusal()
+    assert f"{results} is named for two results" in told
+    looking = (*words, "--detector", "d", "--clip", "c", "--results", record)
+    assert f"{record} is named for two results" in call(program, *looking).refusal()
+    assert record.read_bytes() == before and call(program, *words, "--results", results).code == 0
+    official = ("score", "--official-results", results, "--json", results)
+    assert f"{results} would be overwritten" in call(program, *official).refusal()
 
 
 def test_detections_of_one_folder_are_not_scored_as_another_s(program, call, mask2former, clip, tmp_path):

@@ -264,6 +264,7 @@ def test_folders_are_read_as_the_official_evaluator_does(tmp_path):
     (folder / "00001" / "grid.png").touch()
     (folder / "00001" / "samples" / "notes.png").touch()
     (folder / "summary").mkdir()
+    (folder / "\u00b2").mkdir()  # a digit, but no number
     (folder / "generation.json").touch()
     assert read_folder(folder) == {
         "00000/samples/0000.png": SINGLE, "00000/samples/0001.png": SINGLE,
@@ -297,6 +298,8 @@ CUP_CLAUSE = {"class": "cup", "count": 1}
         ({"include": [{"class": "dog"}]}, "no prompt of GenEval's"),
         ({"include": "dog"}, "no prompt of GenEval's"),
         ({"exclude": [{"class": "dug", "count": 2}]}, "'dug' is none of"),
+        ({"prompt": 7}, "'prompt' is 7, no text"),
+        ({"tag": ["colors"]}, "'tag' is .'colors'., no text"),
     ],
 )
 def test_prompts_that_no_picture_could_fulfil_are_told(tmp_path, change, message):
@@ -340,18 +343,24 @@ def test_a_tag_of_its_own_counts_as_one_more():
     assert result["scores"] == {"single_object": 1, "mine": 0, "overall": 0.5}
 
 
-def test_intervals_resample_prompts_within_their_tags():
+def test_intervals_are_wilson_s_of_prompts_or_resample_them_within_their_tags():
     rows = rows_of({"single_object": (4, 0) * 50, "counting": (2,) * 100, "colors": (4, 0) * 50})
     columns = [[row[key] for row in rows] for key in ("tag", "metadata", "correct")]
     spread = intervals(*columns, seed=0)
+    assert spread["single_object"] == spread["counting"] == spread["colors"] == wilson(50, 100)
     # 100 prompts, all or nothing: 0.5 +- 1.96 * 0.5 / sqrt(100); the mean of three tags, one of them fixed, has
     # sqrt(2) / 3 of that: the two equal tags do not rise and fall together.
-    assert spread["single_object"] == pytest.approx((0.402, 0.598), abs=0.02)
-    assert spread["counting"] == (0.5, 0.5)
     assert spread["overall"] == pytest.approx((0.454, 0.546), abs=0.01)
     assert spread["correct_pictures"] == pytest.approx(spread["overall"])  # tags of equally many pictures
     assert spread["correct_prompts"] == pytest.approx((0.620, 0.713), abs=0.01)  # 50, 100 and 50 of 300
     assert intervals(*columns, seed=0) == spread
+
+
+def test_a_tag_that_is_all_right_or_all_wrong_has_an_interval():
+    tags, prompts = ["colors"] * 8 + ["position"] * 8, [str(i // 4) for i in range(16)]
+    spread = intervals(tags, prompts, [True] * 8 + [False] * 8, 0)
+    assert spread["colors"] == wilson(2, 2) and spread["position"] == wilson(0, 2)  # two prompts of each
+    assert spread["colors"][0] < 0.5 and spread["colors"][1] == 1
 
 
 def test_pictures_of_one_prompt_are_one_trial():
@@ -364,6 +373,9 @@ def test_official_results_must_hold_verdicts(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text('{"tag": "colors", "metadata": "{}", "correct": 1}')
     with pytest.raises(UserError, match="not true or false"):
+        list(read_official(path))
+    path.write_text('{"tag": ["colors"], "metadata": "{}", "correct": true}')
+    with pytest.raises(UserError, match="'tag' is .'colors'., no text"):
         list(read_official(path))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unimllm.fingerprint
 from unimllm.inference import answer
 from unimllm.questions import KeptAnswers, answer_questions
 
@@ -33,6 +34,16 @@ def test_each_picture_is_opened_and_encoded_once(loaded, monkeypatch, batch_size
     speed = answers.speed
     assert (speed["num_answers"], speed["num_pictures"], speed["batch_size"]) == (12, 3, batch_size)
     assert speed["questions_per_second"] == pytest.approx(4 * speed["pictures_per_second"])
+
+
+def test_the_state_of_the_code_is_that_of_its_files(monkeypatch, tmp_path):
+    before = KeptAnswers(tmp_path, tmp_path, {}).path
+    assert KeptAnswers(tmp_path, tmp_path, {}).path == before
+    read = []
+    monkeypatch.setattr(unimllm.fingerprint, "fingerprint", lambda *files: str(read.extend(files)))
+    assert KeptAnswers(tmp_path, tmp_path, {}).path != before  # of files of another content
+    names = {"/".join(path.parts[-2:]) for path in read}
+    assert {"unimllm/questions.py", "discrete/modeling_unimllm.py", "semhitok/image_processing_semhitok.py"} <= names
 
 
 def test_a_run_that_was_broken_off_asks_only_what_is_left(loaded, tmp_path, capsys):

@@ -297,7 +297,7 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
     assert list(results["skipped"]) == ["b/0.png"] and results["num_other_files"] == 1
     assert 0 < results["flat_code_use"] <= results["semantic_code_use"] <= 1
     assert results["encode_pictures_per_second"] > 0 and results["decode_pictures_per_second"] > 0
-    assert "FID" not in results["frechet"] and "lpips" not in results
+    assert "FID" not in results["frechet"] and "lpips" not in results and "classes_digest" not in results
 
     for words in ("PSNR", "data_range = 1.0", "data_range = 2.0", "FD(own SigLIP)", "KD(own", "16 x 16", "ADM centre"):
         assert words in ended.out
@@ -340,6 +340,7 @@ def test_scenes_and_a_whole_model(program, tiny_checkpoint, fake_atlas, monkeypa
     assert call(program, *options).code == 0
     results = json.loads(out.read_text())
     assert results["num_pictures"] == 3 and results["crop"].startswith("none")
+    assert (results["image_size"], results["num_classes"]) == (16, 24) and len(results["classes_digest"]) == 16
     assert results["intervals"]["ssim"][0] <= results["ssim"] <= results["intervals"]["ssim"][1]
 
 

@@ -31,6 +31,7 @@ def facts(name: str, model: str, **others) -> dict:
         "program": f"eval/{name}.py", "model": model, "fingerprint": "0123456789abcdef", "fingerprint_of": "weights",
         "commit": "abcdef0123-dirty", "command": f"python eval/{name}.py --model '{model}'", "seed": 0,
         "versions": {"torch": "2.13.0"}, "num_samples": {"pictures": 4}, "limited": False, "processor": "a CPU",
+        "threads": 2, "device": "cpu",
     } | others  # fmt: skip
 
 
@@ -157,6 +158,17 @@ def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
     assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
 
 
+def test_timings_of_other_machines_are_not_compared(program, call, tmp_path):
+    unknown = scenes("A")
+    del unknown["device"]
+    results = (scenes("A"), scenes("A", threads=1), scenes("A", device="cuda:0", gpu="a GPU"), unknown)
+    for i, content in enumerate(results):
+        save(tmp_path / f"{i}.json", content)
+    out = call(program, tmp_path).out
+    for machine in ("a CPU, 2 threads", "a CPU, 1 thread", "a GPU", "a CPU, 2 threads, or a GPU beside it"):
+        assert f"**Scenes, test split, seed 0: speed on {machine}**" in out
+
+
 def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     distance = {"distance": 12.345, "kid_name": "KID", "kid_mean": 0.002}
     compared = facts("pictures", "A", reference="TRUE", size=None, num_pairs=2, num_reference=4, num_generated=3) | {
@@ -176,7 +188,7 @@ def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     ended = call(program, tmp_path)
     table = table_of(ended.out)
     assert ended.err == "" and table["measure"] == ["samples", "A"]
-    assert table["PSNR, dB"] == ["2", "-"] and table["FID, less is better"] == ["3", "12.35"]
+    assert table["PSNR, dB"] == ["2", "inf (inf to inf)"] and table["FID, less is better"] == ["3", "12.35"]
     assert table["KID x 1000, less is better"][1] == "2.00"
     assert "**CLIPScore by CLIP**" in table and table["100 * max(cos, 0)"] == ["3", "31.50 (30.00 to 33.00)"]
     assert table["**what quantising costs**"] == ["1,000", "**0.100** (0.000 to 1.000)"]
@@ -311,6 +323,20 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     assert sum(tag == "img" for tag, _ in page.found) == 5
 
 
+def test_an_infinite_psnr_is_shown_beside_a_finite_one(program, call, tmp_path):
+    for name, psnr, interval in (("equal", None, [None, None]), ("some equal", None, [30, None]), ("A", 20, [10, 30])):
+        content = scenes(name)
+        content["intervals"]["psnr"] = interval
+        save(tmp_path / f"{name}.json", content | {"psnr": psnr})
+    ended = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-")
+    assert table_of(ended.out)["PSNR, dB"][1:] == ["20.00 (10.00 to 30.00)", "inf (inf to inf)", "inf (30.00 to inf)"]
+    page = Page((tmp_path / "report.html").read_text())
+    bars = [attrs["style"].split(";")[1] for attrs in page.of_class("bar")[:3]]
+    assert bars == ["width:63.49%", "width:100.00%", "width:100.00%"]  # the scale ends at 1.05 * 30
+    whiskers = [attrs["style"] for attrs in page.of_class("whisker")[:3]]
+    assert whiskers == ["left:31.75%;width:63.49%", "left:100.00%;width:0.00%", "left:95.24%;width:4.76%"]
+
+
 def test_pictures_that_are_gone_are_told(program, call, two, tmp_path):
     (two / "b" / "00000" / "samples" / "0000.png").write_bytes(b"x")
     ended = call(program, two, "--html", tmp_path / "report.html")
@@ -374,6 +400,9 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
 
     assert pope("random.json") == "POPE, official parsing"
     assert pope("coco_pope_random.json") == "POPE (coco_pope), official parsing"
+    older = {"random": split | {"file": "coco_pope_random.json", "num_questions": 2910}}
+    told = group("pope", {"splits": older, "intervals": nothing})
+    assert told == "POPE (coco_pope, older random file), official parsing"
     asked = pope("gqa_pope_random.json", suffix="\nAnswer with one word.")
     assert asked == "POPE (gqa_pope, questions followed by 'Answer with one word.'), official parsing"
 
@@ -382,5 +411,18 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
     assert group("geneval", drawn) == "GenEval, D"
     assert group("geneval", drawn | {"prompts_digest": "abc"}) == "GenEval, D, other prompts (abc)"
     assert group("geneval", drawn | {"prompts_digest": "abc", "num_prompts": 9}) == "GenEval, D"  # a part of them
+    shares = {"continuous": 0.9, "quantised": 0.8, "cost": 0.1, "code": 0.5}
+    probe = shares | {"split": "test", "seed": 0, "num_training_pictures": 9, "num_pictures": 3,
+                      "intervals": dict.fromkeys(shares)}  # fmt: skip
+    rebuilt = {"data": "scenes", "split": "test", "resolution": 64, "num_pictures": 3, "psnr": 20.0, "frechet": {},
+               "intervals": {"psnr": [19.0, 21.0]}}  # fmt: skip
+    world = {"image_size": 32, "num_classes": 8, "classes_digest": "abc"}
+    told = "Objects that a linear probe names, scenes, test split, seed 0"
+    assert group("features", probe) == f"{told}, trained on 9 pictures"
+    assert group("features", probe | world) == f"{told}, 8 objects (abc), 32 x 32, trained on 9 pictures"
+    assert group("reconstruction", rebuilt) == "Reconstruction of scenes, test split, 64 x 64"
+    told = "Reconstruction of scenes, test split, 8 objects (abc), 64 x 64"
+    assert group("reconstruction", rebuilt | world) == told
+
     clip = {"clip": "C", "clip_score": 30, "intervals": {"clip_score": None}, "num_pictures": 2212}
     assert group("pictures", clip | {"prompts_digest": "abc"}) == "CLIPScore by C, 2,212 prompts (abc)"

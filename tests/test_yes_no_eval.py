@@ -10,7 +10,7 @@ from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
-from unimllm import inference
+from unimllm import inference, questions
 from unimllm.errors import UserError
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
@@ -149,6 +149,15 @@ def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
     assert results["splits"]["popular"]["strict"]["yes_ratio"] == 1
     assert results["num_questions"] == 36
     assert scored(call, program, tmp_path, *words)["intervals"] == results["intervals"]  # one seed, one interval
+    for file, rows, message in (
+        (answers, [*said[:-1], said[-2]], "model.jsonl, row 36: question 2010 comes a second time"),
+        (questions, [*asked, asked[0]], "llava_pope_test.jsonl, row 37: question 0 comes a second time"),
+        (questions, [asked[0] | {"question_id": [1]}, *asked[1:]], "row 1: 'question_id' must be text or a whole"),
+        (answers, [said[0] | {"question_id": [1]}, *said[1:]], "row 1: 'question_id' must be text or a whole"),
+        (questions, [asked[0] | {"category": ["random"]}, *asked[1:]], "'category' text"),
+    ):
+        write_rows(questions, asked), write_rows(answers, said), write_rows(file, rows)
+        assert message in call(program, "score", *words).refusal()
 
 
 @pytest.mark.parametrize(("said", "expected"), [("yes", (0.5, 0.5, 1, 2 / 3, 1)), ("no", (0.5, 0, 0, 0, 0))])
@@ -190,6 +199,12 @@ def test_pope_is_whole_with_three_full_splits(program):
     assert program.is_whole(splits) and not program.is_whole(splits[:2])
     older, short = (program.Split("random", "x.json", [{}] * count, []) for count in (2910, 2909))
     assert program.is_whole([older, *splits[1:]]) and not program.is_whole([short, *splits[1:]])
+
+
+def test_the_split_is_what_stands_last_in_a_name(program):
+    names = {"coco_pope_popular": "popular", "random_init_adversarial": "adversarial", "adversarial_Random": "random"}
+    assert {name: program.split_name(Path(f"{name}.jsonl")) for name in names} == names
+    assert program.split_name(Path("mine.jsonl")) == "mine"
 
 
 def test_the_older_random_file_is_named():
@@ -244,6 +259,27 @@ def test_pope_tells_what_does_not_fit(call, program, tmp_path, rows, message):
 )
 def test_pope_tells_what_to_mend(call, program, words, message):
     assert message in call(program, *words).refusal()
+
+
+def test_pope_tells_a_picture_that_is_none(call, program, tmp_path):
+    rows = [{"question": "Is it?", "answer": "yes", "label": "yes", "image": image} for image in ("a", ["b"])]
+    told = call(program, "score", write_rows(tmp_path / "mine.jsonl", rows)).refusal()
+    assert "mine.jsonl, row 2: 'image' is ['b'], neither text nor a whole number" in told
+
+
+def test_pope_s_results_take_the_place_of_no_file_that_it_reads(call, program, tmp_path):
+    labels = write_rows(tmp_path / "coco_pope_random.json", questions_of(POPE_BRANCHES))
+    answers = write_rows(tmp_path / "a.jsonl", answers_of(POPE_BRANCHES))
+    (tmp_path / "link.json").symlink_to(answers)
+    before = answers.read_text(), labels.read_text()
+    words = ("score", answers, "--label-file", labels, "--json")
+    for read, written in ((answers, answers), (labels, labels), (answers, tmp_path / "link.json")):
+        told = call(program, *words, written).refusal()
+        assert f"{read} would be overwritten by what is written to {written}; choose another place" in told
+    llava = ("score", answers, "--question-file", tmp_path / "q.jsonl", "--annotation-dir", tmp_path, "--json")
+    for written in (labels, tmp_path / "q.jsonl"):
+        assert f"{written} would be overwritten" in call(program, *llava, written).refusal()
+    assert (answers.read_text(), labels.read_text()) == before
 
 
 @pytest.fixture
@@ -306,15 +342,39 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     numbered = write_rows(tmp_path / "numbered.json", [{"image": 1, "text": "Is it?", "label": "yes"}])
     assert "row 1: 'image' and 'text' must be text" in call(program, "answer", numbered, *words).refusal()
     assert (
-        "would be overwritten by the answers"
+        f"{files[0]} would be overwritten by what is written to"
         in call(program, "answer", *files[:1], *words[:-4], "--out", link_of(files[0], tmp_path / "beside")).refusal()
     )
+    for place, message in ((files[0], f"{files[0]} would be overwritten by what"), (coco / "1.png", "1.png would be"),
+                           (written[0], f"{written[0]} is named for two results")):  # fmt: skip
+        assert message in call(program, "answer", *files, *words[:-1], place).refusal()
     (coco / "2.png").write_bytes((coco / "2.png").read_bytes()[:60])
     assert "2.png does not decode" in call(program, "answer", *files, *words).refusal()
     (coco / "1.png").unlink()
     assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
     assert "--pictures is missing" in call(program, "answer", *files).refusal()
     assert "the question files are missing" in call(program, "answer", *words).refusal()
+
+
+def test_kept_answers_are_of_the_same_pictures(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    rows = [{"image": f"{i}.png", "text": "Is there a dog in the image?", "label": "yes"} for i in range(3)]
+    words = ("answer", write_rows(tmp_path / "coco_pope_random.json", rows), "--pictures", coco, "--device", "cpu")
+    words += ("--model", tiny_checkpoint, "--out", tmp_path / "out", "--batch-size", 1)
+    encode, left = questions.encode, []
+
+    def breaks_off(*given):
+        left.pop()
+        return encode(*given)
+
+    monkeypatch.setattr(questions, "encode", breaks_off)
+    for color, taken in (("red", True), ("white", False)):
+        left[:] = [1, 1]
+        with pytest.raises(IndexError):  # at the third picture
+            program.main([str(word) for word in words])
+        Image.new("RGB", (20, 16), color).save(coco / "0.png")  # red it was
+        left[:] = [1, 1, 1]
+        ended = call(program, *words)
+        assert ended.code == 0 and ("2 answers of a run that was broken off" in ended.err) == taken, ended.err
 
 
 # ---- MME -----------------------------------------------------------------------------------------------------------
@@ -396,6 +456,9 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
+    assert "OCR.txt would be" in call(program, "score", out, "--json", out / "OCR.txt").refusal()
+    for read in (release / "OCR" / "2.png", release / "OCR" / "2.txt"):
+        assert f"{read} would be overwritten by" in call(program, "answer", release, *words[:-1], read).refusal()
     (release / "OCR" / "2.png").write_bytes(b"no picture")
     assert "OCR/2.png is no picture" in call(program, "answer", release, *words).refusal()
     assert "--out is missing" in call(program, "answer", release).refusal()
@@ -409,7 +472,8 @@ def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):
     results = scored(call, program, tmp_path, tmp_path, "--name", "mine")
     assert results["subtasks"]["count"]["score"] == 200 and results["perception"] is results["cognition"] is None
     assert results["incomplete"] == ["count"] and len(results["missing"]) == 13 and results["model"] == "mine"
-    assert "no total without existence" in call(program, "score", tmp_path).out
+    told = " ".join(call(program, "score", tmp_path).out.split())
+    assert "no total without existence" in told and "an interval without width, as at 0 and 200" in told
 
 
 @pytest.mark.parametrize(
@@ -419,6 +483,7 @@ def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):
         ("a.jpg\tq\tMaybe\tyes\n", "line 1: the label is 'Maybe'"),
         ("a.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
         ("a.jpg\tq\tYes\tyes\nb.jpg\tq\tYes\tyes\n", "a.jpg has one question"),
+        ("a.jpg\tq\tYes\tyes\na.jpg\tq\tNo\tno\n", "a.jpg has the question 'q' twice"),
         ("\n", "is empty"),
     ],
 )

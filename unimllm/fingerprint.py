@@ -33,6 +33,14 @@ def commit_of(program: str) -> str | None:
     return told.stdout.strip() or None
 
 
+def code_fingerprint() -> str:
+    """`fingerprint` of the Python files of unimllm and semhitok, which tells two edits of one commit apart."""
+    import semhitok
+
+    folders = (Path(__file__).parent, Path(semhitok.__file__).parent)
+    return fingerprint(*(path for folder in folders for path in sorted(folder.rglob("*.py"))))
+
+
 def json_fingerprint(value) -> str:
     """The same of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from unimllm.errors import UserError
-from unimllm.fingerprint import commit_of, json_fingerprint, settings_fingerprint
+from unimllm.fingerprint import code_fingerprint, json_fingerprint, settings_fingerprint
 from unimllm.inference import answer_batch
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class KeptAnswers:
     Args:
         folder: where the file is, until `remove`.
         checkpoint: that answers; its settings and the state of the code tell, with `made_by`, whose answers are taken.
-        made_by: what else an answer depends on beside the picture's name and the question, such as the weights.
+        made_by: what else an answer depends on beside the picture's name and the question: the weights, the pictures.
     """
 
     def __init__(self, folder: Path, checkpoint: str | Path, made_by: dict):
-        digits = json_fingerprint([made_by, settings_fingerprint(checkpoint), commit_of(__file__)])
+        digits = json_fingerprint([made_by, settings_fingerprint(checkpoint), code_fingerprint()])
         self.path = folder / f".answers-{digits}.jsonl"
 
     def read(self) -> dict[tuple[str, str], str]:

@@ -135,6 +135,12 @@ def describe_machine(program: str) -> dict:
     }
 
 
+def device_told(device: torch.device) -> dict[str, str]:
+    """What a model ran on, for its timings: `device`, and `gpu`, the GPU's name, where it is one."""
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"device": str(device)} | gpu
+
+
 def command_told(program: str, argv: list[str] | None) -> str:
     """The command that made a result, to be repeated.
 

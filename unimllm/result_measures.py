@@ -4,11 +4,13 @@ Every program writes other JSON; a function here under the program's name tells 
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from unimllm.metrics.geneval_records import NUM_PROMPTS, OWN_PROMPTS
+from unimllm.metrics.pope import OLDER_RANDOM
 
 DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
 
@@ -22,7 +24,7 @@ class Measure:
     Args:
         group: what it was measured on; equal only where two models can be compared.
         name: plain, unique in its group.
-        value: None where it could not be measured.
+        value: None where it could not be measured; infinite on a scale without an end alone.
         interval: of 95 %.
         num_samples: what it was measured on.
         ceiling: what a perfect model would get.
@@ -43,7 +45,8 @@ class Measure:
 
     def __post_init__(self):
         numbers = (self.value, self.ceiling, self.num_samples, *(self.interval or ()))
-        wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not math.isfinite(n))]
+        most = math.inf if self.top is None else sys.float_info.max
+        wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not -math.inf < n <= most)]
         if wrong or (self.interval and len(self.interval) != 2):
             raise ValueError(f"{self.name!r} is {wrong[0] if wrong else self.interval!r}, no number")
 
@@ -67,6 +70,12 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def psnr_measure(r: dict, group: str, n: int) -> Measure:
+    """PSNR; of equal pictures it is infinite, which JSON cannot hold (see `report.write_json`)."""
+    value, low, high = (math.inf if number is None else number for number in (r["psnr"], *r["intervals"]["psnr"]))
+    return Measure(group, "PSNR, dB", value, (low, high), n, digits=2, top=None)
+
+
 def of_codes(r: dict, group: str) -> Iterator[Measure]:
     """Nothing of a tokenizer of latents, without codes."""
     for name in ("semantic", "flat"):
@@ -87,7 +96,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
     on, intervals = told_set(r), r["intervals"]
     group, n = f"{on}: reconstruction", r["num_pictures"]
-    yield Measure(group, "PSNR, dB", r["psnr"], intervals["psnr"], n, digits=2, top=None)
+    yield psnr_measure(r, group, n)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
     yield Measure(
         group, "objects read from reconstructions, of those read from true renders", r["objects_read"],
@@ -104,7 +113,16 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     for name in ("picture", "picture_batched", "answer"):
         if f"seconds_per_{name}" in r:
             title = f"seconds for one {name.partition('_')[0]}{' of a batch' if 'batched' in name else ''}"
-            yield Measure(f"{on}: speed on {r['processor']}", title, r[f"seconds_per_{name}"], digits=2, top=None)
+            yield Measure(f"{on}: speed on {told_machine(r)}", title, r[f"seconds_per_{name}"], digits=2, top=None)
+
+
+def told_machine(r: dict) -> str:
+    """What the seconds of a result were measured on."""
+    if "gpu" in r:
+        return str(r["gpu"])
+    threads = f", {r['threads']} thread{'s' * (r['threads'] != 1)}" if "threads" in r else ""
+    unknown = "" if "device" in r else ", or a GPU beside it"  # earlier versions did not tell
+    return f"{r['processor']}{threads}{unknown}"
 
 
 def of_answers(r: dict, group: str) -> Iterator[Measure]:
@@ -141,10 +159,11 @@ def of_drawings(r: dict, group: str) -> Iterator[Measure]:
 
 
 def pope_set(r: dict) -> str:
-    """The question files without their splits' names, and what followed each question."""
+    """The question files without their splits' names, which random file, and what followed each question."""
     sets = sorted({Path(s["file"]).stem.replace(name, "").strip("_-. ") for name, s in r["splits"].items()} - {""})
     suffix = f"questions followed by {r['suffix'].strip()!r}" if r.get("suffix", "").strip() else ""
-    told = ", ".join(filter(None, (*sets, suffix)))
+    older = r["splits"].get("random", {}).get("num_questions") == OLDER_RANDOM
+    told = ", ".join(filter(None, (*sets, "older random file" if older else "", suffix)))
     return f"POPE ({told})" if told else "POPE"
 
 
@@ -188,10 +207,15 @@ def of_geneval(r: dict) -> Iterator[Measure]:
         yield Measure(group, title, r[name], intervals.get(name), n)
 
 
+def told_objects(r: dict) -> str:
+    """The objects of a result's scenes, see `scenes.sources.world_told`; earlier versions did not tell them."""
+    return f", {r['num_classes']} objects ({r['classes_digest']})" if "classes_digest" in r else ""
+
+
 def of_reconstruction(r: dict) -> Iterator[Measure]:
     """eval/reconstruction.py."""
     split = f", {r['split']} split" if r.get("split") else ""
-    group = f"Reconstruction of {r['data']}{split}, {r['resolution']} x {r['resolution']}"
+    group = f"Reconstruction of {r['data']}{split}{told_objects(r)}, {r['resolution']} x {r['resolution']}"
     yield from of_pairs(r, group, r["num_pictures"])
     yield from of_sets(r, group, r["num_pictures"])
     yield from of_codes(r, group)
@@ -199,8 +223,10 @@ def of_reconstruction(r: dict) -> Iterator[Measure]:
 
 def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
     """Those of `comparison.summarize_pairs` that were measured."""
+    if "psnr" in r:
+        yield psnr_measure(r, group, n)
     for key, title, digits, top in (
-        ("psnr", "PSNR, dB", 2, None), ("ssim", "SSIM", 3, 1),
+        ("ssim", "SSIM", 3, 1),
         ("lpips", f"LPIPS ({r.get('lpips_backbone')}), less is better", 3, None),
     ):  # fmt: skip
         if key in r:
@@ -234,8 +260,9 @@ def of_pictures(r: dict) -> Iterator[Measure]:
 
 def of_features(r: dict) -> Iterator[Measure]:
     """eval/features.py."""
+    size = f", {r['image_size']} x {r['image_size']}" if "image_size" in r else ""
     group = (
-        f"Objects that a linear probe names, scenes, {r['split']} split, seed {r['seed']}, "
+        f"Objects that a linear probe names, scenes, {r['split']} split, seed {r['seed']}{told_objects(r)}{size}, "
         f"trained on {r['num_training_pictures']:,} pictures"
     )
     for key, title in (

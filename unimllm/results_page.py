@@ -6,6 +6,7 @@ is escaped.
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -146,7 +147,7 @@ def chart_rows(columns: list[Column], taking_part: list[int], key: tuple[str, st
     found = [columns[i].measure(key) for i in taking_part]
     known = [measure for measure, _ in filter(None, found)]
     ends = [n for m in known for n in (m.value, m.ceiling, *(m.interval or ())) if n is not None]
-    top = known[0].top or 1.05 * max(ends, default=1) or 1
+    top = known[0].top or 1.05 * max(filter(math.isfinite, ends), default=1) or 1
     comparable = known[0].top is not None or len(known) > 1  # a bar of no scale beside no other says nothing
     yield f"<tbody{' class=main' if known[0].main else ''}>"
     for row, (i, entry) in enumerate(zip(taking_part, found, strict=True)):
@@ -181,7 +182,7 @@ def bar(measure: Measure, top: float, index: int) -> str:
     told = measure.shown(measure.value)
     if measure.shown_interval():
         low, high = measure.interval
-        parts.append(f'<span class="whisker" style="left:{percent(low)};width:{percent(high - low)}"></span>')
+        parts.append(f'<span class="whisker" style="left:{percent(low)};width:{percent(min(high, top) - low)}"></span>')
         told += f", {measure.shown_interval()}"
     if measure.ceiling is not None:
         title = f"ceiling {measure.shown(measure.ceiling)}"

@@ -1,6 +1,7 @@
 """CLIPScore (arXiv 2104.08718): how well pictures fit their prompts, by the cosine of their CLIP embeddings.
 
-100 * max(cos, 0) as most papers and torchmetrics print it. The paper's own is 2.5 * max(cos, 0), that is score / 40.
+100 * max(cos, 0) as most papers and torchmetrics print it. With the paper's weight it is 2.5 * max(cos, 0), that is
+score / 40, which is not the paper's own score: its script puts "A photo depicts" before each text, nothing here does.
 """
 
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from PIL import Image
 from semhitok.checkpoints import choose_device
 from unimllm.metrics.geneval_detector import clip_pixels, load_named
 
-WEIGHT = 2.5  # of the paper's variant
+WEIGHT = 2.5  # the paper's
 
 
 class ClipScorer:

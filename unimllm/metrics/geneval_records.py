@@ -23,7 +23,7 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
-from unimllm.metrics.intervals import percentiles, resampled_sums
+from unimllm.metrics.intervals import percentiles, resampled_sums, wilson
 
 # GenEval's object_names.txt (github.com/djghosh13/geneval, MIT): COCO's 80 classes in COCO's order, a few by a fuller
 # name. A detector's classes are told by their index, never by its own names ("mouse", "remote", "keyboard").
@@ -102,6 +102,9 @@ def read_prompts(path: Path) -> list[dict]:
 
 def check_prompt(metadata: dict, where: str) -> None:
     """UserError if a prompt names what GenEval does not know: then no picture could be right."""
+    for name in ("tag", "prompt"):
+        if not isinstance(metadata[name], str):
+            raise UserError(f"{where}: {name!r} is {metadata[name]!r}, no text")
     try:
         for number, clause in enumerate(metadata["include"]):
             if clause.get("color", COLORS[0]) not in COLORS:
@@ -137,7 +140,7 @@ def read_folder(folder: Path) -> dict[str, dict]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     pictures: dict[str, dict] = {}
-    for prompt in sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)):
+    for prompt in sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name)):
         metadata = read_prompts(prompt / "metadata.jsonl")
         if len(metadata) != 1:
             raise UserError(f"{prompt / 'metadata.jsonl'} holds {len(metadata)} prompts, not one")
@@ -276,8 +279,11 @@ def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
 
 
 def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: int) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `summary`'s scores and two shares: bootstrap over the prompts of each tag."""
-    rng, shares, all_sums = np.random.default_rng(seed), {}, 0
+    """95 % intervals of `summary`: Wilson's for a tag, else the bootstrap over the prompts of each tag.
+
+    All pictures of a prompt are one trial of Wilson's, see `geneval.intervals`.
+    """
+    rng, of_tags, shares, all_sums = np.random.default_rng(seed), {}, {}, 0
     right, names = np.array(correct, float), np.array(prompts)
     num_pictures = Counter(prompts)
     share = 1 / np.array([num_pictures[prompt] for prompt in prompts])  # of its prompt: those of one sum up to 1
@@ -288,10 +294,12 @@ def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: in
         of_tag = np.array([t == tag for t in tags])
         sums = resampled_sums(counts[of_tag], names[of_tag], rng)
         shares[tag] = sums[:, 0] / sums[:, 1]
+        num_prompts = len(set(names[of_tag]))
+        of_tags[tag] = wilson(float(right[of_tag].mean()) * num_prompts, num_prompts)
         all_sums = all_sums + sums
     shares["overall"] = np.mean(list(shares.values()), 0)
     shares["correct_pictures"], shares["correct_prompts"] = (all_sums[:, i] / all_sums[:, i + 1] for i in (0, 2))
-    return {tag: percentiles(values) for tag, values in shares.items()}
+    return {name: percentiles(values) for name, values in shares.items()} | of_tags
 
 
 def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:
@@ -299,4 +307,6 @@ def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:
     for row in read_rows(path, ("tag", "metadata", "correct")):
         if not isinstance(row["correct"], bool):
             raise UserError(f"{path}: 'correct' is {row['correct']!r}, not true or false")
+        if not isinstance(row["tag"], str):
+            raise UserError(f"{path}: 'tag' is {row['tag']!r}, no text")
         yield row["tag"], str(row["metadata"]), row["correct"]

@@ -88,8 +88,9 @@ def read_results(path: Path) -> list[Answered]:
     """The lines `picture <tab> question <tab> label <tab> answer` of one sub-task's file, in pairs of a picture.
 
     Raises:
-        UserError: a line without its four fields or with another label, or two neighbours that are no pair; the
-            official script would go on with the latter and count them as one picture.
+        UserError: a line without its four fields or with another label, or two neighbours that are no pair, of two
+            pictures or one question twice; the official script would go on with the latter and count them as one
+            picture.
     """
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -110,6 +111,8 @@ def read_results(path: Path) -> list[Answered]:
             raise UserError(
                 f"{path}: {first.picture} has one question before another picture's; MME asks two about each, together"
             )
+        if first.question == second.question:
+            raise UserError(f"{path}: {first.picture} has the question {first.question!r} twice, not two questions")
     return rows
 
 

@@ -8,6 +8,7 @@ import torch
 
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.errors import UserError
+from unimllm.fingerprint import json_fingerprint
 from unimllm.scenes.glyphs import GlyphAtlas
 from unimllm.scenes.language import caption
 from unimllm.scenes.objects import CLASSES_24, NAMELESS_TINTS, OBJECTS
@@ -42,6 +43,12 @@ class WorldConfig:
     def _open(self, names: tuple[str, ...], tints: tuple[str, ...] = ()) -> tuple[World, Renderer]:
         atlas = GlyphAtlas.from_font(names)
         return World(atlas, self.image_size, names, tints), Renderer(atlas, self.image_size)
+
+
+def world_told(world: World) -> dict[str, int | str]:
+    """What tells the worlds of results apart; the digest is of the objects in their order."""
+    classes = {"num_classes": len(world.classes), "classes_digest": json_fingerprint(list(world.classes))}
+    return {"image_size": world.image_size} | classes
 
 
 def check_size(world: World, read: int) -> None:
