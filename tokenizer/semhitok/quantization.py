@@ -75,16 +75,28 @@ def kmeans(
     return centres
 
 
+def has_peers() -> bool:
+    """Whether this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over the ranks in place; nothing where there is one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if has_peers():
         dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """The first rank's numbers for all, in place: a GPU adds up in any order, so that equal sums differ a little."""
+    if has_peers():
+        dist.broadcast(tensor, src=0)
     return tensor
 
 
 def gather_vectors(vectors: torch.Tensor) -> torch.Tensor:
     """The (M, D) vectors of all ranks, in the order of the ranks; every rank must bring equally many."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not has_peers():
         return vectors
     parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, vectors.contiguous())
@@ -136,7 +148,7 @@ class EMACodebook(nn.Module):
         if bool(self.initialized):
             return
         generator = torch.Generator().manual_seed(0)
-        self.codes.copy_(kmeans(gather_vectors(vectors.float()), len(self.codes), generator=generator))
+        self.codes.copy_(broadcast(kmeans(gather_vectors(vectors.float()), len(self.codes), generator=generator)))
         self.counts.fill_(GRACE * self.restart_below)
         self.initialized.fill_(True)
 
@@ -153,8 +165,8 @@ class EMACodebook(nn.Module):
         dead = (self.counts < self.restart_below).nonzero().flatten()
         if len(dead):
             everyone = gather_vectors(vectors)
-            served = best_match(everyone, self.codes)[0]
-            worst = everyone[served.argsort()[: 4 * len(dead)]].unique(dim=0)  # every rank sees and chooses the same
+            served = broadcast(best_match(everyone, self.codes)[0])  # so that every rank chooses the same
+            worst = everyone[served.argsort()[: 4 * len(dead)]].unique(dim=0)
             chosen = worst[:: max(1, len(worst) // len(dead))][: len(dead)]
             dead = dead[: len(chosen)]  # too few vectors for all: the others wait for the next batch
             self.codes[dead] = chosen
@@ -221,7 +233,7 @@ class PixelCodebook(nn.Module):
         if bool(self.initialized):
             return
         generator = torch.Generator().manual_seed(0)
-        self.base.copy_(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator))
+        self.base.copy_(broadcast(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator)))
         self.initialized.fill_(True)
 
     def search(self, vectors: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
