@@ -132,3 +132,19 @@ def test_options_that_do_not_fit_end_with_one_line(options, message, tmp_path, m
     with pytest.raises(UserError) as caught:
         program.main()
     assert message in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_text('{"image": "0.png", "caption": "a dog"}')
+    program = load_program("train/sft.py")
+    command = ["sft.py", "--output-dir", tmp_path / "out", "--codes", tmp_path / "codes", "--data", tmp_path / "a"]
+    for more in (["--data", tmp_path / "b"], ["--validation-data", tmp_path / "b"]):
+        monkeypatch.setattr(sys, "argv", [*map(str, command + more)])
+        with pytest.raises(UserError, match=f"begin in {tmp_path}/a and in {tmp_path}/b here, .* with --image-root"):
+            program.main()
+    args = Namespace(codes=tmp_path, image_root=tmp_path, data=[str(tmp_path)], validation_data=[], format=None)
+    language_model.check_codes(args)  # one root for all
+    args.image_root, args.data = None, [f"{tmp_path}/a", f"{tmp_path}/a/x.jsonl:2"]
+    language_model.check_codes(args)  # one folder

@@ -223,6 +223,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
     check_validation(args, recipe)
+    check_codes(args)
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
@@ -241,6 +242,20 @@ def check_validation(args: Namespace, recipe: SftRecipe) -> None:
     if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
         raise UserError(
             "--train.validate_every needs samples that are not trained on: name them with --validation-data"
+        )
+
+
+def check_codes(args: Namespace) -> None:
+    """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several."""
+    if not args.codes or args.image_root:
+        return
+    places = [*(parse_data(word).place for word in args.data), *args.validation_data]
+    files = [path for place in places for path, kind in find_files(place, args.format) or [] if kind == "JSON"]
+    folders = sorted({os.path.realpath(path.parent) for path in files})
+    if len(folders) > 1:
+        raise UserError(
+            f"--codes goes by paths of pictures, which begin in {folders[0]} and in {folders[1]} here, beside the JSON "
+            "files; name the one folder that was encoded with --image-root"
         )
 
 
