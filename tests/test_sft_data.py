@@ -121,7 +121,8 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
             ["--data", SFT, "--validation-data", "nowhere.json", "--format", "llava"],
             "--validation-data nowhere.json: no",
         ),
-        (["--data", SFT, "--validation-data", SFT, "--format", "llava"], "is in --data too"),
+        (["--data", SFT, "--validation-data", SFT, "--format", "llava"], "is in --data too: "),
+        (["--data", "some/body", "--validation-data", "some/body"], "is in --data too: some/body; hold out"),
         (["--data", SFT, "--format", "llava", "--train.validate_every", 5], "name them with --validation-data"),
         (["--data", SFT, "--format", "llava", "--text-tokenizer", "no/such"], "--text-tokenizer no/such: "),
     ],
@@ -148,3 +149,25 @@ def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypat
     language_model.check_codes(args)  # one root for all
     args.image_root, args.data = None, [f"{tmp_path}/a", f"{tmp_path}/a/x.jsonl:2"]
     language_model.check_codes(args)  # one folder
+
+
+def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    for name in ("mine/a.json", "mine/more/b.json", "c.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "link.json").symlink_to("mine/more/b.json")
+    recipe = Namespace(train=Namespace(validate_every=1))
+
+    def check(data: str, validation: str):
+        args = Namespace(data=[data], validation_data=[validation], format=None, overrides={})
+        language_model.check_validation(args, recipe)
+
+    for data, validation in (
+        (f"{tmp_path}/mine", f"{tmp_path}/link.json"), ("~/mine:2", "~/mine/more"), ("~/mine/more/b.json", "~/mine")
+    ):  # fmt: skip
+        with pytest.raises(
+            UserError, match=f"^--validation-data {validation} is in --data too: {tmp_path}/mine/more/b"
+        ):
+            check(data, validation)
+    check("~/mine", "~/c.json")

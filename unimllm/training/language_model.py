@@ -233,16 +233,28 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 
 def check_validation(args: Namespace, recipe: SftRecipe) -> None:
     """UserError for validation data that is not there or is trained on, and where it and its steps do not meet."""
+    trained_on = {name for word in args.data for name in real_names(parse_data(word).place, args.format)}
     for place in args.validation_data:
-        find_files(place, args.format, "--validation-data")
-        if os.path.realpath(place) in [os.path.realpath(parse_data(word).place) for word in args.data]:
-            raise UserError(f"--validation-data {place} is in --data too; hold out samples that are not trained on")
+        shared = real_names(place, args.format, "--validation-data") & trained_on
+        if shared:
+            raise UserError(
+                f"--validation-data {place} is in --data too: {min(shared)}; hold out samples that are not trained on"
+            )
     if args.validation_data and not recipe.train.validate_every:
         raise UserError("--validation-data is for every --train.validate_every steps, which is 0; set that too")
     if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
         raise UserError(
             "--train.validate_every needs samples that are not trained on: name them with --validation-data"
         )
+
+
+def real_names(place: str, data_format: str | None, option: str = "--data") -> set[str]:
+    """The files of a place, links followed; of a dataset of Hugging Face its folder or its name."""
+    found = find_files(place, data_format, option)
+    if found is None:
+        folder = os.path.expanduser(place)
+        return {os.path.realpath(folder) if os.path.isdir(folder) else place}
+    return {os.path.realpath(path) for path, _ in found}
 
 
 def check_codes(args: Namespace) -> None:
