@@ -22,6 +22,7 @@ from unimllm.data import picture_index, picture_shards
 from unimllm.data.picture_index import compare_indices, open_pictures
 from unimllm.data.picture_shards import RowGroupCache
 from unimllm.data.pictures import PictureSource
+from unimllm.data.splits import split_of
 from unimllm.errors import UserError
 from unimllm.training.batches import open_batches
 from unimllm.training.config import TrainConfig
@@ -131,13 +132,28 @@ def test_other_files_in_a_folder_are_named(tmp_path):
         (["a.tar.gz"], "", "but 1 .gz files: unpack them"),
         (["a.tgz"], "a.tgz", "is no folder, .tar or .parquet file; unpack it"),
         (["a.tar"], "a.tar", "no pictures in"),
+        (["train2017/a.png", "val2017/b.png"], "", "holds the splits train and val; name the files or the folder of"),
+        (["train/n01/a.png", "test/n01/b.png"], "", "holds the splits test and train"),
+        (["train-0.tar", "test-0.tar"], "", "holds the splits test and train"),
+        (["x/train/0.parquet", "x/test/0.parquet"], "", "holds the splits test and train"),
     ],
 )
 def test_places_without_pictures_are_told(tmp_path, files, name, message):
     for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_pictures([tmp_path / name])
+
+
+def test_one_split_and_names_that_tell_none_are_taken(tmp_path):
+    assert split_of("test/train-0.parquet") == "train" and split_of("val/a/0.png") == "val"
+    assert not split_of("a/latest/training/test") and not split_of("testing.tar")
+    write_folder(tmp_path / "data" / "train", pictures(3))
+    write_folder(tmp_path / "data" / "more", pictures(2))
+    (tmp_path / "data" / "test.txt").write_text("")
+    (tmp_path / "data" / "train" / "test-0.png").write_bytes(pictures(1)[0])  # nobody names pictures one by one
+    assert len(open_pictures([tmp_path / "data"])) == 6
 
 
 def test_tars_are_looked_through_once(tmp_path, monkeypatch):

@@ -424,11 +424,15 @@ def test_weights_behind_places(tmp_path):
         (["a.jsonl.gz"], "a.jsonl.gz", None, "a.jsonl.gz is compressed: unpack it first"),
         (["a.tar.gz"], "a.tar.gz", "webdataset", "a.tar.gz is compressed: unpack it first"),
         (["a.tgz", "b.csv.gz"], "", None, "no samples in .*a.tgz: compressed: unpack it first"),
-        (["train-0.parquet", "test-0.parquet"], "", None, "holds the splits test and train; name the files of"),
+        (["train-0.parquet", "test-0.parquet"], "", None, "holds the splits test and train; name the files or the"),
+        (["default/train/0.parquet", "default/partial-test/0.parquet"], "", None, "holds the splits test and train"),
+        (["train/0.tar", "Val/0.tar"], "", "webdataset", "holds the splits train and val"),
+        (["train.json", "dev.json"], "", None, "holds the splits dev and train"),
     ],
 )
 def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
     for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / place), data_format, None)

@@ -21,6 +21,7 @@ from unimllm.data.picture_shards import (
     scan_tar,
 )
 from unimllm.data.shard_index import ShardIndex
+from unimllm.data.splits import check_one_split
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
@@ -91,7 +92,7 @@ def find_shards(path: Path) -> list[FolderShard | Path]:
     """What lies at a path: itself if it is a file, else the tars or the parquet files or the pictures below it.
 
     Raises:
-        UserError: no such file, another kind of file, or a folder with several kinds.
+        UserError: no such file, another kind of file, or a folder with several kinds or several splits.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -127,6 +128,8 @@ def _find_below(folder: Path) -> list[FolderShard | Path]:
             f"{folder} holds neither pictures nor .tar nor .parquet files"
             + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
         )
+    files = [os.path.relpath(path, folder) for paths in shards.values() for path in paths]
+    check_one_split(str(folder), [*files, *{f"{os.path.dirname(name)}/" for name in names}])
     return shards[".tar"] or shards[".parquet"] or [FolderShard(folder, names, others)]
 
 

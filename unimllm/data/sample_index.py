@@ -10,7 +10,6 @@ A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.picture_index import check_same_everywhere
 from unimllm.data.samples import BadSample, Sample
 from unimllm.data.shard_index import ShardIndex
+from unimllm.data.splits import check_one_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
@@ -47,7 +47,6 @@ FORMATS = {
 """--format -> (kind of file, endings that such files have below a folder)."""
 ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-SPLIT = re.compile(r"(train|test|validation|valid|val|dev)[-.]")  # as files of parquet on the hub begin
 
 
 @dataclass(frozen=True)
@@ -183,13 +182,14 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
-    packed = []
+    found, packed = [], []
     for name in files_below(folder):
         ending = os.path.splitext(name)[1].lower()
         if is_hidden(name):
             continue
         if ending in endings:
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
+            found.append(name)
         elif inside(name) in endings:
             packed.append((folder / name, "compressed"))
     if len(kinds) > 1:
@@ -197,9 +197,7 @@ def _find_below(folder: Path, data_format: str | None, option: str) -> list[tupl
         raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
     if not kinds and not packed:
         raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
-    splits = sorted({found[1] for path in kinds.get("parquet", ()) if (found := SPLIT.match(path.name))})
-    if len(splits) > 1:
-        raise UserError(f"{option} {folder} holds the splits {' and '.join(splits)}; name the files of one of them")
+    check_one_split(f"{option} {folder}", found)
     return [(path, kind) for kind, paths in kinds.items() for path in paths] + packed
 
 
