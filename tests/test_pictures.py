@@ -105,6 +105,23 @@ def test_row_groups_are_kept_within_bounds(tmp_path):
     assert [group for _, group, _ in cache.groups] == [2, 3]
 
 
+def test_a_row_group_over_the_bounds_is_read_once_for_all_its_rows(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 6, rows=3)
+    cache, read = RowGroupCache(max_bytes=100), []
+
+    class Counted(pq.ParquetFile):
+        def read_row_group(self, group, columns, **options):
+            read.append((group, *columns))
+            return super().read_row_group(group, columns, **options)
+
+    monkeypatch.setattr(picture_shards.pq, "ParquetFile", Counted)
+    for group in (0, 0, 0, 1, 1):
+        cache.get(path, group, "label", "label")
+        cache.get(path, group, "image", "image.bytes")
+    assert read == [(group, leaf) for group in (0, 1) for leaf in ("label", "image.bytes")]
+    assert {group for _, group, _ in cache.groups} == {1}
+
+
 def test_a_row_group_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 3, rows=3)
     cache, read = RowGroupCache(max_bytes=7000), picture_shards.pq.ParquetFile

@@ -208,7 +208,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 class RowGroupCache:
-    """The columns of the row groups read lately: at most `max_bytes`, the newest at any rate."""
+    """The columns of the row groups read lately: at most `max_bytes`, those of the newest row group at any rate."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -235,8 +235,10 @@ class RowGroupCache:
         with self.lock:
             done = {key: f.result().nbytes for key, f in self.groups.items() if f.done()}
             total = sum(done.values())
-            for key in list(done)[:-1]:
-                if total > self.max_bytes:
+            lately = list(dict.fromkeys(key[:2] for key in reversed(self.groups)))  # the newest row group first
+            while total > self.max_bytes and len(lately) > 1:
+                oldest = lately.pop()
+                for key in [key for key in done if key[:2] == oldest]:
                     total -= done[key]
                     del self.groups[key]
 
