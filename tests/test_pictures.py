@@ -140,6 +140,19 @@ def test_other_files_in_a_folder_are_named(tmp_path):
     assert str(open_pictures([tmp_path])).endswith("(other files left alone: 1 .txt, 1 .heic)")
 
 
+def test_other_members_of_tars_are_named_and_a_tar_without_pictures_too(tmp_path):
+    path = write_tar(tmp_path / "a.tar", pictures(2))
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("0.heic", "1.HEIC", "README"):
+            tar.addfile(tarfile.TarInfo(name))
+    for _ in range(2):  # scanned, and remembered
+        index = open_pictures([tmp_path], tmp_path / "index")
+        assert str(index) == "2 pictures in 1 tar (other files left alone: 2 .txt)" and index.shards[0].path == path
+        (fault,) = index.faults
+        told = "no pictures: nothing of it is used (other files left alone: 2 .heic, 1 without ending)"
+        assert str(fault) == f"{tmp_path}/b.tar: {told}"
+
+
 @pytest.mark.parametrize(
     ("files", "name", "message"),
     [
@@ -176,7 +189,11 @@ def test_one_split_and_names_that_tell_none_are_taken(tmp_path):
 def test_tars_are_looked_through_once(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", pictures(3))
     open_pictures([path], cache=tmp_path / "index")
-    monkeypatch.setattr(picture_index, "scan_tar", lambda path: pytest.fail("scanned again"))
+
+    def scan_tar(path):
+        pytest.fail("scanned again")
+
+    monkeypatch.setattr(picture_index, "scan_tar", scan_tar)
     assert len(open_pictures([path], cache=tmp_path / "index")) == 3
     monkeypatch.undo()
     write_tar(path, pictures(4))

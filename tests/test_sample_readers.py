@@ -236,7 +236,7 @@ def write_tars(folder: Path) -> Path:
 
 def test_webdatasets(tmp_path):
     index = open_samples(str(write_tars(tmp_path / "tars")), None, None)
-    assert str(index).endswith("5 samples in 2 tars") and not index.faults
+    assert "5 samples in 2 tars" in str(index) and not index.faults
     samples = [index.read(i) for i in range(4)]
     expected = [["ten", "<image>"], ["twenty", "<image>"], ["<image>What?", "Thirty."], ["Hello", "Hi"]]
     assert [words(sample) for sample in samples] == expected
@@ -288,6 +288,21 @@ def test_members_of_a_tar_that_are_lost_are_told(tmp_path):
         assert ": dots in keys: of its members 2 belong to no sample, the first d/img_0.5x.jpg: " in dots
         assert "so this one's ending is 5x.jpg" in dots
         assert ": two of one key: of its members 1 went over one before them, the first d/2.png: " in two
+
+
+def test_members_of_other_endings_and_files_without_samples_are_told(tmp_path):
+    tars = write_tars(tmp_path / "tars")
+    with tarfile.open(tars / "2.tar", "w") as tar:
+        for name in ("a.heic", "b.heic", "README"):
+            tar.addfile(tarfile.TarInfo(name))
+    for _ in range(2):  # scanned, and remembered
+        index = open_samples(str(tars), None, None, tmp_path / "index")
+        assert str(index).endswith("5 samples in 2 tars (other files left alone: 1 .cls)")
+        told = "no samples: nothing of it is used (other files left alone: 2 .heic, 1 without ending)"
+        assert [str(fault) for fault in index.faults] == [f"{tars}/2.tar: {told}"]
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(UserError, match="no samples in .*/a.json: no samples: nothing of it is used$"):
+        open_samples(str(tmp_path / "a.json"), None, None)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
