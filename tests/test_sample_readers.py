@@ -123,11 +123,18 @@ def test_lines_of_path_and_caption(tmp_path):
         open_samples(str(path), "llava", None).read(0)
 
 
+DEEP = "[" * 100_000
+LONG = '{"id": ' + "1" * 5000 + "}"  # Python makes no number of it
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ('{"conversations": [', "broken JSON"),
         (b'{"id": "\xff"}', "broken JSON"),
+        (DEEP, "broken JSON"),
+        (LONG, "broken JSON"),
+        ({"conversations": DEEP}, "no conversation"),
         ("[1]", "no object"),
         ('{"url": "x"}', "unknown layout"),
         ({"conversations": []}, "no conversation"),
@@ -212,6 +219,16 @@ def test_a_damaged_array_gives_what_comes_before(tmp_path, text, count, damage):
     assert len(index) == count and damage in index.faults[0].message and index.faults[0].reason == "damaged JSON file"
 
 
+def test_an_endless_number_in_an_array_spoils_its_sample_alone_and_endless_brackets_the_rest(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(f"[{json.dumps(ROWS[1])},\n{LONG},\n{json.dumps(ROWS[4])},\n{DEEP}, {json.dumps(ROWS[1])}]")
+    index = open_samples(str(path), None, None)
+    assert len(index) == 3 and words(index.read(0)) == WORDS[1] and words(index.read(2)) == WORDS[4]
+    with pytest.raises(BadSample, match="Exceeds the limit"):
+        index.read(1)
+    assert "broken JSON in line 4: maximum recursion depth" in index.faults[0].message
+
+
 # ---- tars ------------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +272,15 @@ def test_captions_in_a_tar_are_utf_8(tmp_path):
     assert words(index.read(0)) == ["caf\xe9", "<image>"]
     with pytest.raises(BadSample, match="unexpected end of data at byte 3; save it as UTF-8"):
         index.read(1)
+
+
+@pytest.mark.parametrize("text", [DEEP, LONG])
+def test_odd_json_in_a_tar_is_broken(tmp_path, text):
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a", "json": text.encode()})
+    with pytest.raises(BadSample) as caught:
+        open_samples(str(tmp_path), None, None).read(0)
+    assert caught.value.reason == "broken JSON"
 
 
 def test_a_tar_that_is_cut_off_or_empty(tmp_path):
@@ -409,6 +435,7 @@ def test_tables_that_are_unclear(tmp_path, columns, message):
 
 
 def test_captions_in_every_guise():
+    assert caption_texts('{"a": ' + DEEP) == ['{"a": ' + DEEP]
     assert caption_texts("{a cat") == ["{a cat"] and caption_texts(["x", "", None]) == ["x"]
     assert caption_texts('{"a": "x", "b": null}') == ["x"] and caption_texts({"a": " y "}) == ["y"]
 

@@ -56,7 +56,7 @@ class JsonSamples:
             row = json.loads(data)
         except json.JSONDecodeError as error:  # its own line would count from the sample's first
             raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
-        except ValueError as error:  # bytes that are no UTF-8
+        except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, brackets without end
             raise BadSample("broken JSON", str(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"a {type(row).__name__} instead of an object with keys")
@@ -95,7 +95,7 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
     """(first byte, byte behind, line) of each element of a JSON array, and what ends it too early."""
     text = data.decode("latin-1")  # a character for each byte; what JSON is made of is ASCII
-    decode = json.JSONDecoder(strict=False).raw_decode
+    decode = json.JSONDecoder(strict=False, parse_int=str).raw_decode  # an endless number spoils its own sample alone
     spans: list[tuple[int, int, int]] = []
     line, counted = 1, 0
     at = SPACE.match(text, text.index("[") + 1).end()
@@ -111,6 +111,8 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
                 raise json.JSONDecodeError("the array goes on without a comma or ends without ]", text, at)
     except json.JSONDecodeError as error:
         return spans, f"broken JSON in line {error.lineno}: {error.msg}"
+    except RecursionError as error:
+        return spans, f"broken JSON in line {line}: {error}"
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""
 
 

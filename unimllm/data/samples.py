@@ -178,7 +178,7 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
         if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
             found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         turns = [_read_turn(turn) for turn in found or []]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample("no conversation", f"its turns cannot be read: {error}") from error
@@ -267,7 +267,7 @@ def caption_texts(value) -> list[str]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # a caption that happens to begin so
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]

@@ -67,7 +67,7 @@ class TarSamples:
     def _json(self, i: int) -> dict:
         try:
             row = json.loads(self._bytes(i, JSON))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSample("broken JSON", str(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"its .json holds a {type(row).__name__}")
