@@ -204,6 +204,23 @@ def test_a_picture_may_be_a_data_url(tmp_path):
     assert not pictures_of(third.variants[0])[0].is_there()  # the name is too long for a file
 
 
+def test_pictures_have_the_keys_that_encode_of_their_root_gives_them(tmp_path, monkeypatch):
+    root = write_pictures(tmp_path / "images")
+    names = [f"{root}/10.png", f"{tmp_path}/else/../images/a/20.png", "./a/30.png", "/else/40.png", f"{root}s/50.png"]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"image": name, "caption": "a"}) for name in names))
+    monkeypatch.chdir(tmp_path)
+    for given in (root, Path("images")):
+        keys = [pictures_of(s.variants[0])[0].key for s in read_all(open_samples(str(path), None, given))]
+        assert keys == ["10.png", "a/20.png", "a/30.png", "/else/40.png", f"{root}s/50.png"]
+    (root / "10.txt").write_text("ten")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, ".")
+    index = open_samples(str(tmp_path / "a.tar"), None, None)
+    assert index.key(0) == f"{tmp_path}/a.tar:./10.png"
+    assert pictures_of(index.read(0).variants[0])[0].key == "10.png" and colours(index.read(0)) == [10]
+
+
 @pytest.mark.parametrize(
     ("text", "count", "damage"),
     [

@@ -4,6 +4,7 @@
 """
 
 import json
+import posixpath
 import tarfile
 from collections import Counter
 from functools import partial
@@ -53,7 +54,8 @@ class TarSamples:
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
-        pictures = [StoredPicture(str(self.names[i]), partial(self._picture, i))] if has_picture else []
+        key = posixpath.normpath(str(self.names[i]))  # `tar cf x.tar .` writes ./0.png
+        pictures = [StoredPicture(key, partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
 
     def _text(self, i: int) -> str:
