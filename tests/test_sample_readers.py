@@ -236,6 +236,18 @@ def test_a_damaged_array_gives_what_comes_before(tmp_path, text, count, damage):
     assert len(index) == count and damage in index.faults[0].message and index.faults[0].reason == "damaged JSON file"
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_one_object_over_several_lines_is_told_as_such(tmp_path, mark):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[1]))
+    (tmp_path / "b.json").write_text(mark + json.dumps({"data": ROWS}, indent=1), "utf-8")
+    index = open_samples(str(tmp_path), None, None)
+    (fault,) = index.faults
+    told = "damaged JSON file: one object; an array of samples or one a line is wanted; nothing of it is used"
+    assert str(fault) == f"{tmp_path}/b.json: {told}" and len(index) == 1
+    (tmp_path / "b.json").write_text("{\n" + json.dumps(ROWS[1]) + "\n")  # a broken line among others
+    assert len(open_samples(str(tmp_path), None, None)) == 3
+
+
 def test_an_endless_number_in_an_array_spoils_its_sample_alone_and_endless_brackets_the_rest(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(f"[{json.dumps(ROWS[1])},\n{LONG},\n{json.dumps(ROWS[4])},\n{DEEP}, {json.dumps(ROWS[1])}]")

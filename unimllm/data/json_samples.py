@@ -87,6 +87,10 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
             spans, damage = scan_array(file.read())
         else:
             spans, damage = scan_lines(file), ""
+            # If the whole file is one object, neither its first line nor its last is one.
+            ends = [(first + start, end - start) for start, end, _ in (spans[0], spans[-1])]
+            if not any(is_object(file, *line) for line in ends) and is_object(file, first, -1):
+                spans, damage = [], "one object; an array of samples or one a line is wanted"
     spans = np.array(spans, np.int64).reshape(-1, 3)
     spans[:, :2] += first
     return {"spans": spans}, damage
@@ -114,6 +118,15 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
     except RecursionError as error:
         return spans, f"broken JSON in line {line}: {error}"
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""
+
+
+def is_object(file, start: int, size: int) -> bool:
+    """Whether `size` bytes of a file, all the rest with -1, are a JSON object."""
+    file.seek(start)
+    try:
+        return isinstance(json.loads(file.read(size)), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def scan_lines(file) -> list[tuple[int, int, int]]:
