@@ -233,7 +233,8 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 
 def check_validation(args: Namespace, recipe: SftRecipe) -> None:
     """UserError for validation data that is not there or is trained on, and where it and its steps do not meet."""
-    trained_on = {name for word in args.data for name in real_names(parse_data(word).place, args.format)}
+    data = args.data if args.validation_data else []  # large folders are not searched for nothing
+    trained_on = {name for word in data for name in real_names(parse_data(word).place, args.format)}
     for place in args.validation_data:
         shared = real_names(place, args.format, "--validation-data") & trained_on
         if shared:
