@@ -132,14 +132,20 @@ def test_faults_are_named_at_first_and_counted_ever_after(capsys):
 # ---- damaged shards -------------------------------------------------------------------------------------------------
 
 
+def offsets_in(path: Path) -> tuple[np.ndarray, str]:
+    """Where a tar's pictures begin, and what is wrong with it."""
+    found, damage = scan_tar(path)
+    return found["offsets"], damage
+
+
 def test_a_tar_that_ends_in_the_middle(tmp_path):
     path = write_tar(tmp_path / "a.tar", pictures(6))
     whole = path.read_bytes()
-    offsets, damage = scan_tar(path)
+    offsets, damage = offsets_in(path)
     assert len(offsets) == 6 and not damage and offsets[1] == 4 * 512  # header, picture, header, caption
     for cut, left in ((offsets[3] + 512 + 20, 3), (offsets[3] + 100, 3), (offsets[3], 3), (offsets[4] + 1024, 5)):
         path.write_bytes(whole[:cut])
-        offsets_left, damage = scan_tar(path)
+        offsets_left, damage = offsets_in(path)
         assert offsets_left.tolist() == offsets[:left].tolist() and damage, cut
     index = open_pictures([path])
     assert len(index) == 5
@@ -151,12 +157,12 @@ def test_a_tar_that_ends_in_the_middle(tmp_path):
 def test_a_tar_with_rubbish_inside_or_behind(tmp_path):
     path = write_tar(tmp_path / "a.tar", pictures(6))
     whole = path.read_bytes()
-    offset = scan_tar(path)[0][3]
+    offset = offsets_in(path)[0][3]
     path.write_bytes(whole[:offset] + b"\xff" * 512 + whole[offset + 512 :])
-    offsets, damage = scan_tar(path)
+    offsets, damage = offsets_in(path)
     assert len(offsets) == 3 and "no end mark" in damage
     path.write_bytes(whole + whole)
-    offsets, damage = scan_tar(path)
+    offsets, damage = offsets_in(path)
     assert len(offsets) == 6 and "two archives in one file?" in damage
 
 

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semhitok.errors import UserError
 from semhitok.images import (
@@ -172,6 +173,22 @@ def test_thinner_pictures_are_refused(tmp_path, size):
     with pytest.raises(UnreadablePicture, match="a side over 100 times the other") as caught:
         open_picture(tmp_path / "thin.png")
     assert caught.value.reason == "too thin"
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
+def test_large_metadata_is_no_damage_and_a_bomb_of_it_is(kind):
+    def read(size: int) -> Image.Image:
+        out, text = io.BytesIO(), PngInfo()
+        if kind != "iCCP":
+            (text.add_text if kind == "zTXt" else text.add_itxt)("workflow", "x" * size, zip=True)
+        image = Image.new("RGB", (4, 4), "red")
+        image.save(out, "PNG", pnginfo=text, icc_profile=bytes(size) if kind == "iCCP" else None)
+        assert kind.encode() in out.getvalue()
+        return decode_picture(io.BytesIO(out.getvalue()), "a.png")
+
+    assert read(2 << 20).getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(UnreadablePicture, match="damaged or cut off: Decompressed data too large"):
+        read((64 << 20) + 1)
 
 
 def test_an_open_file_is_read_as_a_named_one():

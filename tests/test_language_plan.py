@@ -12,7 +12,7 @@ from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.language_model import OPTIONS, train_language_model
-from unimllm.training.language_plan import build_on_meta
+from unimllm.training.language_plan import build_on_meta, describe_data
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
 from unimllm.training.sft import SftTask
@@ -37,6 +37,21 @@ def test_qwen_7b_on_eight_gpus(capsys, tmp_path):
     assert "3 samples" in told["data"] and "mine.jsonl" in told["data"]
     trained = (7615.616512 + 704.643072 + 6.498) * 1e6
     assert float(told["optimiser state"].split()[0]) == pytest.approx(12 * trained / 8 / 2**30, abs=0.02)
+
+
+def test_files_that_are_not_used_whole_are_in_the_plan(tmp_path):
+    for name in ("mine", "held_out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+        (tmp_path / name / "b.json").write_text('[{"image": "a.png", "caption": "a')
+        (tmp_path / name / "c.jsonl.gz").write_bytes(b"x")
+    places = [str(tmp_path / name) for name in ("mine", "held_out")]
+    args = SimpleNamespace(data=places[:1], validation_data=places[1:], format=None, image_root=None)
+    lines = describe_data(args)
+    assert [line.split()[0] for line in lines[::3]] == ["data", "validation"] and len(lines) == 6
+    for place, told in zip(places, (lines[1:3], lines[4:]), strict=True):
+        assert told[0].startswith(f"{place}/b.json: damaged JSON file: broken JSON in line 1")
+        assert told[1] == f"{place}/c.jsonl.gz: compressed: unpack it first; nothing of it is used"
 
 
 def test_the_first_stage_trains_next_to_nothing(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """Rows of conversations: targets, losses as if alone, the same from pixels and codes, faults told and survived."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -15,6 +16,7 @@ import unimllm.auto  # noqa: F401
 from semhitok import encode
 from semhitok.fingerprint import code_layout
 from unimllm import UniMLLMForConditionalGeneration
+from unimllm.data.json_samples import JsonSamples
 from unimllm.data.open_data import DataOptions, open_data, open_validation
 from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
@@ -308,6 +310,21 @@ def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, proc
     assert np.array_equal(np.delete(second.lengths, 4), np.delete(first.lengths, 4))
     with pytest.raises(UserError, match="broken JSON"):
         survey(faulty, processor, cache=cache, strict=True)
+
+
+def test_samples_that_the_disk_did_not_give_are_looked_at_again(llava, processor, tmp_path, monkeypatch):
+    def read(shard, i: int):
+        if i in (3, 7):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(shard, i)
+
+    whole = JsonSamples.read
+    monkeypatch.setattr(JsonSamples, "read", read)
+    first = survey(llava, processor, cache=tmp_path)[1]
+    assert [finding[:2] for finding in first.findings] == [(3, "not readable"), (7, "not readable")]
+    monkeypatch.setattr(JsonSamples, "read", whole)
+    again = survey(llava, processor, cache=tmp_path)[1]
+    assert not again.findings and (again.lengths > 0).all()
 
 
 def test_strict_does_not_stop_at_samples_that_are_used_all_the_same(llava, processor, tmp_path):

@@ -22,6 +22,7 @@ from unimllm.data import picture_index, picture_shards
 from unimllm.data.picture_index import compare_indices, open_pictures
 from unimllm.data.picture_shards import RowGroupCache
 from unimllm.data.pictures import PictureSource
+from unimllm.data.splits import split_of
 from unimllm.errors import UserError
 from unimllm.training.batches import open_batches
 from unimllm.training.config import TrainConfig
@@ -104,6 +105,23 @@ def test_row_groups_are_kept_within_bounds(tmp_path):
     assert [group for _, group, _ in cache.groups] == [2, 3]
 
 
+def test_a_row_group_over_the_bounds_is_read_once_for_all_its_rows(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 6, rows=3)
+    cache, read = RowGroupCache(max_bytes=100), []
+
+    class Counted(pq.ParquetFile):
+        def read_row_group(self, group, columns, **options):
+            read.append((group, *columns))
+            return super().read_row_group(group, columns, **options)
+
+    monkeypatch.setattr(picture_shards.pq, "ParquetFile", Counted)
+    for group in (0, 0, 0, 1, 1):
+        cache.get(path, group, "label", "label")
+        cache.get(path, group, "image", "image.bytes")
+    assert read == [(group, leaf) for group in (0, 1) for leaf in ("label", "image.bytes")]
+    assert {group for _, group, _ in cache.groups} == {1}
+
+
 def test_a_row_group_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [bytes(1000)] * 3, rows=3)
     cache, read = RowGroupCache(max_bytes=7000), picture_shards.pq.ParquetFile
@@ -122,6 +140,19 @@ def test_other_files_in_a_folder_are_named(tmp_path):
     assert str(open_pictures([tmp_path])).endswith("(other files left alone: 1 .txt, 1 .heic)")
 
 
+def test_other_members_of_tars_are_named_and_a_tar_without_pictures_too(tmp_path):
+    path = write_tar(tmp_path / "a.tar", pictures(2))
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for name in ("0.heic", "1.HEIC", "README"):
+            tar.addfile(tarfile.TarInfo(name))
+    for _ in range(2):  # scanned, and remembered
+        index = open_pictures([tmp_path], tmp_path / "index")
+        assert str(index) == "2 pictures in 1 tar (other files left alone: 2 .txt)" and index.shards[0].path == path
+        (fault,) = index.faults
+        told = "no pictures: nothing of it is used (other files left alone: 2 .heic, 1 without ending)"
+        assert str(fault) == f"{tmp_path}/b.tar: {told}"
+
+
 @pytest.mark.parametrize(
     ("files", "name", "message"),
     [
@@ -131,19 +162,38 @@ def test_other_files_in_a_folder_are_named(tmp_path):
         (["a.tar.gz"], "", "but 1 .gz files: unpack them"),
         (["a.tgz"], "a.tgz", "is no folder, .tar or .parquet file; unpack it"),
         (["a.tar"], "a.tar", "no pictures in"),
+        (["train2017/a.png", "val2017/b.png"], "", "holds the splits train and val; name the files or the folder of"),
+        (["train/n01/a.png", "test/n01/b.png"], "", "holds the splits test and train"),
+        (["train-0.tar", "test-0.tar"], "", "holds the splits test and train"),
+        (["x/train/0.parquet", "x/test/0.parquet"], "", "holds the splits test and train"),
     ],
 )
 def test_places_without_pictures_are_told(tmp_path, files, name, message):
     for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_pictures([tmp_path / name])
 
 
+def test_one_split_and_names_that_tell_none_are_taken(tmp_path):
+    assert split_of("test/train-0.parquet") == "train" and split_of("val/a/0.png") == "val"
+    assert not split_of("a/latest/training/test") and not split_of("testing.tar")
+    write_folder(tmp_path / "data" / "train", pictures(3))
+    write_folder(tmp_path / "data" / "more", pictures(2))
+    (tmp_path / "data" / "test.txt").write_text("")
+    (tmp_path / "data" / "train" / "test-0.png").write_bytes(pictures(1)[0])  # nobody names pictures one by one
+    assert len(open_pictures([tmp_path / "data"])) == 6
+
+
 def test_tars_are_looked_through_once(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "a.tar", pictures(3))
     open_pictures([path], cache=tmp_path / "index")
-    monkeypatch.setattr(picture_index, "scan_tar", lambda path: pytest.fail("scanned again"))
+
+    def scan_tar(path):
+        pytest.fail("scanned again")
+
+    monkeypatch.setattr(picture_index, "scan_tar", scan_tar)
     assert len(open_pictures([path], cache=tmp_path / "index")) == 3
     monkeypatch.undo()
     write_tar(path, pictures(4))

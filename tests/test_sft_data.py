@@ -121,7 +121,8 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
             ["--data", SFT, "--validation-data", "nowhere.json", "--format", "llava"],
             "--validation-data nowhere.json: no",
         ),
-        (["--data", SFT, "--validation-data", SFT, "--format", "llava"], "is in --data too"),
+        (["--data", SFT, "--validation-data", SFT, "--format", "llava"], "is in --data too: "),
+        (["--data", "some/body", "--validation-data", "some/body"], "is in --data too: some/body; hold out"),
         (["--data", SFT, "--format", "llava", "--train.validate_every", 5], "name them with --validation-data"),
         (["--data", SFT, "--format", "llava", "--text-tokenizer", "no/such"], "--text-tokenizer no/such: "),
     ],
@@ -132,3 +133,41 @@ def test_options_that_do_not_fit_end_with_one_line(options, message, tmp_path, m
     with pytest.raises(UserError) as caught:
         program.main()
     assert message in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_text('{"image": "0.png", "caption": "a dog"}')
+    program = load_program("train/sft.py")
+    command = ["sft.py", "--output-dir", tmp_path / "out", "--codes", tmp_path / "codes", "--data", tmp_path / "a"]
+    for more in (["--data", tmp_path / "b"], ["--validation-data", tmp_path / "b"]):
+        monkeypatch.setattr(sys, "argv", [*map(str, command + more)])
+        with pytest.raises(UserError, match=f"begin in {tmp_path}/a and in {tmp_path}/b here, .* with --image-root"):
+            program.main()
+    args = Namespace(codes=tmp_path, image_root=tmp_path, data=[str(tmp_path)], validation_data=[], format=None)
+    language_model.check_codes(args)  # one root for all
+    args.image_root, args.data = None, [f"{tmp_path}/a", f"{tmp_path}/a/x.jsonl:2"]
+    language_model.check_codes(args)  # one folder
+
+
+def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / "more").mkdir(parents=True)
+    for name in ("mine/a.json", "mine/more/b.json", "c.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "link.json").symlink_to("mine/more/b.json")
+    recipe = Namespace(train=Namespace(validate_every=1))
+
+    def check(data: str, validation: str):
+        args = Namespace(data=[data], validation_data=[validation], format=None, overrides={})
+        language_model.check_validation(args, recipe)
+
+    for data, validation in (
+        (f"{tmp_path}/mine", f"{tmp_path}/link.json"), ("~/mine:2", "~/mine/more"), ("~/mine/more/b.json", "~/mine")
+    ):  # fmt: skip
+        with pytest.raises(
+            UserError, match=f"^--validation-data {validation} is in --data too: {tmp_path}/mine/more/b"
+        ):
+            check(data, validation)
+    check("~/mine", "~/c.json")

@@ -56,7 +56,7 @@ class JsonSamples:
             row = json.loads(data)
         except json.JSONDecodeError as error:  # its own line would count from the sample's first
             raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
-        except ValueError as error:  # bytes that are no UTF-8
+        except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, brackets without end
             raise BadSample("broken JSON", str(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"a {type(row).__name__} instead of an object with keys")
@@ -87,6 +87,10 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
             spans, damage = scan_array(file.read())
         else:
             spans, damage = scan_lines(file), ""
+            # If the whole file is one object, neither its first line nor its last is one.
+            ends = [(first + start, end - start) for start, end, _ in (spans[0], spans[-1])]
+            if not any(is_object(file, *line) for line in ends) and is_object(file, first, -1):
+                spans, damage = [], "one object; an array of samples or one a line is wanted"
     spans = np.array(spans, np.int64).reshape(-1, 3)
     spans[:, :2] += first
     return {"spans": spans}, damage
@@ -95,7 +99,7 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
 def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
     """(first byte, byte behind, line) of each element of a JSON array, and what ends it too early."""
     text = data.decode("latin-1")  # a character for each byte; what JSON is made of is ASCII
-    decode = json.JSONDecoder(strict=False).raw_decode
+    decode = json.JSONDecoder(strict=False, parse_int=str).raw_decode  # an endless number spoils its own sample alone
     spans: list[tuple[int, int, int]] = []
     line, counted = 1, 0
     at = SPACE.match(text, text.index("[") + 1).end()
@@ -111,7 +115,18 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
                 raise json.JSONDecodeError("the array goes on without a comma or ends without ]", text, at)
     except json.JSONDecodeError as error:
         return spans, f"broken JSON in line {error.lineno}: {error.msg}"
+    except RecursionError as error:
+        return spans, f"broken JSON in line {line}: {error}"
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""
+
+
+def is_object(file, start: int, size: int) -> bool:
+    """Whether `size` bytes of a file, all the rest with -1, are a JSON object."""
+    file.seek(start)
+    try:
+        return isinstance(json.loads(file.read(size)), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def scan_lines(file) -> list[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from unimllm.data.picture_shards import (
     TarShard,
     scan_tar,
 )
-from unimllm.data.shard_index import ShardIndex
+from unimllm.data.shard_index import ShardIndex, left_alone, nothing_in
+from unimllm.data.splits import check_one_split
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
+Scan = Callable[[Path], tuple[dict[str, np.ndarray], str]]
 PictureShard = FolderShard | TarShard | ParquetShard
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -52,9 +55,7 @@ class PictureIndex(ShardIndex):
         return digest.hexdigest()[:12]
 
     def __str__(self) -> str:
-        others = sum((Counter(shard.others) for shard in self.shards if shard.kind == "folder"), Counter())
-        left = ", ".join(f"{count:,} {suffix or 'without ending'}" for suffix, count in others.most_common(5))
-        return f"{len(self):,} pictures in {self.places()}" + (f" (other files left alone: {left})" if left else "")
+        return f"{len(self):,} pictures in {self.places()}{left_alone(self.shards)}"
 
 
 def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, world_size: int = 1) -> PictureIndex:
@@ -71,13 +72,15 @@ def open_pictures(paths: list[Path], cache: Path | None = None, rank: int = 0, w
     tars = [path for path in found if isinstance(path, Path) and path.suffix.lower() == ".tar"]
     if cache and world_size > 1:
         for path in tars[rank::world_size]:
-            indexed_tar(path, cache)
+            remembered(path, cache, scan_tar)
         barrier()
     shards: list[PictureShard] = []
     faults: list[Fault] = []
     for place in found:
         shard, fault = (place, None) if isinstance(place, FolderShard) else open_shard(place, cache)
-        shards += [shard] if shard and shard.chunk_sizes.sum() else []
+        is_empty = shard is None or not shard.chunk_sizes.sum()
+        shards += [] if is_empty else [shard]
+        fault = fault or (nothing_in(shard, place, "pictures") if is_empty else None)
         faults += [fault] if fault else []
     if not shards:
         why = f"; {faults[0]}" if faults else ""
@@ -91,7 +94,7 @@ def find_shards(path: Path) -> list[FolderShard | Path]:
     """What lies at a path: itself if it is a file, else the tars or the parquet files or the pictures below it.
 
     Raises:
-        UserError: no such file, another kind of file, or a folder with several kinds.
+        UserError: no such file, another kind of file, or a folder with several kinds or several splits.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -127,6 +130,8 @@ def _find_below(folder: Path) -> list[FolderShard | Path]:
             f"{folder} holds neither pictures nor .tar nor .parquet files"
             + (f", but {others[packed]:,} {packed} files: unpack them" if packed else "")
         )
+    files = [os.path.relpath(path, folder) for paths in shards.values() for path in paths]
+    check_one_split(str(folder), [*files, *{f"{os.path.dirname(name)}/" for name in names}])
     return shards[".tar"] or shards[".parquet"] or [FolderShard(folder, names, others)]
 
 
@@ -135,9 +140,10 @@ def open_shard(path: Path, cache: Path | None) -> tuple[PictureShard | None, Fau
     try:
         path.open("rb").close()
         if path.suffix.lower() == ".tar":
-            offsets, damage = indexed_tar(path, cache)
-            fault = Fault("damaged tar", str(path), f"{damage}; its first {len(offsets):,} pictures are used")
-            return TarShard(path, offsets), fault if damage else None
+            found, damage = remembered(path, cache, scan_tar)
+            shard = TarShard(path, **found)
+            fault = Fault("damaged tar", str(path), f"{damage}; its first {len(shard.offsets):,} pictures are used")
+            return shard, fault if damage else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
@@ -148,19 +154,19 @@ def open_shard(path: Path, cache: Path | None) -> tuple[PictureShard | None, Fau
         return None, Fault("damaged parquet", str(path), f"{first_line(error)}; none of its pictures is used")
 
 
-def indexed_tar(path: Path, cache: Path | None) -> tuple[np.ndarray, str]:
-    """`scan_tar`, remembered in `cache` for as long as the tar's size and time of change stay."""
-    status = path.stat()
+def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
+    """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
     if cache is None:
-        return scan_tar(path)
-    name = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
-    file = cache / f"{name.hexdigest()[:24]}.npz"
+        return scan(path)
+    status = path.stat()  # the number changes with what a scan finds
+    words = f"{scan.__name__} 3 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
     if file.exists():
         with np.load(file) as kept:
-            return kept["offsets"], str(kept["damage"])
-    offsets, damage = scan_tar(path)
-    write_atomically(file, lambda out: np.savez(out, offsets=offsets, damage=np.array(damage)))
-    return offsets, damage
+            return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
+    found, damage = scan(path)
+    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
+    return found, damage
 
 
 def check_same_everywhere(index, what: str = "pictures") -> None:

@@ -10,6 +10,7 @@ Each is looked through once; after that any of its pictures is read by its numbe
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -68,13 +69,15 @@ class TarShard:
 
     Args:
         offsets: (P,) int64 bytes into the file.
+        others: (K, 2) endings of the other members and how many have them.
     """
 
     kind = "tar"
     memory = 0
 
-    def __init__(self, path: Path, offsets: np.ndarray):
+    def __init__(self, path: Path, offsets: np.ndarray, others: np.ndarray):
         self.path, self.name, self.offsets = path, path.name, offsets
+        self.others = {ending: int(count) for ending, count in others}
         self.chunk_sizes = equal_chunks(len(offsets), TAR_CHUNK)
 
     def key(self, i: int) -> str:
@@ -105,20 +108,24 @@ class TarShard:
         return self.offsets.tobytes()
 
 
-def scan_tar(path: Path) -> tuple[np.ndarray, str]:
-    """Offsets of a tar's whole pictures, (P,) int64, and what is wrong with the tar ("" if nothing).
+def scan_tar(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Of a tar's whole members {"offsets": (P,) int64 of pictures, "others": (K, 2) endings of the others and how many
+    have them}, and what is wrong with the tar ("" if nothing).
 
     Raises:
         OSError: it cannot be read at all.
     """
-    suffixes, offsets = picture_suffixes(), []
+    suffixes, offsets, others = picture_suffixes(), [], Counter()
 
     def take(member: tarfile.TarInfo) -> None:
         if is_picture(member.name, suffixes):
             offsets.append(member.offset)
+        else:
+            others[os.path.splitext(member.name)[1].lower()] += 1
 
     damage = scan_members(path, take)
-    return np.array(offsets, np.int64), damage
+    found = {"offsets": np.array(offsets, np.int64), "others": np.array([*others.items()], np.str_).reshape(-1, 2)}
+    return found, damage
 
 
 def scan_members(path: Path, take: Callable[[tarfile.TarInfo], None]) -> str:
@@ -208,7 +215,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 class RowGroupCache:
-    """The columns of the row groups read lately: at most `max_bytes`, the newest at any rate."""
+    """The columns of the row groups read lately: at most `max_bytes`, those of the newest row group at any rate."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -235,8 +242,10 @@ class RowGroupCache:
         with self.lock:
             done = {key: f.result().nbytes for key, f in self.groups.items() if f.done()}
             total = sum(done.values())
-            for key in list(done)[:-1]:
-                if total > self.max_bytes:
+            lately = list(dict.fromkeys(key[:2] for key in reversed(self.groups)))  # the newest row group first
+            while total > self.max_bytes and len(lately) > 1:
+                oldest = lately.pop()
+                for key in [key for key in done if key[:2] == oldest]:
                     total -= done[key]
                     del self.groups[key]
 

@@ -10,13 +10,10 @@ A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
 import hashlib
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from semhitok.checkpoints import may_be_hub_id
@@ -26,16 +23,15 @@ from unimllm.data.dataset_samples import DatasetSamples, is_saved_dataset, open_
 from unimllm.data.faults import Fault
 from unimllm.data.json_samples import JsonSamples, scan_json
 from unimllm.data.parquet_samples import ParquetSamples
-from unimllm.data.picture_index import check_same_everywhere
+from unimllm.data.picture_index import Scan, check_same_everywhere, remembered
 from unimllm.data.samples import BadSample, Sample
-from unimllm.data.shard_index import ShardIndex
+from unimllm.data.shard_index import ShardIndex, left_alone, nothing_in
+from unimllm.data.splits import check_one_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
-from unimllm.images import write_atomically
 
 SampleShard = JsonSamples | TarSamples | ParquetSamples | DatasetSamples
-Scan = Callable[[Path], tuple[dict[str, np.ndarray], str]]
 
 FORMATS = {
     "llava": ("JSON", (".json", ".jsonl")),
@@ -47,7 +43,6 @@ FORMATS = {
 """--format -> (kind of file, endings that such files have below a folder)."""
 ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-SPLIT = re.compile(r"(train|test|validation|valid|val|dev)[-.]")  # as files of parquet on the hub begin
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ class SampleIndex(ShardIndex):
         return [f for s in self.shards for f in (s.files if isinstance(s, DatasetSamples) else [s.path])]
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self):,} samples in {self.places()}"
+        return f"{self.name}: {len(self):,} samples in {self.places()}{left_alone(self.shards)}"
 
 
 def open_samples(
@@ -145,8 +140,11 @@ def open_samples(
                     remembered(path, cache, SCANS[kind])
             barrier()
         opened = [open_file(path, kind, layout, image_root or path.parent, cache) for path, kind in paths]
-        shards = [shard for shard, _ in opened if shard and shard.chunk_sizes.sum()]
-        faults = [fault for _, found in opened for fault in found]
+        shards, faults = [], []
+        for (path, _), (shard, found) in zip(paths, opened, strict=True):
+            is_empty = shard is None or not shard.chunk_sizes.sum()
+            shards += [] if is_empty else [shard]
+            faults += found or ([nothing_in(shard, path, "samples")] if is_empty else [])
     if not shards:
         raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     index = SampleIndex(place, shards, faults)
@@ -183,13 +181,14 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
-    packed = []
+    found, packed = [], []
     for name in files_below(folder):
         ending = os.path.splitext(name)[1].lower()
         if is_hidden(name):
             continue
         if ending in endings:
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
+            found.append(name)
         elif inside(name) in endings:
             packed.append((folder / name, "compressed"))
     if len(kinds) > 1:
@@ -197,9 +196,7 @@ def _find_below(folder: Path, data_format: str | None, option: str) -> list[tupl
         raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
     if not kinds and not packed:
         raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
-    splits = sorted({found[1] for path in kinds.get("parquet", ()) if (found := SPLIT.match(path.name))})
-    if len(splits) > 1:
-        raise UserError(f"{option} {folder} holds the splits {' and '.join(splits)}; name the files of one of them")
+    check_one_split(f"{option} {folder}", found)
     return [(path, kind) for kind, paths in kinds.items() for path in paths] + packed
 
 
@@ -240,18 +237,3 @@ def open_file(
         raise
     except (OSError, pa.ArrowException) as error:
         return None, [Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")]
-
-
-def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
-    """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
-    if cache is None:
-        return scan(path)
-    status = path.stat()  # the number changes with what a scan finds
-    words = f"{scan.__name__} 2 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
-    if file.exists():
-        with np.load(file) as kept:
-            return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
-    found, damage = scan(path)
-    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
-    return found, damage

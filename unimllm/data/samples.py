@@ -12,6 +12,7 @@ Messages are as in `unimllm.conversation`; the picture of an image part lies und
 import base64
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class PictureOnDisk:
     """A picture file.
 
     Attributes:
-        key: its path as the data names it, below the image root; `semhitok encode` of that root gives it the same key.
+        key: its path below the image root, elsewhere as the data names it; `semhitok encode` of that root gives it the
+            same key.
     """
 
     key: str
@@ -119,11 +121,14 @@ def pictures_of(messages: list[dict]) -> list[Picture]:
 
 
 def picture_named(name: str, root: Path) -> Picture:
-    """The picture that data names by a path below `root`, or holds as a data URL."""
+    """The picture that data names by a path, relative to `root` or absolute, or holds as a data URL."""
     if name.startswith("data:"):
         return StoredPicture(f"data-url-{hashlib.sha256(name.encode()).hexdigest()[:16]}", partial(_read_url, name))
     name = name.replace("\\", "/")  # of Windows
-    return PictureOnDisk(posixpath.normpath(name), root / name)
+    key = posixpath.normpath(name)
+    if posixpath.isabs(key):
+        key = key.removeprefix(os.path.join(os.path.abspath(root), ""))
+    return PictureOnDisk(key, root / name)
 
 
 def _read_url(url: str) -> bytes:
@@ -178,7 +183,7 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
         if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
             found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         turns = [_read_turn(turn) for turn in found or []]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
         raise BadSample("no conversation", f"its turns cannot be read: {error}") from error
@@ -267,7 +272,7 @@ def caption_texts(value) -> list[str]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # a caption that happens to begin so
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]

@@ -1,7 +1,8 @@
 """What the indices of pictures and of samples share: things numbered through shards that lie one after the other."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -46,3 +47,15 @@ class ShardIndex:
         """How many shards of which kind."""
         kinds = Counter(shard.kind for shard in self.shards)
         return " and ".join(f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in kinds.items())
+
+
+def left_alone(shards: Iterable) -> str:
+    """What lies in shards beside what is read, ` (other files left alone: 3 .heic)`; "" if nothing."""
+    others = sum((Counter(getattr(shard, "others", {})) for shard in shards), Counter())
+    told = ", ".join(f"{count:,} {suffix or 'without ending'}" for suffix, count in others.most_common(5))
+    return f" (other files left alone: {told})" if told else ""
+
+
+def nothing_in(shard, path: Path, what: str) -> Fault:
+    """The fault of a file that is not damaged and yet gives no `what`."""
+    return Fault(f"no {what}", str(path), f"nothing of it is used{left_alone([shard])}")

@@ -2,7 +2,7 @@
 
 Packing needs the lengths (`row_plan`), ratios need the tasks (`mixture`), and whoever trains for a week wants to hear
 of bad data in the first minutes. What was found is kept beside the run and used again as long as files and tokenizer
-stay; only samples whose picture was missing are looked at again, for it may have come since.
+stay; only samples whose picture was missing or that the disk did not give are looked at again, for that may pass.
 
 Shapes: S samples.
 """
@@ -28,6 +28,7 @@ from unimllm.images import write_atomically
 CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 100  # chunks between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
+PASSING = (*PICTURE_FAULTS, "not readable")
 USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
@@ -130,7 +131,7 @@ def survey_samples(
     if survey is None:
         survey, numbers = empty_survey(len(index)), np.arange(len(index))
     else:
-        numbers = np.array([number for number, reason, _ in survey.findings if reason in PICTURE_FAULTS], np.int64)
+        numbers = np.array([number for number, reason, _ in survey.findings if reason in PASSING], np.int64)
     surveyor = Surveyor(index, tokenizer, check_picture, numbers)
     parts = _share(surveyor, strict, rank, world_size, num_workers)
     changed = _merge(survey, numbers, parts, index)

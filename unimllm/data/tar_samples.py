@@ -4,7 +4,9 @@
 """
 
 import json
+import posixpath
 import tarfile
+from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -26,14 +28,18 @@ class TarSamples:
         places: (S, 3, 2) int64: where picture, text and JSON of a sample begin, in bytes, and how long they are; -1 for
             what it has not.
         names: (S,) the members' names: the picture's, or else the key of the sample.
+        others: (K, 2) endings that are not read and how many members have them.
         layout: of the JSON, of `samples.LAYOUTS`; None: recognised.
     """
 
     kind = "tar"
     memory = 0
 
-    def __init__(self, path: Path, places: np.ndarray, names: np.ndarray, layout: str | None):
+    def __init__(
+        self, path: Path, places: np.ndarray, names: np.ndarray, others: np.ndarray, layout: str | None
+    ):  # fmt: skip
         self.path, self.name, self.places, self.names, self.layout = path, path.name, places, names, layout
+        self.others = {ending: int(count) for ending, count in others}
         self.chunk_sizes = equal_chunks(len(places), TAR_CHUNK)
 
     def key(self, i: int) -> str:
@@ -48,7 +54,8 @@ class TarSamples:
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
-        pictures = [StoredPicture(str(self.names[i]), partial(self._picture, i))] if has_picture else []
+        key = posixpath.normpath(str(self.names[i]))  # `tar cf x.tar .` writes ./0.png
+        pictures = [StoredPicture(key, partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
 
     def _text(self, i: int) -> str:
@@ -62,7 +69,7 @@ class TarSamples:
     def _json(self, i: int) -> dict:
         try:
             row = json.loads(self._bytes(i, JSON))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSample("broken JSON", str(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"its .json holds a {type(row).__name__}")
@@ -87,8 +94,8 @@ class TarSamples:
 def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """{"places": (S, 3, 2), "names": (S,)} of a tar's samples, and what is wrong with the tar ("" if nothing).
 
-    Members that are lost are told as "faults" (F, 2), the reason and a message: those whose keys hold a dot, and those
-    that another one of their key takes the place of.
+    Members of other endings are counted in "others" (K, 2). Those that are lost are told as "faults" (F, 2), the reason
+    and a message: those whose keys hold a dot, and those that another one of their key takes the place of.
 
     Raises:
         OSError: it cannot be read at all.
@@ -99,6 +106,7 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
     keys: set[str] = set()
     dotted: list[tuple[str, str]] = []  # key and name of members that only their last ending makes known
     replaced: list[str] = []
+    others: Counter[str] = Counter()
     current = None
 
     def take(member: tarfile.TarInfo) -> None:
@@ -111,6 +119,8 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
         if part is None:
             if path.suffix.lstrip(".").lower() in suffixes:
                 dotted.append((key, member.name))
+            else:
+                others[path.suffix.lower()] += 1
             return
         if key != current:
             current = key
@@ -134,4 +144,5 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
         faults.append(("two of one key", f"of its members {len(replaced):,} went over one before them, the first "
                        f"{replaced[0]}: a sample has one picture, one text and one JSON"))  # fmt: skip
     found = {"places": np.array(places, np.int64).reshape(-1, 3, 2), "names": np.array(names, np.str_)}
-    return found | {"faults": np.array(faults, np.str_).reshape(-1, 2)}, damage
+    told = {"faults": faults, "others": [*others.items()]}
+    return found | {name: np.array(rows, np.str_).reshape(-1, 2) for name, rows in told.items()}, damage

@@ -223,6 +223,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
     check_validation(args, recipe)
+    check_codes(args)
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
@@ -232,15 +233,42 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
 
 def check_validation(args: Namespace, recipe: SftRecipe) -> None:
     """UserError for validation data that is not there or is trained on, and where it and its steps do not meet."""
+    data = args.data if args.validation_data else []  # large folders are not searched for nothing
+    trained_on = {name for word in data for name in real_names(parse_data(word).place, args.format)}
     for place in args.validation_data:
-        find_files(place, args.format, "--validation-data")
-        if os.path.realpath(place) in [os.path.realpath(parse_data(word).place) for word in args.data]:
-            raise UserError(f"--validation-data {place} is in --data too; hold out samples that are not trained on")
+        shared = real_names(place, args.format, "--validation-data") & trained_on
+        if shared:
+            raise UserError(
+                f"--validation-data {place} is in --data too: {min(shared)}; hold out samples that are not trained on"
+            )
     if args.validation_data and not recipe.train.validate_every:
         raise UserError("--validation-data is for every --train.validate_every steps, which is 0; set that too")
     if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
         raise UserError(
             "--train.validate_every needs samples that are not trained on: name them with --validation-data"
+        )
+
+
+def real_names(place: str, data_format: str | None, option: str = "--data") -> set[str]:
+    """The files of a place, links followed; of a dataset of Hugging Face its folder or its name."""
+    found = find_files(place, data_format, option)
+    if found is None:
+        folder = os.path.expanduser(place)
+        return {os.path.realpath(folder) if os.path.isdir(folder) else place}
+    return {os.path.realpath(path) for path, _ in found}
+
+
+def check_codes(args: Namespace) -> None:
+    """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several."""
+    if not args.codes or args.image_root:
+        return
+    places = [*(parse_data(word).place for word in args.data), *args.validation_data]
+    files = [path for place in places for path, kind in find_files(place, args.format) or [] if kind == "JSON"]
+    folders = sorted({os.path.realpath(path.parent) for path in files})
+    if len(folders) > 1:
+        raise UserError(
+            f"--codes goes by paths of pictures, which begin in {folders[0]} and in {folders[1]} here, beside the JSON "
+            "files; name the one folder that was encoded with --image-root"
         )
 
 

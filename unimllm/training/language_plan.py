@@ -82,11 +82,16 @@ def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
 
 
 def describe_data(args) -> list[str]:
-    """A line for each place of --data and --validation-data: how many samples lie there, before any of them is read."""
+    """A line for each place of --data and --validation-data: how many samples lie there, before any of them is read.
+
+    Below it one for each file of which not everything is used.
+    """
     lines = []
     for word in args.data:
         source = parse_data(word)
         index = open_samples(source.place, args.format, args.image_root)
-        lines.append(row("data", f"{index}, weight {source.weight:g}"))
-    lines += [row("validation", str(open_samples(p, args.format, args.image_root))) for p in args.validation_data]
+        lines += [row("data", f"{index}, weight {source.weight:g}"), *map(str, index.faults)]
+    for place in args.validation_data:
+        index = open_samples(place, args.format, args.image_root)
+        lines += [row("validation", str(index)), *map(str, index.faults)]
     return lines
