@@ -4,7 +4,7 @@
 
 Reads what scripts/ablate_tokenizer.sh leaves in RESULTS/VARIANT/seed-N/: tokenizer.json (eval/reconstruction.py),
 features.json (eval/features.py) and understanding.json (eval/scenes.py). A folder without its file is a run that has
-not ended, and is named below.
+not ended, and is named below, as are values that are null and the commits that measured.
 """
 
 import json
@@ -52,6 +52,7 @@ ALIKE = {  # what must be equal in all files of a name, or their numbers cannot 
     FEATURES: ("split", "seed", "num_pictures", "num_training_pictures", "image_size", "classes_digest"),
     UNDERSTANDING: ("split", "seed", "limit", "num_questions", "num_pope_questions", "reader"),
 }
+LATELY = ("image_size", "classes_digest")  # of those, what earlier versions did not tell
 DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew
 
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
     results = read_results(args.results)
     columns = make_columns(results)
-    check_numbers(results, columns)
+    results.missing += null_values(results, columns)
     if args.json:
         write_json(args.json, summarize(results, columns))
     print("\n\n".join(table for group in GROUPS if (table := make_table(group, results, columns))))
@@ -188,7 +189,8 @@ def check_alike(results: Results) -> None:
     first: dict[tuple[str, str], tuple[str, object]] = {}
     for (name, seed, file), content in results.found.items():
         where = f"{name}/seed-{seed}/{file}"
-        measured = {key: content.get(key) for key in (*ALIKE[file], *(DRAWN if "geneval" in content else ()))}
+        keys = (*ALIKE[file], *(DRAWN if "geneval" in content else ()))
+        measured = {key: content.get(key) for key in keys if key in content or key not in LATELY}
         for net, distance in content.get("frechet", {}).items():
             told = [part for part in str(distance.get("library")).split(", ") if part.startswith("SigLIP ")]
             measured |= {f"the network of {net}": part for part in told}  # earlier versions did not tell which
@@ -221,8 +223,9 @@ def make_columns(results: Results) -> list[Column]:
     ]
 
 
-def check_numbers(results: Results, columns: list[Column]) -> None:
-    """Enter values that are null, such as infinite ones, among the missing; UserError for what is no number."""
+def null_values(results: Results, columns: list[Column]) -> list[str]:
+    """Which values are null, as infinite ones are, a line each; UserError for what is no number."""
+    nulls = []
     for (name, seed, file), content in results.found.items():
         for column in (column for column in columns if column.file == file):
             try:
@@ -232,9 +235,10 @@ def check_numbers(results: Results, columns: list[Column]) -> None:
             except TypeError as error:
                 raise UserError(f"{name}/seed-{seed}/{file} is damaged: no {column.title} ({error})") from error
             if value is None:
-                results.missing.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
+                nulls.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
             elif type(value) not in (int, float) or not math.isfinite(value):
                 raise UserError(f"{name}/seed-{seed}/{file}: {column.title} is {value!r}, no number")
+    return nulls
 
 
 def spread(values: list[float]) -> float | None:

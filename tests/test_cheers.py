@@ -206,6 +206,10 @@ def test_pictures_of_a_row_stay_together_where_it_is_answered_twice(model):
     ids, given = model._expand_inputs_for_generation(2, input_ids=rows, pixel_values=pictures(4), image_tokens=None)
     assert torch.equal(ids, rows[[0, 0, 1, 1]])
     assert torch.equal(given["pixel_values"], pictures(4)[[0, 1, 0, 1, 2, 3, 2, 3]])
+    options = {"attention_mask": torch.ones_like(rows), "max_new_tokens": 3, "eos_token_id": None}
+    twice = model.generate(rows, pictures(4), do_sample=True, top_k=1, num_return_sequences=2, **options)
+    expected = model.generate(rows, pictures(4), do_sample=False, **options)
+    assert torch.equal(twice, expected[[0, 0, 1, 1]])
 
 
 def test_a_picture_is_read_again_where_there_is_no_cache(model):

@@ -151,12 +151,15 @@ def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
     write(tmp_path, "joint", 0, 27.0, split="test")
     refusal = call(program, tmp_path).refusal()
     assert "phased/seed-0/tokenizer.json has split 'validation' and joint/seed-0/tokenizer.json 'test'" in refusal
+    change(tmp_path / "joint" / "seed-0" / "tokenizer.json", split="validation")
     for file, values in (("tokenizer", {"classes_digest": "aa"}), ("features", {"image_size": 32})):
-        change(tmp_path / "joint" / "seed-0" / "tokenizer.json", split="validation", classes_digest=None)
         change(tmp_path / "joint" / "seed-0" / f"{file}.json", **values)
+        assert call(program, tmp_path).code == 0  # the other file is of an earlier version, which did not tell
         ((key, value),) = values.items()
-        told = f"phased/seed-0/{file}.json has {key} None and joint/seed-0/{file}.json {value!r}"
+        change(tmp_path / "phased" / "seed-0" / f"{file}.json", **{key: "other"})
+        told = f"phased/seed-0/{file}.json has {key} 'other' and joint/seed-0/{file}.json {value!r}"
         assert told in call(program, tmp_path).refusal()
+        change(tmp_path / "phased" / "seed-0" / f"{file}.json", **values)
     (tmp_path / "joint" / "seed-0" / "tokenizer.json").write_text("{")
     assert "joint/seed-0/tokenizer.json cannot be read" in call(program, tmp_path).refusal()
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from semhitok.image_processing_semhitok import adm_center_crop
 from unimllm.data import picture_index, picture_shards
-from unimllm.data.picture_index import compare_indices, open_pictures
+from unimllm.data.picture_index import open_pictures
 from unimllm.data.picture_shards import RowGroupCache
 from unimllm.data.pictures import PictureSource
+from unimllm.data.shard_index import compare_indices
 from unimllm.data.splits import split_of
 from unimllm.errors import UserError
 from unimllm.training.batches import open_batches
@@ -162,7 +163,7 @@ def test_other_members_of_tars_are_named_and_a_tar_without_pictures_too(tmp_path
         (["a.tar.gz"], "", "but 1 .gz files: unpack them"),
         (["a.tgz"], "a.tgz", "is no folder, .tar or .parquet file; unpack it"),
         (["a.tar"], "a.tar", "no pictures in"),
-        (["train2017/a.png", "val2017/b.png"], "", "holds the splits train and val; name the files or the folder of"),
+        (["train2017/a.png", "val2017/b.png"], "", "holds the splits train and validation; name the files or f"),
         (["train/n01/a.png", "test/n01/b.png"], "", "holds the splits test and train"),
         (["train-0.tar", "test-0.tar"], "", "holds the splits test and train"),
         (["x/train/0.parquet", "x/test/0.parquet"], "", "holds the splits test and train"),
@@ -177,7 +178,7 @@ def test_places_without_pictures_are_told(tmp_path, files, name, message):
 
 
 def test_one_split_and_names_that_tell_none_are_taken(tmp_path):
-    assert split_of("test/train-0.parquet") == "train" and split_of("val/a/0.png") == "val"
+    assert split_of("test/train-0.parquet") == "train" and split_of("val/a/0.png") == "validation"
     assert not split_of("a/latest/training/test") and not split_of("testing.tar")
     write_folder(tmp_path / "data" / "train", pictures(3))
     write_folder(tmp_path / "data" / "more", pictures(2))

@@ -146,9 +146,9 @@ def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypat
         with pytest.raises(UserError, match=f"begin in {tmp_path}/a and in {tmp_path}/b here, .* with --image-root"):
             program.main()
     args = Namespace(codes=tmp_path, image_root=tmp_path, data=[str(tmp_path)], validation_data=[], format=None)
-    language_model.check_codes(args)  # one root for all
+    language_model.check_codes(args, language_model.found_files(args))  # one root for all
     args.image_root, args.data = None, [f"{tmp_path}/a", f"{tmp_path}/a/x.jsonl:2"]
-    language_model.check_codes(args)  # one folder
+    language_model.check_codes(args, language_model.found_files(args))  # one folder
 
 
 def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, mon
 
     def check(data: str, validation: str):
         args = Namespace(data=[data], validation_data=[validation], format=None, overrides={})
-        language_model.check_validation(args, recipe)
+        language_model.check_validation(args, recipe, language_model.found_files(args))
 
     for data, validation in (
         (f"{tmp_path}/mine", f"{tmp_path}/link.json"), ("~/mine:2", "~/mine/more"), ("~/mine/more/b.json", "~/mine")

@@ -376,4 +376,6 @@ def test_codes_begin_within_the_run_or_go_on(capsys):
     )
     codebook.initialize(torch.eye(3))
     tokenizer.check_quantize_after(codebook, recipe, "pixel")
-    assert capsys.readouterr().out == "the codes of --init-from go on from the first step\n"
+    assert (
+        capsys.readouterr().out == "the codes of --init-from go on from the first step: quantize_after 2 is not used\n"
+    )

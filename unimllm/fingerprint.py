@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import semhitok
 from unimllm.errors import UserError
 
 DIGITS = 16  # hexadecimal, of a sha256
@@ -35,8 +36,6 @@ def commit_of(program: str) -> str | None:
 
 def code_fingerprint() -> str:
     """`fingerprint` of the Python files of unimllm and semhitok, which tells two edits of one commit apart."""
-    import semhitok
-
     folders = (Path(__file__).parent, Path(semhitok.__file__).parent)
     return fingerprint(*(path for folder in folders for path in sorted(folder.rglob("*.py"))))
 

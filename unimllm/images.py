@@ -30,12 +30,17 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None])
     Raises:
         UserError: see `check_writable`, or a file is written twice, or read and written.
     """
-    taken = {os.path.realpath(path): f"{path} would be overwritten by" for path in inputs if path}
+    read = {os.path.realpath(path): path for path in inputs if path}  # writing follows links
+    written: set[str] = set()
     for path in filter(None, outputs):
-        place = os.path.realpath(path)  # writing follows links
-        if place in taken:
-            raise UserError(f"{taken[place]} what is written to {path}; choose another place for that")
-        taken[place] = f"{path} is named for two results:"
+        place = os.path.realpath(path)
+        if place in read:
+            raise UserError(
+                f"{read[place]} would be overwritten by what is written to {path}; choose another place for that"
+            )
+        if place in written:
+            raise UserError(f"{path} is named for two results; choose another place for one of them")
+        written.add(place)
         check_writable(path)
 
 

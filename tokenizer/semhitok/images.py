@@ -17,7 +17,7 @@ from semhitok.errors import UserError, first_line
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; more than any camera of today but a few
 MAX_RATIO = 100  # width : height; scaling a thinner strip by its short side would need gigabytes
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # no format that runs a program
-PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # bytes, as MAX_TEXT_MEMORY; over Pillow's 1 MB a whole PNG counts as damaged
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # bytes, for the whole process: over Pillow's 1 MB a PNG counts as damaged
 WRITE_FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",

@@ -60,7 +60,10 @@ class ZeroLinear(nn.Linear):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) -> (B, 1, H) for the first stage and (B, 1, D) for the second, by an MLP each."""
+    """t (B,) -> (B, 1, H) for the first stage and (B, 1, D) for the second, by an MLP each.
+
+    `dtype` is that of the hidden states: a quantizer packs the weights into integers.
+    """
 
     def __init__(self, channels: int, first_dim: int, second_dim: int):
         super().__init__()

@@ -75,7 +75,6 @@ class CheersPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True  # but no flash attention: it knows no mask that is neither causal nor full
     # Latents are those that training began with, whatever the precision; by tensors, for a counter is none to be cast.
     _keep_in_fp32_modules_strict = ["vae_model.encoder", "vae_model.decoder", "running_mean", "running_var"]
-    _keep_in_fp32_modules = ["vae_model"]  # transformers' quantizers go by this one alone
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -287,9 +286,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if labels is not None:
             drawn = drawn | self.config.flow_loss_on_read_pictures
-            labels = labels.masked_fill(self.is_picture(input_ids), -100)
             flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
-            loss, losses = self.add_losses(self.text_loss(hidden, labels), flow, loss_weights or {}, num_items or {})
+            text = self.text_loss(hidden, labels.masked_fill(self.is_picture(input_ids), -100))
+            loss, losses = self.add_losses(text, flow, loss_weights or {}, num_items or {})
             return CheersOutput(
                 loss=loss, losses=losses, velocities=velocities, semantics=semantics, with_flow=drawn, **states(outputs)
             )  # fmt: skip
@@ -344,13 +343,16 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, dict]:
-        """Several answers to each row: its pictures are repeated together, not one by one as transformers would."""
+        """Several answers to each row: its pictures are repeated together, not one by one as transformers would.
+
+        Of `kwargs`, pixel_values are (P, 3, S, S) and image_tokens (P, N, H), in reading order.
+        """
         rows, counts = input_ids, (self.is_picture(input_ids).sum(1) // self.config.num_positions).tolist()
         pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_tokens")}
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         for name, given in pictures.items():
             if given is not None:
-                self.to_draw(rows, len(given))
+                self.check_pictures(rows, given)  # ahead of split, whose own error would name neither
                 kwargs[name] = torch.cat([of_row for of_row in given.split(counts) for _ in range(expand_size)])
         return input_ids, kwargs
 

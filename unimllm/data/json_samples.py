@@ -15,6 +15,7 @@ from unimllm.data.samples import (
     PICTURE_KEYS,
     BadSample,
     Sample,
+    json_trouble,
     layout_of,
     make_sample,
     picture_named,
@@ -57,7 +58,7 @@ class JsonSamples:
         except json.JSONDecodeError as error:  # its own line would count from the sample's first
             raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
         except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, brackets without end
-            raise BadSample("broken JSON", str(error)) from error
+            raise BadSample("broken JSON", json_trouble(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"a {type(row).__name__} instead of an object with keys")
         layout = self.layout or layout_of(row)
@@ -116,7 +117,7 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
     except json.JSONDecodeError as error:
         return spans, f"broken JSON in line {error.lineno}: {error.msg}"
     except RecursionError as error:
-        return spans, f"broken JSON in line {line}: {error}"
+        return spans, f"broken JSON in line {line}: {json_trouble(error)}"
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""
 
 

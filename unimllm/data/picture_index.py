@@ -2,15 +2,11 @@
 
 import hashlib
 import os
-import socket
 from collections import Counter
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import torch.distributed as dist
 
 from semhitok.errors import first_line
 from semhitok.picture_files import files_below, is_hidden, is_picture, picture_suffixes
@@ -21,13 +17,11 @@ from unimllm.data.picture_shards import (
     TarShard,
     scan_tar,
 )
-from unimllm.data.shard_index import ShardIndex, left_alone, nothing_in
+from unimllm.data.shard_index import ShardIndex, check_same_everywhere, left_alone, nothing_in, remembered
 from unimllm.data.splits import check_one_split
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
-from unimllm.images import write_atomically
 
-Scan = Callable[[Path], tuple[dict[str, np.ndarray], str]]
 PictureShard = FolderShard | TarShard | ParquetShard
 PACKED = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -152,45 +146,3 @@ def open_shard(path: Path, cache: Path | None) -> tuple[PictureShard | None, Fau
         raise
     except (OSError, pa.ArrowException) as error:
         return None, Fault("damaged parquet", str(path), f"{first_line(error)}; none of its pictures is used")
-
-
-def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
-    """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
-    if cache is None:
-        return scan(path)
-    status = path.stat()  # the number changes with what a scan finds
-    words = f"{scan.__name__} 3 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
-    if file.exists():
-        with np.load(file) as kept:
-            return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
-    found, damage = scan(path)
-    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
-    return found, damage
-
-
-def check_same_everywhere(index, what: str = "pictures") -> None:
-    """See that every process of the run has the same data; called by all of them.
-
-    Args:
-        index: has a length and a fingerprint.
-        what: its length counts.
-
-    Raises:
-        UserError: they differ; on every rank.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    seen: list = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, (socket.gethostname(), len(index), index.fingerprint))
-    compare_indices(seen, what)
-
-
-def compare_indices(seen: list[tuple[str, int, str]], what: str = "pictures") -> None:
-    """UserError unless all (host, how many, fingerprint), one for each rank, agree in the last."""
-    for rank, (host, count, fingerprint) in enumerate(seen):
-        if fingerprint != seen[0][2]:
-            raise UserError(
-                f"the processes see different {what}: {seen[0][1]:,} ({seen[0][2]}) for rank 0 on {seen[0][0]}, "
-                f"{count:,} ({fingerprint}) for rank {rank} on {host}; give every machine the same files"
-            )

@@ -23,9 +23,8 @@ from unimllm.data.dataset_samples import DatasetSamples, is_saved_dataset, open_
 from unimllm.data.faults import Fault
 from unimllm.data.json_samples import JsonSamples, scan_json
 from unimllm.data.parquet_samples import ParquetSamples
-from unimllm.data.picture_index import Scan, check_same_everywhere, remembered
 from unimllm.data.samples import BadSample, Sample
-from unimllm.data.shard_index import ShardIndex, left_alone, nothing_in
+from unimllm.data.shard_index import Scan, ShardIndex, check_same_everywhere, left_alone, nothing_in, remembered
 from unimllm.data.splits import check_one_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier

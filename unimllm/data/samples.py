@@ -175,6 +175,13 @@ def conversation(row: dict, pictures: list[Picture]) -> list[list[dict]]:
     return [[{"role": role, "content": split_text(role, text, queue)} for role, text in turns]]
 
 
+def json_trouble(error: ValueError | RecursionError) -> str:
+    """What JSON that Python cannot read has too much of, or else the error's own words."""
+    if isinstance(error, RecursionError):
+        return "brackets nested too deeply"
+    return "a number of too many digits" if "integer string conversion" in str(error) else str(error)
+
+
 def read_turns(row: dict) -> list[tuple[str, str]]:
     """(role, text) of each turn, pictures in the text as `<image>`."""
     found = next((row[key] for key in CONVERSATION_KEYS if row.get(key)), None)

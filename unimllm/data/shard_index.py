@@ -1,14 +1,22 @@
 """What the indices of pictures and of samples share: things numbered through shards that lie one after the other."""
 
+import hashlib
+import socket
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 
 from unimllm.data.faults import Fault
 from unimllm.data.order import NUM_LANES
 from unimllm.data.picture_shards import ROW_GROUP_MEMORY
+from unimllm.errors import UserError
+from unimllm.images import write_atomically
+
+Scan = Callable[[Path], tuple[dict[str, np.ndarray], str]]
+"""A file -> arrays by name of what lies in it, and what is wrong with it."""
 
 
 class ShardIndex:
@@ -59,3 +67,46 @@ def left_alone(shards: Iterable) -> str:
 def nothing_in(shard, path: Path, what: str) -> Fault:
     """The fault of a file that is not damaged and yet gives no `what`."""
     return Fault(f"no {what}", str(path), f"nothing of it is used{left_alone([shard])}")
+
+
+def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np.ndarray], str]:
+    """What `scan` finds in a file, kept in `cache` for as long as the file's size and time of change stay."""
+    if cache is None:
+        return scan(path)
+    status = path.stat()
+    # The number changes with what a scan finds.
+    words = f"{scan.__name__} 3 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
+    found, damage = scan(path)
+    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
+    return found, damage
+
+
+def check_same_everywhere(index, what: str = "pictures") -> None:
+    """See that every process of the run has the same data; called by all of them.
+
+    Args:
+        index: has a length and a fingerprint.
+        what: its length counts.
+
+    Raises:
+        UserError: they differ; on every rank.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    seen: list = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (socket.gethostname(), len(index), index.fingerprint))
+    compare_indices(seen, what)
+
+
+def compare_indices(seen: list[tuple[str, int, str]], what: str = "pictures") -> None:
+    """UserError unless all (host, how many, fingerprint), one for each rank, agree in the last."""
+    for rank, (host, count, fingerprint) in enumerate(seen):
+        if fingerprint != seen[0][2]:
+            raise UserError(
+                f"the processes see different {what}: {seen[0][1]:,} ({seen[0][2]}) for rank 0 on {seen[0][0]}, "
+                f"{count:,} ({fingerprint}) for rank {rank} on {host}; give every machine the same files"
+            )

@@ -14,7 +14,7 @@ import numpy as np
 
 from semhitok.picture_files import picture_suffixes
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks, scan_members
-from unimllm.data.samples import BadSample, Sample, StoredPicture, layout_of, make_sample
+from unimllm.data.samples import BadSample, Sample, StoredPicture, json_trouble, layout_of, make_sample
 from unimllm.images import UnreadablePicture
 
 PICTURE, TEXT, JSON = range(3)
@@ -70,7 +70,7 @@ class TarSamples:
         try:
             row = json.loads(self._bytes(i, JSON))
         except (ValueError, RecursionError) as error:
-            raise BadSample("broken JSON", str(error)) from error
+            raise BadSample("broken JSON", json_trouble(error)) from error
         if not isinstance(row, dict):
             raise BadSample("no object", f"its .json holds a {type(row).__name__}")
         return row

@@ -72,9 +72,8 @@ class UniMLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    # Codes are those of the checkpoint, whatever the precision; transformers' quantizers go by the second name alone.
-    _keep_in_fp32_modules_strict = ["image_tokenizer"]
-    _keep_in_fp32_modules = ["image_tokenizer"]
+    _keep_in_fp32_modules_strict = ["image_tokenizer"]  # codes are those of the checkpoint, whatever the precision
+    _keep_in_fp32_modules = ["image_tokenizer"]  # the one that transformers' quantizers heed
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -283,7 +283,7 @@ def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: in
 
     All pictures of a prompt are one trial of Wilson's, see `geneval.intervals`.
     """
-    rng, of_tags, shares, all_sums = np.random.default_rng(seed), {}, {}, 0
+    rng, tag_intervals, shares, all_sums = np.random.default_rng(seed), {}, {}, 0
     right, names = np.array(correct, float), np.array(prompts)
     num_pictures = Counter(prompts)
     share = 1 / np.array([num_pictures[prompt] for prompt in prompts])  # of its prompt: those of one sum up to 1
@@ -295,11 +295,11 @@ def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: in
         sums = resampled_sums(counts[of_tag], names[of_tag], rng)
         shares[tag] = sums[:, 0] / sums[:, 1]
         num_prompts = len(set(names[of_tag]))
-        of_tags[tag] = wilson(float(right[of_tag].mean()) * num_prompts, num_prompts)
+        tag_intervals[tag] = wilson(float(right[of_tag].mean()) * num_prompts, num_prompts)
         all_sums = all_sums + sums
     shares["overall"] = np.mean(list(shares.values()), 0)
     shares["correct_pictures"], shares["correct_prompts"] = (all_sums[:, i] / all_sums[:, i + 1] for i in (0, 2))
-    return {name: percentiles(values) for name, values in shares.items()} | of_tags
+    return {name: percentiles(values) for name, values in shares.items()} | tag_intervals
 
 
 def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:

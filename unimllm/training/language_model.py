@@ -51,6 +51,7 @@ from unimllm.training.validation import HeldOut
 
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
 VALIDATION_SCENES = 512
+Found = dict[str, list[tuple[Path, str]] | None]
 
 OPTIONS = {
     "image_tokenizer": {"help": "a checkpoint of train/tokenizer.py (default: the last stage in runs/PRESET)"},
@@ -218,12 +219,11 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
             raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
     if recipe.world is None and not args.data:
         raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
-    for word in args.data:
-        find_files(parse_data(word).place, args.format)
+    found = found_files(args)
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
-    check_validation(args, recipe)
-    check_codes(args)
+    check_validation(args, recipe, found)
+    check_codes(args, found)
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
@@ -231,12 +231,19 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
 
 
-def check_validation(args: Namespace, recipe: SftRecipe) -> None:
-    """UserError for validation data that is not there or is trained on, and where it and its steps do not meet."""
-    data = args.data if args.validation_data else []  # large folders are not searched for nothing
-    trained_on = {name for word in data for name in real_names(parse_data(word).place, args.format)}
+def found_files(args: Namespace) -> Found:
+    """What lies at each place of --data and --validation-data, see `find_files`: large folders are searched once."""
+    places = {parse_data(word).place: "--data" for word in args.data}
+    places |= {place: "--validation-data" for place in args.validation_data if place not in places}
+    return {place: find_files(place, args.format, option) for place, option in places.items()}
+
+
+def check_validation(args: Namespace, recipe: SftRecipe, found: Found) -> None:
+    """UserError for validation data that is trained on, and where it and its steps do not meet."""
+    places = [parse_data(word).place for word in args.data]
+    trained_on = {name for place in places for name in real_names(place, found[place])}
     for place in args.validation_data:
-        shared = real_names(place, args.format, "--validation-data") & trained_on
+        shared = real_names(place, found[place]) & trained_on
         if shared:
             raise UserError(
                 f"--validation-data {place} is in --data too: {min(shared)}; hold out samples that are not trained on"
@@ -249,21 +256,19 @@ def check_validation(args: Namespace, recipe: SftRecipe) -> None:
         )
 
 
-def real_names(place: str, data_format: str | None, option: str = "--data") -> set[str]:
-    """The files of a place, links followed; of a dataset of Hugging Face its folder or its name."""
-    found = find_files(place, data_format, option)
-    if found is None:
+def real_names(place: str, files: list[tuple[Path, str]] | None) -> set[str]:
+    """The files found at a place, links followed; of a dataset of Hugging Face (None) its folder or its name."""
+    if files is None:
         folder = os.path.expanduser(place)
         return {os.path.realpath(folder) if os.path.isdir(folder) else place}
-    return {os.path.realpath(path) for path, _ in found}
+    return {os.path.realpath(path) for path, _ in files}
 
 
-def check_codes(args: Namespace) -> None:
+def check_codes(args: Namespace, found: Found) -> None:
     """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several."""
     if not args.codes or args.image_root:
         return
-    places = [*(parse_data(word).place for word in args.data), *args.validation_data]
-    files = [path for place in places for path, kind in find_files(place, args.format) or [] if kind == "JSON"]
+    files = [path for files in found.values() for path, kind in files or [] if kind == "JSON"]
     folders = sorted({os.path.realpath(path.parent) for path in files})
     if len(folders) > 1:
         raise UserError(

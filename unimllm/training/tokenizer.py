@@ -24,7 +24,7 @@ from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
 
 TEACHER = "teacher"
-CODED = ("semantic", "pixel", "joint")  # stages that begin without codes
+CODED = ("semantic", "pixel", "joint")  # stages that train codes
 START_VECTORS, START_STEPS = 8, 16  # vectors for each code at whose k-means a codebook starts; steps they come from
 
 
@@ -107,7 +107,8 @@ def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -
     if stage not in CODED:
         return
     if not starting_codebooks(task):
-        print_once("the codes of --init-from go on from the first step")
+        unused = f"quantize_after {recipe.quantize_after:,} is not used"
+        print_once(f"the codes of --init-from go on from the first step: {unused}")
     elif recipe.quantize_after >= recipe.train.max_steps:
         sooner = recipe.train.max_steps // 5
         steps = f"the {recipe.train.max_steps:,} steps of this run"

@@ -41,7 +41,8 @@ class TokenizerRecipe:
     patch_size: int = 0
     """Pixels of a patch at which SigLIP is made to read, by scaling its patch embedding; 0: its own."""
     quantize_after: int = 0
-    """Steps with continuous vectors before the stage's codebook starts at their k-means."""
+    """Steps with continuous vectors before the stage's codebook starts at their k-means; codes that a run starts with
+    go on."""
     confused_share: float = 0.0
     """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
     foreign_share: float = 0.0
