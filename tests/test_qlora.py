@@ -77,6 +77,15 @@ def test_transformers_own_quantizers_leave_the_image_tokenizer_alone(base):
     assert quantized and not any(name.startswith("image_tokenizer.") for name in quantized)
 
 
+def test_the_time_of_a_flow_head_in_8_bits_stays_a_float(tiny_cheers):
+    model = unimllm.CheersForConditionalGeneration.from_pretrained(
+        tiny_cheers, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+    ).eval()
+    assert model.flow_head.time_embed.mlp_1[0].weight.dtype == torch.int8
+    waves = model.flow_head.time_embed(torch.tensor([0.3]), torch.float32)
+    assert all(torch.isfinite(time).all() for time in waves)
+
+
 def test_the_blocks_are_those_of_transformers_in_4_bits(base, tmp_path):
     model = load_quantized(base)
     found = four_bit_layers(model)

@@ -285,15 +285,22 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         )  # fmt: skip
         hidden = outputs.last_hidden_state
         if labels is not None:
-            drawn = drawn | self.config.flow_loss_on_read_pictures
-            flow, velocities, semantics = self.flow_loss(hidden[self.is_picture(input_ids)], pictures, drawn)
-            text = self.text_loss(hidden, labels.masked_fill(self.is_picture(input_ids), -100))
-            loss, losses = self.add_losses(text, flow, loss_weights or {}, num_items or {})
-            return CheersOutput(
-                loss=loss, losses=losses, velocities=velocities, semantics=semantics, with_flow=drawn, **states(outputs)
-            )  # fmt: skip
+            parts = self.losses(hidden, input_ids, labels, pictures, drawn, loss_weights or {}, num_items or {})
+            return CheersOutput(**parts, **states(outputs))
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
+
+    def losses(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, pictures: Pictures,
+        drawn: torch.Tensor, weights: dict, num_items: dict,
+    ) -> dict:  # fmt: skip
+        """What `CheersOutput` tells of the losses; arguments as in `forward`, `drawn` (P,) bool as `to_draw` has it."""
+        is_picture = self.is_picture(input_ids)
+        with_flow = drawn | self.config.flow_loss_on_read_pictures
+        flow, velocities, semantics = self.flow_loss(hidden[is_picture], pictures, with_flow)
+        text = self.text_loss(hidden, labels.masked_fill(is_picture, -100))
+        loss, losses = self.add_losses(text, flow, weights, num_items)
+        return {"loss": loss, "losses": losses, "velocities": velocities, "semantics": semantics, "with_flow": with_flow}
 
     def text_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross-entropy over the targets, and their number."""
@@ -322,9 +329,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         So micro-batches of a step, some of them without a picture perhaps, add up in its log as in its loss.
         """
         sums = {"text": text, "flow": flow}
-        means = {
-            name: value / num_items.get(name, count.clamp(min=1)) for name, (value, count) in sums.items()
-        }  # fmt: skip
+        means = {name: value / num_items.get(name, count.clamp(min=1)) for name, (value, count) in sums.items()}
         loss = sum(weights.get(name, 1.0) * mean for name, mean in means.items())
         return loss, {name: mean.detach() for name, mean in means.items()}
 
