@@ -300,7 +300,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         flow, velocities, semantics = self.flow_loss(hidden[is_picture], pictures, with_flow)
         text = self.text_loss(hidden, labels.masked_fill(is_picture, -100))
         loss, losses = self.add_losses(text, flow, weights, num_items)
-        return {"loss": loss, "losses": losses, "velocities": velocities, "semantics": semantics, "with_flow": with_flow}
+        drawn_parts = {"velocities": velocities, "semantics": semantics, "with_flow": with_flow}
+        return {"loss": loss, "losses": losses} | drawn_parts
 
     def text_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross-entropy over the targets, and their number."""
