@@ -14,7 +14,8 @@
 #   --teacher FOLDER    instead of runs/scenes_64/teacher (trained first where it is missing)
 #   --vae FOLDER        instead of runs/scenes_64_cheers/vae (trained first where it is missing)
 #   --out FOLDER        instead of runs/ablation_cheers
-#   --steps NUMBER      of each model instead of 1200, some 40 minutes on two CPU cores with AMX
+#   --steps NUMBER      of each model instead of 1200, some 40 minutes on two CPU cores with AMX; a sixth of them warms up
+#   --batch-size NUMBER rows a step instead of 48
 #   --split NAME        measure on these scenes instead of validation
 #   --smoke             20 steps of everything, autoencoder and teacher too where none are named, all of it below OUT
 #                       (then runs/ablation_cheers_smoke): to see that it runs
@@ -33,13 +34,14 @@ VARIANTS="cheers no_injection no_decoder understanding_only"
 PAIR="cheers no_injection"
 PRESET=scenes_64_cheers
 
-only="" seeds="" teacher="" vae="" out="" steps=1200 runs=runs split=validation
+only="" seeds="" teacher="" vae="" out="" steps=1200 batch_size=48 runs=runs split=validation
 smoke_train=() smoke_sft=() smoke_eval=() smoke_gate=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        --only | --seeds | --teacher | --vae | --out | --steps | --split)
+        --only | --seeds | --teacher | --vae | --out | --steps | --batch-size | --split)
             [ $# -gt 1 ] || die "$1 needs a value"
-            printf -v "${1#--}" %s "$2"
+            name="${1#--}"
+            printf -v "${name//-/_}" %s "$2"
             shift
             ;;
         --smoke)
@@ -57,6 +59,7 @@ done
 out="${out:-runs/ablation_cheers}"
 check_choice "$VARIANTS"
 [[ "$steps" =~ ^[1-9][0-9]*$ ]] || die "--steps $steps is no number of steps"
+[[ "$batch_size" =~ ^[1-9][0-9]*$ ]] || die "--batch-size $batch_size is no number of rows"
 
 train() { # FOLDER PROGRAM OPTIONS...
     once "$@" "${smoke_train[@]}"
@@ -72,7 +75,8 @@ run_variant() { # VARIANT with $seed
     mkdir -p "$results"
     if [ ! -s "$results/understanding.json" ]; then
         train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" \
-            --train.max_steps "$steps" "${part[@]}" "${smoke_sft[@]}"
+            --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.batch_size "$batch_size" \
+            "${part[@]}" "${smoke_sft[@]}"
         measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
             "${smoke_eval[@]}"
     fi
