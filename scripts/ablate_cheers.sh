@@ -14,7 +14,8 @@
 #   --teacher FOLDER    instead of runs/scenes_64/teacher (trained first where it is missing)
 #   --vae FOLDER        instead of runs/scenes_64_cheers/vae (trained first where it is missing)
 #   --out FOLDER        instead of runs/ablation_cheers
-#   --steps NUMBER      of each model instead of 1200, some 40 minutes on two CPU cores with AMX; a sixth of them warms up
+#   --steps NUMBER      of each model instead of 1200, some 40 minutes on two CPU cores with AMX; a sixth of them warms up,
+#                       and the validation loss is told four times
 #   --batch-size NUMBER rows a step instead of 48
 #   --split NAME        measure on these scenes instead of validation
 #   --smoke             20 steps of everything, autoencoder and teacher too where none are named, all of it below OUT
@@ -75,8 +76,8 @@ run_variant() { # VARIANT with $seed
     mkdir -p "$results"
     if [ ! -s "$results/understanding.json" ]; then
         train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" \
-            --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.batch_size "$batch_size" \
-            "${part[@]}" "${smoke_sft[@]}"
+            --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.validate_every "$((steps / 4))" \
+            --train.batch_size "$batch_size" "${part[@]}" "${smoke_sft[@]}"
         measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
             "${smoke_eval[@]}"
     fi
