@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +221,15 @@ def test_learning_rate_by_hand():
     assert config.learning_rate_at(9) == pytest.approx(1.0)
     assert config.learning_rate_at(60) == pytest.approx(0.55)
     assert config.learning_rate_at(110) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("major, is_fast", [(7, False), (8, True)])
+def test_a_gpu_that_emulates_bf16_trains_in_fp32(major, is_fast, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert TrainConfig().autocast() == is_fast
 
 
 def test_the_deepspeed_json_follows_from_the_configuration():
