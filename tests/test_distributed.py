@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from unimllm.distributed import processes_here
+
 PROGRAM = "from unimllm.distributed import threads_per_process; print([threads_per_process(n) for n in (1, 2, 64)])"
 
 
@@ -25,3 +27,12 @@ def test_threads_are_the_cores_allowed_shared_among_the_processes():
     for cores in (1, min(2, len(allowed))):
         before = f"import os; os.sched_setaffinity(0, {set(allowed[:cores])}); "
         assert shown(before) == str([cores, max(1, cores // 2), 1])
+
+
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE", None])
+def test_the_processes_of_this_machine_are_what_its_launcher_says(name, monkeypatch):
+    for other in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(other, raising=False)
+    if name:
+        monkeypatch.setenv(name, "8")
+    assert processes_here(32) == (8 if name else 32)

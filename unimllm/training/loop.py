@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
-from unimllm.distributed import threads_per_process
+from unimllm.distributed import processes_here, threads_per_process
 from unimllm.errors import UserError
 from unimllm.fingerprint import commit_of
 from unimllm.training import checkpoint
@@ -143,8 +143,7 @@ def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     """DeepSpeed's engine around a task, and the optimiser in it; after `start_processes`."""
     import deepspeed
 
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(config.num_threads or threads_per_process(local_world))
+    torch.set_num_threads(config.num_threads or threads_per_process(processes_here(world_size)))
     if config.gradient_checkpointing:
         checkpoint_activations(task)
     hide(task)
