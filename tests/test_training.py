@@ -89,6 +89,14 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(options, t
     assert all(value.isfinite().all() for value in written.values())
 
 
+def test_a_loss_that_is_no_number_at_one_process_ends_all(tmp_path):
+    broken = run_toy(tmp_path, "--nan-loss-after", "2", "--save-every-step", processes=2)
+    assert broken.returncode != 0
+    told = [(tmp_path / f"error-{rank}.txt").read_text() for rank in range(2)]
+    assert told[0] == told[1] and told[0].startswith("the loss is nan at step 3, samples 8 to 11; nothing of the step")
+    assert checkpoint.latest(tmp_path).name == "step-000002"
+
+
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The same with validation on the way."""
