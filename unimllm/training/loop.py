@@ -110,8 +110,9 @@ def train(
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
+    found = checkpoint.find_newest(output_dir)
     engine, optimizer = build_engine(task, config, world_size)
-    apart, found = digest(task), checkpoint.latest(output_dir)
+    apart = digest(task)
     run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
     step, cpu_before = run["step"], run["cpu_seconds"]
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
