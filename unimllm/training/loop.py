@@ -186,8 +186,8 @@ def take_step(
 ) -> dict[str, float]:
     """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values.
 
-    These are asked of the GPU once, behind the step: whoever looks at a number in between keeps it waiting. And so all
-    ranks learn of a loss that is none at one of them, and end together.
+    These are asked of the GPU ahead of the optimiser: looking at a number earlier keeps it waiting. There all ranks
+    learn of a loss that is none at one of them, and end together, the weights as they were.
     """
     accumulation = engine.gradient_accumulation_steps()
     started = time.perf_counter()
@@ -204,22 +204,27 @@ def take_step(
         own["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
     if hasattr(task, "flops_of") and peak_flops(engine.device):
         own["flops"] = float(sum(map(task.flops_of, micro_batches)))
-    sums, norm, last = torch.zeros((), dtype=torch.float64, device=engine.device), 0.0, micro_batches[-1]
+    sums, last = torch.zeros((), dtype=torch.float64, device=engine.device), micro_batches[-1]
     # The one case in which DeepSpeed does not tell the norm: ZeRO 0 without its optimiser for bf16 weights.
     untold = not engine.zero_optimization_stage() and not engine.bfloat16_enabled()
     for batch in micro_batches:
         outputs = engine(**to_device(batch, engine.device), **extra)
         engine.backward(outputs["loss"])
-        if untold and batch is last:
-            norm = nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None])
-        engine.step()
         sums = sums + torch.stack([value.detach().double() for value in outputs.values()]) / accumulation
+        if batch is last:  # behind which the weights change
+            if untold:
+                gradients = [p.grad for p in task.parameters() if p.grad is not None]
+                own["grad_norm"] = nn.utils.get_total_norm(gradients)
+            rest = torch.stack([torch.as_tensor(value).to(sums) for value in own.values()])
+            values = dict(zip([*outputs, *own], mean_over_ranks(torch.cat([sums, rest])), strict=True))
+            if not math.isfinite(values["loss"]):
+                raise _not_finite(f"the loss is {values['loss']}", engine, step)
+            if not math.isfinite(values.get("grad_norm", 0.0)):
+                raise _not_finite(f"the gradient's norm is {values['grad_norm']}", engine, step)
+        engine.step()
     told = engine.get_global_grad_norm()
-    rest = [torch.as_tensor(value).to(sums) for value in (norm if told is None else told, *own.values())]
-    means = mean_over_ranks(torch.cat([sums, torch.stack(rest)]))
-    values = dict(zip([*outputs, "grad_norm", *own], means, strict=True))
-    if not math.isfinite(values["loss"]):
-        raise _not_finite(f"the loss is {values['loss']}", engine, step)
+    if told is not None:
+        values["grad_norm"] = float(told)
     if not 0 <= values["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
         raise _not_finite("the gradient is not finite", engine, step)
     return values
