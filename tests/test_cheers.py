@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config
@@ -382,29 +382,30 @@ def test_the_released_sampler_goes_a_step_too_far():
     torch.testing.assert_close(draw(released, [[USER, START]]), x, rtol=1e-6, atol=1e-6)
 
 
-def test_the_released_rotary_frequencies_are_rounded_and_stay_so_when_the_model_is_loaded(tmp_path):
+def test_the_released_rotary_frequencies_are_rounded_with_the_weights(tmp_path):
     ids = row(USER, 9, 10, 11, 12, 13)
     text_config = tiny_config().text_config
     text_config.rope_parameters = {"rope_type": "default", "rope_theta": 10.0}
     clean, released = (make(text_config=text_config, round_rotary_frequencies=rounds) for rounds in (False, True))
-    frequencies = clean.language_model.model.rotary_emb.inv_freq
-    expected = torch.tensor([1.0, 0.5625, 81 / 256, 182 / 1024])  # 10 ** -(0, 1/4, 1/2, 3/4) to 8 bits
-    before = clean(ids).logits
-    frequencies.copy_(expected)
-    rounded = clean(ids).logits
-    assert not torch.allclose(before, rounded)
-    torch.testing.assert_close(released(ids).logits, rounded)
-    released.save_pretrained(tmp_path)
-    loaded = CheersForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.double).eval()
-    torch.testing.assert_close(loaded(ids).logits, rounded)
-    for model, rounds in ((clean, False), (released, True)):
-        assert model.flow_head.gen_projector.is_rounded is model.flow_head.hi_projector.is_rounded is rounds
-    parts = released.vision_tokenizer
-    made = CheersForConditionalGeneration.from_parts(
-        released.config, clean.language_model, parts.vision_representation, parts.vae_model
+    assert torch.equal(released(ids).logits, clean(ids).logits)  # as the released code before it casts the weights
+    for name, model in (("clean", clean), ("released", released)):
+        model.save_pretrained(tmp_path / name)
+    clean, released = (  # unlike `model.bfloat16()`, this keeps the frequencies in float32
+        CheersForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
+        for name in ("clean", "released")
     )
-    made.double()(ids)
-    assert torch.equal(made.language_model.model.rotary_emb.inv_freq.float(), expected)
+    exact = clean(ids).logits
+    rounded = torch.tensor([1.0, 0.5625, 81 / 256, 182 / 1024])  # 10 ** -(0, 1/4, 1/2, 3/4) to 8 bits
+    clean.language_model.model.rotary_emb.inv_freq.copy_(rounded)
+    expected = clean(ids).logits
+    assert not torch.equal(exact, expected) and torch.equal(released(ids).logits, expected)
+    parts = released.vision_tokenizer
+    language_model = AutoModelForCausalLM.from_config(text_config).bfloat16()
+    CheersForConditionalGeneration.from_parts(
+        released.config, language_model, parts.vision_representation, parts.vae_model
+    ).bfloat16()(ids)
+    assert torch.equal(language_model.model.rotary_emb.inv_freq.float(), rounded)
+    assert released.flow_head.gen_projector.is_rounded and released.flow_head.hi_projector.is_rounded
 
 
 def test_the_released_loss_pulls_read_pictures_to_velocity_zero():

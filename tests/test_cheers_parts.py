@@ -204,8 +204,12 @@ def test_rotary_positions_count_through_or_begin_again():
     torch.testing.assert_close(cos[0, :, 2], torch.arange(4.0).cos())  # both halves turn alike
     _, repeated = rotary(4, 4, True, torch.zeros(1))
     torch.testing.assert_close(repeated[0, :, 0], torch.tensor([0.0, 1.0, 0.0, 1.0]).sin())
-    _, rounded = rotary(4, 4, False, torch.zeros(1), is_rounded=True)  # 0.01 in bfloat16: 164 / 2^14
-    torch.testing.assert_close(rounded[0, :, 1], (torch.arange(4.0) * 164 / 2**14).sin())
+    exact, rounded = (
+        rotary(200, 4, False, torch.zeros(1, dtype=dtype), is_rounded=True)[1]
+        for dtype in (torch.float, torch.bfloat16)
+    )
+    torch.testing.assert_close(exact[0, :, 1], (torch.arange(200.0) * 0.01).sin())
+    torch.testing.assert_close(rounded[0, :, 1], (torch.arange(200.0) * 164 / 2**14).sin().bfloat16())  # 0.01 to 8 bits
 
 
 def test_a_dit_block_begins_as_nothing_and_then_does_what_the_formula_says():

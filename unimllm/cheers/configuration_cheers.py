@@ -115,9 +115,9 @@ class CheersConfig(PreTrainedConfig):
         leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. In released training
             rows of text alone have a stand-in there, black at t = 0, which ours places nowhere; in drawing see
             `CheersProcessor`.
-        round_rotary_frequencies: quirk: rotary frequencies of the language model and of both stages are bfloat16
-            numbers. The released code trains and draws after `model.to(torch.bfloat16)`, which rounds these buffers
-            too; angles differ by up to 0.9 at the positions of its prompts.
+        round_rotary_frequencies: quirk: with weights in bfloat16, the rotary frequencies of the language model and of
+            both stages are bfloat16 numbers too, in float32 as exact as ever. The released code trains and draws after
+            `model.to(torch.bfloat16)`, which rounds these buffers: angles differ by up to 0.9 in its prompts.
         image_start_token_id, image_end_token_id: around every picture.
         image_token_id: the placeholder of a picture to read, once for each of its positions.
         image_gen_token_id: the placeholder of a picture to draw.

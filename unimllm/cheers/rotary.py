@@ -1,4 +1,4 @@
-"""Rotary positions of the flow head, and frequencies rounded to bfloat16 as the released weights know them."""
+"""Rotary positions of the flow head, and frequencies that go with the weights into bfloat16."""
 
 import torch
 from torch import nn
@@ -15,13 +15,14 @@ def rounded(frequencies: torch.Tensor) -> torch.Tensor:
 
 
 def round_frequencies_of(language_model: PreTrainedModel, config: CheersConfig) -> None:
-    """With `round_rotary_frequencies`, ahead of each use: transformers computes them anew when it loads a model."""
+    """With `round_rotary_frequencies`, ahead of each use in bfloat16: loading keeps them in float32."""
     if config.round_rotary_frequencies:
         language_model.get_decoder().rotary_emb.register_forward_pre_hook(_round)
 
 
-def _round(rotary_embedding: nn.Module, _) -> None:
-    rotary_embedding.inv_freq.copy_(rounded(rotary_embedding.inv_freq))
+def _round(rotary_embedding: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    if args[0].dtype == torch.bfloat16:
+        rotary_embedding.inv_freq.copy_(rounded(rotary_embedding.inv_freq))
 
 
 def rotary(
@@ -34,7 +35,7 @@ def rotary(
         is_rounded: see `round_rotary_frequencies` of CheersConfig.
     """
     frequencies = BASE ** (-torch.arange(0, head_dim, 2, device=like.device).float() / head_dim)
-    if is_rounded:
+    if is_rounded and like.dtype == torch.bfloat16:
         frequencies = rounded(frequencies)
     positions = torch.arange(num_positions, device=like.device)
     if repeat:
