@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config
@@ -380,6 +380,32 @@ def test_the_released_sampler_goes_a_step_too_far():
     for t, step in ((0.0, 0.5), (0.5, 0.5), (1.0, 1 / 3)):
         x = x + step * prompt.velocity(x, torch.tensor(t))
     torch.testing.assert_close(draw(released, [[USER, START]]), x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_released_rotary_frequencies_are_rounded_with_the_weights(tmp_path):
+    ids = row(USER, 9, 10, 11, 12, 13)
+    text_config = tiny_config().text_config
+    text_config.rope_parameters = {"rope_type": "default", "rope_theta": 10.0}
+    clean, released = (make(text_config=text_config, round_rotary_frequencies=rounds) for rounds in (False, True))
+    assert torch.equal(released(ids).logits, clean(ids).logits)  # as the released code before it casts the weights
+    for name, model in (("clean", clean), ("released", released)):
+        model.save_pretrained(tmp_path / name)
+    clean, released = (  # unlike `model.bfloat16()`, this keeps the frequencies in float32
+        CheersForConditionalGeneration.from_pretrained(tmp_path / name, dtype=torch.bfloat16).eval()
+        for name in ("clean", "released")
+    )
+    exact = clean(ids).logits
+    rounded = torch.tensor([1.0, 0.5625, 81 / 256, 182 / 1024])  # 10 ** -(0, 1/4, 1/2, 3/4) to 8 bits
+    clean.language_model.model.rotary_emb.inv_freq.copy_(rounded)
+    expected = clean(ids).logits
+    assert not torch.equal(exact, expected) and torch.equal(released(ids).logits, expected)
+    parts = released.vision_tokenizer
+    language_model = AutoModelForCausalLM.from_config(text_config).bfloat16()
+    CheersForConditionalGeneration.from_parts(
+        released.config, language_model, parts.vision_representation, parts.vae_model
+    ).bfloat16()(ids)
+    assert torch.equal(language_model.model.rotary_emb.inv_freq.float(), rounded)
+    assert released.flow_head.gen_projector.is_rounded and released.flow_head.hi_projector.is_rounded
 
 
 def test_the_released_loss_pulls_read_pictures_to_velocity_zero():

@@ -204,6 +204,12 @@ def test_rotary_positions_count_through_or_begin_again():
     torch.testing.assert_close(cos[0, :, 2], torch.arange(4.0).cos())  # both halves turn alike
     _, repeated = rotary(4, 4, True, torch.zeros(1))
     torch.testing.assert_close(repeated[0, :, 0], torch.tensor([0.0, 1.0, 0.0, 1.0]).sin())
+    exact, rounded = (
+        rotary(200, 4, False, torch.zeros(1, dtype=dtype), is_rounded=True)[1]
+        for dtype in (torch.float, torch.bfloat16)
+    )
+    torch.testing.assert_close(exact[0, :, 1], (torch.arange(200.0) * 0.01).sin())
+    torch.testing.assert_close(rounded[0, :, 1], (torch.arange(200.0) * 164 / 2**14).sin().bfloat16())  # 0.01 to 8 bits
 
 
 def test_a_dit_block_begins_as_nothing_and_then_does_what_the_formula_says():
@@ -268,6 +274,7 @@ def test_sizes_of_the_released_model_and_of_none():
         assert config.vae_config.patched_channels == 128
         assert (config.num_semantic_heads, config.num_detail_heads, config.num_flow_key_value_heads) == (12, 16, 2)
         assert config.extra_euler_step is config.repeat_detail_positions is config.leading_picture_is_causal is quirks
+        assert config.round_rotary_frequencies is quirks
         assert config.vae_config.pixels_from_zero is config.flow_loss_on_read_pictures is quirks
 
 

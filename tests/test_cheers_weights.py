@@ -183,6 +183,7 @@ def test_a_model_that_the_released_code_would_misread_is_refused(tmp_path):
     [
         ("", "extra_euler_step", False),
         ("", "leading_picture_is_causal", False),
+        ("", "round_rotary_frequencies", False),
         ("", "decode_before_siglip", False),
         ("", "linear_details", True),
         ("", "flow_loss_on_read_pictures", False),

@@ -19,6 +19,7 @@ from unimllm.conversation import flatten_content, text_message
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.inference import answer_batch
+from unimllm.lmms_eval_requests import Asked, continuation_losses
 from unimllm.scenes import CLASSES_24, GlyphAtlas
 from unimllm.scenes.reader import SceneReader, SceneReaderConfig
 
@@ -64,6 +65,33 @@ def test_the_released_processor_puts_a_random_picture_before_prompts(cheers, tmp
         for p, prompts in ((processor, [APPLE, DOGS]), (processor, [DOGS]), (plain, [DOGS]))
     )
     assert np.array_equal(together, alone) and not np.array_equal(alone, bare)
+
+
+def test_the_released_processor_puts_a_random_picture_before_conversations_without_one(cheers):
+    model, plain = cheers
+    released = CheersProcessor(plain.image_processor, plain.tokenizer, plain.num_positions, stand_in_picture=True)
+    shown = [{"role": "user", "content": [{"type": "image", "image": red()}, {"type": "text", "text": "What is it?"}]}]
+    words = [text_message("user", "Is there a dog?")]
+    inputs, without = released([words, shown, words]), plain([words, shown, words])
+    placeholders = [model.config.image_token_id] * model.config.num_positions
+    for number, first in enumerate((placeholders, [], placeholders)):
+        rows = [i["input_ids"][number][i["attention_mask"][number] == 1].tolist() for i in (inputs, without)]
+        assert rows[0] == first + rows[1]
+    pixels = inputs["pixel_values"]
+    assert torch.equal(pixels[1:2], without["pixel_values"]) and torch.equal(pixels[0], pixels[2])
+    assert torch.equal(pixels[0], released.for_drawing([APPLE])["pixel_values"][0])
+    assert released.prompt_length(words) == len(placeholders) + plain.prompt_length(words)
+    assert released.prompt_length(shown) == plain.prompt_length(shown)
+    together = answer_batch(model, released, [words, shown])
+    assert together == [answer_batch(model, released, [asked])[0] for asked in (words, shown)]
+    asked = Asked("a task", words, [], {})
+    ((loss, _),) = continuation_losses(model, released, [(asked, "yes")], 1)
+    sample = released.conversation([*words, text_message("assistant", "yes")])
+    ids = torch.tensor([placeholders + sample.input_ids])
+    labels = ids.where(torch.tensor([[False] * len(placeholders) + sample.is_target]), -100)
+    with torch.no_grad():
+        own = model(ids, pixels[:1], labels=labels, t=torch.ones(1)).losses["text"]
+    assert loss == pytest.approx(own.item(), abs=1e-5)
 
 
 def test_prompts_for_drawing_end_where_the_picture_begins(cheers):
@@ -151,6 +179,7 @@ def test_a_converted_folder_gets_a_processor_and_the_released_options(tiny_cheer
     model, processor = load(tmp_path, "cpu")
     assert choose_drawing(model, {}) == {"guidance_scale": 9.5, "num_steps": 80, "time_shift": 0.5}
     assert isinstance(processor, CheersProcessor) and processor.num_positions == 4
+    assert processor.stand_in_picture and processor.image_processor.fit_on_black
     asked = [text_message("user", "Why?", images=1)]
     assert processor.conversation._render(flatten_content(asked), True) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -253,6 +253,22 @@ def test_a_wide_picture_is_padded_or_cut(tmp_path):
     assert seen[:, :3].abs().max() < 0.02 and seen[:, 13:].abs().max() < 0.02  # grey
 
 
+def test_a_picture_on_black_is_scaled_once_and_then_filled_up(tmp_path):
+    processor = for_size(16)
+    processor.fit_on_black = True
+    processor.save_pretrained(tmp_path)
+    processor = SemHiTokImageProcessor.from_pretrained(tmp_path)
+    seen = processor(Image.new("RGB", (5, 8), "white"), return_tensors="pt")["pixel_values"][0]
+    expected = -torch.ones(3, 16, 16)
+    expected[:, :, 3:13] = 1  # 10 of 16 columns, 3 black ones at the left and at the right
+    assert torch.equal(seen, expected)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8))
+    seen = processor(noise, return_tensors="pt")["pixel_values"][0]
+    scaled = to_pixel_values(np.asarray(noise.resize((16, 7), Image.Resampling.BICUBIC))[None])[0]
+    torch.testing.assert_close(seen[:, 4:11], scaled, rtol=0, atol=1e-6)
+    assert (seen[:, :4] == -1).all() and (seen[:, 11:] == -1).all()
+
+
 def test_a_wrong_colour_weighs_in_the_coarse_loss_and_a_fine_pattern_does_not():
     true = torch.zeros(2, 3, 16, 16)
     shifted = true + 0.5

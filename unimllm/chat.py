@@ -102,7 +102,7 @@ class Conversation:
         context = self.model.config.text_config.max_position_embeddings
         room = context - min(MAX_NEW_TOKENS, context // 4)
         for forgotten in range(len(self.turns)):
-            if len(self.processor.conversation.prompt(self._messages(self.turns[forgotten:], question))) <= room:
+            if self.processor.prompt_length(self._messages(self.turns[forgotten:], question)) <= room:
                 return forgotten
         return len(self.turns)
 

@@ -147,7 +147,7 @@ def check_prompts(model, processor, prompts: list[str]) -> None:
         if not prompt.strip():
             raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")
         check_text(processor, prompt, "the prompt")
-        length = len(processor.conversation.drawing_prompt(prompt.strip()))
+        length = len(processor.before([])[0]) + len(processor.conversation.drawing_prompt(prompt.strip()))
         check_length(model, length + processor.num_positions, f"the prompt '{shorten(prompt)}'")
 
 

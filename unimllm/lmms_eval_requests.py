@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from unimllm.conversation import Tokenized
 from unimllm.errors import UserError
 from unimllm.images import save_picture
 from unimllm.inference import MAX_NEW_TOKENS, answer_batch, check_conversations, check_length, draw
+from unimllm.processing import image_parts
 from unimllm.vocabulary import IGNORE, IMAGE_TOKENS
 
 UNUSED_OPTIONS = (
@@ -165,7 +167,7 @@ def check_picture(name: str, picture) -> Image.Image:
 def answer_asked(model, processor, asked: list[Asked], batch_size: int) -> list[str]:
     """The next answer in each conversation, greedily; in float32 the same whatever is asked beside it."""
     context = model.config.text_config.max_position_embeddings
-    lengths = [len(processor.conversation.prompt(a.messages)) for a in asked]
+    lengths = [processor.prompt_length(a.messages) for a in asked]
     for a, length in zip(asked, lengths, strict=True):
         check_length(model, length + 1, a.name)
 
@@ -260,14 +262,22 @@ def _batch_losses(model, processor, rows: list[tuple[Asked, str]]) -> list[tuple
         [*asked.messages, {"role": "assistant", "content": [{"type": "text", "text": text}]}] for asked, text in rows
     ]
     check_conversations(processor, whole)
-    tokenized = [processor.conversation(messages) for messages in whole]
+    before = [processor.before(messages) for messages in whole]
+    tokenized = [
+        Tokenized(ids + sample.input_ids, [False] * len(ids) + sample.is_target)
+        for (ids, _), sample in zip(before, map(processor.conversation, whole), strict=True)
+    ]
     for (asked, _), sample in zip(rows, tokenized, strict=True):
         check_length(model, len(sample), asked.name)
     ids = [torch.tensor(sample.input_ids) for sample in tokenized]
     labels = [i.where(torch.tensor(s.is_target), IGNORE) for i, s in zip(ids, tokenized, strict=True)]
     mask = _pad_left([torch.ones_like(row) for row in ids], 0)
     keep = 1 + max(len(sample) - sample.is_target.index(True) for sample in tokenized)
-    images = [p["image"] for m in whole for message in m for p in message["content"] if p["type"] == "image"]
+    images = [
+        image
+        for (_, first), messages in zip(before, whole, strict=True)
+        for image in [*first, *(part["image"] for part in image_parts(messages))]
+    ]
     outputs = model(
         input_ids=_pad_left(ids, processor.tokenizer.pad_token_id).to(model.device),
         pixel_values=processor.preprocess_images(images).to(model.device) if images else None,

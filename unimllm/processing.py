@@ -80,8 +80,14 @@ class ConversationProcessor(ProcessorMixin):
         if not tokenize:
             texts = [self.conversation.text(messages, add_generation_prompt) for messages in conversations]
             return texts[0] if is_single else texts
-        data = self._pad_left([self.conversation.prompt(messages, add_generation_prompt) for messages in conversations])
-        images = [part.get("image") for messages in conversations for part in _image_parts(messages)]
+        before = [self.before(messages) for messages in conversations]
+        asked = [self.conversation.prompt(messages, add_generation_prompt) for messages in conversations]
+        data = self._pad_left([first + ids for (first, _), ids in zip(before, asked, strict=True)])
+        images = [
+            image
+            for (_, first), messages in zip(before, conversations, strict=True)
+            for image in [*first, *(part.get("image") for part in image_parts(messages))]
+        ]
         if any(image is None for image in images):
             raise UserError('a picture is missing: its part is {"type": "image", "image": a PIL picture}')
         if images and all(isinstance(image, torch.Tensor) for image in images):
@@ -89,6 +95,14 @@ class ConversationProcessor(ProcessorMixin):
         elif images:
             data["pixel_values"] = self.preprocess_images(images)
         return BatchFeature(data) if return_dict else data["input_ids"]
+
+    def before(self, messages: list[dict]) -> tuple[list[int], list[Image.Image]]:
+        """What stands before a conversation, of which `ConversationTokenizer` knows nothing: ids and their pictures."""
+        return [], []
+
+    def prompt_length(self, messages: list[dict]) -> int:
+        """How many ids `__call__` makes of a conversation."""
+        return len(self.before(messages)[0]) + len(self.conversation.prompt(messages))
 
     def preprocess_images(self, images: list[Image.Image]) -> torch.Tensor:
         """Pictures -> (pictures, 3, S, S) float32 in -1..1."""
@@ -111,7 +125,7 @@ class ConversationProcessor(ProcessorMixin):
         }
 
 
-def _image_parts(messages: list[dict]) -> list[dict]:
+def image_parts(messages: list[dict]) -> list[dict]:
     parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
     return [p for p in parts if p["type"] == "image"]
 

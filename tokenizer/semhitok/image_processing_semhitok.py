@@ -16,6 +16,7 @@ class SemHiTokImageProcessor(PilBackend):
     """Crops the centre square at the tokenizer's size as training does (`adm_center_crop`), and scales RGB to -1..1.
 
     With `pad_to_square` nothing is cut off: the shorter sides are filled with grey first, as LLaVA-1.5 shows pictures.
+    With `fit_on_black` neither: see `fit_on_black` below.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -30,6 +31,7 @@ class SemHiTokImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
     pad_to_square = False
+    fit_on_black = False
 
     @property
     def image_size(self) -> int:
@@ -47,6 +49,8 @@ class SemHiTokImageProcessor(PilBackend):
         if image.dtype != np.uint8 or not size.shortest_edge:
             return super().resize(image, size, resample, **kwargs)
         picture = Image.fromarray(image.transpose(1, 2, 0))
+        if self.fit_on_black:
+            return np.asarray(fit_on_black(picture, size.shortest_edge, resample)).transpose(2, 0, 1)
         if self.pad_to_square:
             picture = pad_square(picture)
         return np.asarray(adm_resize(picture, size.shortest_edge, resample)).transpose(2, 0, 1)
@@ -78,6 +82,18 @@ def pad_square(image: Image.Image) -> Image.Image:
     side = max(image.size)
     square = Image.new("RGB", (side, side), GREY)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def fit_on_black(image: Image.Image, size: int, resample: int) -> Image.Image:
+    """An RGB picture scaled at once so that its longer side is `size`, in the middle of a black square.
+
+    So the released CHEERS (arXiv 2603.12793) reads pictures.
+    """
+    scale = min(size / image.height, size / image.width)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = Image.new("RGB", (size, size))
+    square.paste(image.resize((width, height), resample), ((size - width) // 2, (size - height) // 2))
     return square
 
 

@@ -12,6 +12,7 @@ RELEASED_QUIRKS = {
     "extra_euler_step": True,
     "flow_loss_on_read_pictures": True,
     "leading_picture_is_causal": True,
+    "round_rotary_frequencies": True,
 }
 """Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
 
@@ -114,6 +115,9 @@ class CheersConfig(PreTrainedConfig):
         leading_picture_is_causal: quirk: a picture at the very start of a row is read causally. In released training
             rows of text alone have a stand-in there, black at t = 0, which ours places nowhere; in drawing see
             `CheersProcessor`.
+        round_rotary_frequencies: quirk: with weights in bfloat16, the rotary frequencies of the language model and of
+            both stages are bfloat16 numbers too, in float32 as exact as ever. The released code trains and draws after
+            `model.to(torch.bfloat16)`, which rounds these buffers: angles differ by up to 0.9 in its prompts.
         image_start_token_id, image_end_token_id: around every picture.
         image_token_id: the placeholder of a picture to read, once for each of its positions.
         image_gen_token_id: the placeholder of a picture to draw.
@@ -142,6 +146,7 @@ class CheersConfig(PreTrainedConfig):
         extra_euler_step: bool = False,
         flow_loss_on_read_pictures: bool = False,
         leading_picture_is_causal: bool = False,
+        round_rotary_frequencies: bool = False,
         image_start_token_id: int = 151667,
         image_end_token_id: int = 151668,
         image_token_id: int = 151665,
@@ -172,6 +177,7 @@ class CheersConfig(PreTrainedConfig):
         self.extra_euler_step = extra_euler_step
         self.flow_loss_on_read_pictures = flow_loss_on_read_pictures
         self.leading_picture_is_causal = leading_picture_is_causal
+        self.round_rotary_frequencies = round_rotary_frequencies
         self.image_start_token_id, self.image_end_token_id = image_start_token_id, image_end_token_id
         self.image_token_id, self.image_gen_token_id = image_token_id, image_gen_token_id
         self.no_text_token_id = no_text_token_id

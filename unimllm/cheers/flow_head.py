@@ -20,9 +20,9 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from semhitok.transformer import attention
 from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.rotary import BASE, rotary
 
 NORM_EPS = 1e-6
-BASE = 10000.0  # of the sinusoids of t and of the rotary positions
 
 
 def sinusoids(t: torch.Tensor, channels: int) -> torch.Tensor:
@@ -31,20 +31,6 @@ def sinusoids(t: torch.Tensor, channels: int) -> torch.Tensor:
     frequencies = torch.exp(-math.log(BASE) * torch.arange(half, device=t.device).float() / half)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
-
-
-def rotary(num_positions: int, head_dim: int, repeat: bool, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (1, num_positions, head_dim) of one-dimensional rotary positions.
-
-    Args:
-        repeat: positions count to the half and then begin again, as the released second stage does.
-    """
-    frequencies = BASE ** (-torch.arange(0, head_dim, 2, device=like.device).float() / head_dim)
-    positions = torch.arange(num_positions, device=like.device)
-    if repeat:
-        positions = positions % (num_positions // 2)
-    angles = (positions[:, None] * frequencies).repeat(1, 2)[None]
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -150,15 +136,16 @@ class Stage(nn.Module):
     """DiT blocks and the final layer: (B, N, dim) -> (B, N, dim_out)."""
 
     def __init__(
-        self, dim: int, dim_out: int, num_layers: int, num_heads: int, num_groups: int, repeat_positions: bool = False
-    ):
+        self, dim: int, dim_out: int, num_layers: int, num_heads: int, num_groups: int, repeat_positions: bool = False,
+        is_rounded: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.head_dim, self.repeat_positions = dim // num_heads, repeat_positions
+        self.head_dim, self.repeat_positions, self.is_rounded = dim // num_heads, repeat_positions, is_rounded
         self.diffusion_head_a = nn.ModuleList(DiTBlock(dim, num_heads, num_groups) for _ in range(num_layers))
         self.diffusion_head_b = FinalLayer(dim, dim_out)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        positions = rotary(x.shape[1], self.head_dim, self.repeat_positions, x)
+        positions = rotary(x.shape[1], self.head_dim, self.repeat_positions, x, self.is_rounded)
         for block in self.diffusion_head_a:
             x = block(x, time, positions)
         return self.diffusion_head_b(x, time)
@@ -189,12 +176,12 @@ class FlowHead(nn.Module):
         self.time_embed = TimeEmbedding(config.time_channels, hidden, width)
         self.gen_projector = Stage(
             hidden, width * self.side**2, config.num_semantic_layers, config.num_semantic_heads,
-            config.num_flow_key_value_heads,
+            config.num_flow_key_value_heads, is_rounded=config.round_rotary_frequencies,
         )  # fmt: skip
         self.hi_gate = DetailGate(width)
         self.hi_projector = Stage(
             width, config.vae_config.patched_channels, config.num_detail_layers, config.num_detail_heads,
-            config.num_flow_key_value_heads, config.repeat_detail_positions,
+            config.num_flow_key_value_heads, config.repeat_detail_positions, config.round_rotary_frequencies,
         )  # fmt: skip
 
     def semantics(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

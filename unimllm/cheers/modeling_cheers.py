@@ -21,6 +21,7 @@ from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.cheers.flow_head import FlowHead, ZeroLinear
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask, picture_numbers
+from unimllm.cheers.rotary import round_frequencies_of
 from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
@@ -100,6 +101,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tokenizer = VisionTokenizer(config)
         self.flow_head = FlowHead(config)
+        round_frequencies_of(self.language_model, config)
         self.post_init()
         save_drawing_options(self)
 
@@ -120,6 +122,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         model = cls(config)
         if language_model is not None:
             model.language_model = language_model
+            round_frequencies_of(language_model, config)
         model.vision_tokenizer.take(vision_model, vae)
         return model
 

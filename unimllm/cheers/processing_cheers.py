@@ -1,10 +1,12 @@
 """CheersProcessor: conversations and pictures to inputs of CHEERS."""
 
-import torch
-from torch.nn import functional as F
+from functools import cache
+
+import numpy as np
+from PIL import Image
 from transformers import BatchFeature
 
-from unimllm.processing import ConversationProcessor
+from unimllm.processing import ConversationProcessor, image_parts
 from unimllm.vocabulary import CHEERS_TOKENS
 
 
@@ -12,8 +14,9 @@ class CheersProcessor(ConversationProcessor):
     """See `ConversationProcessor`; the prompt without its text the model makes itself, of `<no_mean>`.
 
     Args:
-        stand_in_picture: quirk of the released processor: before every prompt to draw from stands a picture of random
-            pixels, to be read. Here it is the same one each time, so a drawing depends on its prompt and seed alone.
+        stand_in_picture: quirk of the released processor: before every prompt to draw from, and every conversation
+            without a picture, stands one of random pixels, to be read. Here it is the same one each time, so a drawing
+            depends on its prompt and seed alone.
     """
 
     image_tokens = CHEERS_TOKENS
@@ -29,13 +32,19 @@ class CheersProcessor(ConversationProcessor):
         """As the base's; with `stand_in_picture` N positions longer, and `pixel_values` (B, 3, S, S) for them."""
         if not self.stand_in_picture:
             return super().for_drawing(prompts)
-        stand_in = [self.conversation.ids["image"]] * self.num_positions
-        inputs = self._pad_left([stand_in + self.conversation.drawing_prompt(prompt) for prompt in prompts])
-        picture = random_picture(self.image_processor.crop_size["height"])
-        return BatchFeature(inputs | {"pixel_values": picture.expand(len(prompts), -1, -1, -1)})
+        ids, pictures = self.before([])
+        inputs = self._pad_left([ids + self.conversation.drawing_prompt(prompt) for prompt in prompts])
+        return BatchFeature(inputs | {"pixel_values": self.preprocess_images(pictures * len(prompts))})
+
+    def before(self, messages: list[dict]) -> tuple[list[int], list[Image.Image]]:
+        if not self.stand_in_picture or image_parts(messages):
+            return [], []
+        picture = random_picture(self.image_processor.image_size)
+        return [self.conversation.ids["image"]] * self.num_positions, [picture]
 
 
-def random_picture(size: int) -> torch.Tensor:
-    """(1, 3, S, S) in -1..1: uniform noise at half the size (the released processor's, of 256 pixels), made larger."""
-    noise = torch.rand(1, 3, size // 2, size // 2, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(noise, size, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
+@cache
+def random_picture(size: int) -> Image.Image:
+    """S x S pixels: uniform noise at half the size (the released processor's, of 256 pixels), made larger."""
+    noise = np.random.default_rng(0).integers(0, 256, (size // 2, size // 2, 3), np.uint8)
+    return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)

@@ -44,8 +44,10 @@ def write_processor(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.chat_template = RELEASED_TEMPLATE
         add_tokens(tokenizer, CheersProcessor.image_tokens)  # the published one may end before them
+        image_processor = for_size(config.image_size)
+        image_processor.fit_on_black = True  # as all that the released code reads; drawings are not preprocessed
         processor = CheersProcessor(
-            for_size(config.image_size), tokenizer, num_positions=config.num_positions, stand_in_picture=True
+            image_processor, tokenizer, num_positions=config.num_positions, stand_in_picture=True
         )
         ids = processor.conversation.ids
         if other := [role for role in CheersProcessor.image_tokens if ids[role] != getattr(config, f"{role}_token_id")]:
