@@ -3,9 +3,27 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from unimllm.distributed import processes_here
+
+NEWEST = """
+import os, sys
+from pathlib import Path
+import torch.distributed as dist
+from unimllm.errors import UserError
+from unimllm.training.checkpoint import find_newest
+dist.init_process_group("gloo")
+folder = Path(sys.argv[1]) / (f"machine-{dist.get_rank()}" if sys.argv[2] == "apart" else "")
+folder.mkdir(exist_ok=True)
+try:
+    told = str(find_newest(folder))
+except UserError as error:
+    told = str(error)
+Path(sys.argv[1], f"told-{dist.get_rank()}.txt").write_text(told)
+"""
 PROGRAM = "from unimllm.distributed import threads_per_process; print([threads_per_process(n) for n in (1, 2, 64)])"
 
 
@@ -25,3 +43,35 @@ def test_threads_are_the_cores_allowed_shared_among_the_processes():
     for cores in (1, min(2, len(allowed))):
         before = f"import os; os.sched_setaffinity(0, {set(allowed[:cores])}); "
         assert shown(before) == str([cores, max(1, cores // 2), 1])
+
+
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE", None])
+def test_the_processes_of_this_machine_are_what_its_launcher_says(name, monkeypatch):
+    for other in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(other, raising=False)
+    if name:
+        monkeypatch.setenv(name, "8")
+    assert processes_here(32) == (8 if name else 32)
+
+
+def newest(folder: Path, disks: str) -> list[str]:
+    """What each of two processes says of the newest checkpoint."""
+    program = folder / "newest.py"
+    program.write_text(NEWEST)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launcher, str(program), str(folder), disks], check=True, capture_output=True)
+    return [(folder / f"told-{rank}.txt").read_text() for rank in range(2)]
+
+
+def test_all_processes_go_on_from_one_checkpoint(tmp_path):
+    assert newest(tmp_path, "shared") == ["None", "None"]
+    (tmp_path / "step-000005").mkdir()
+    for name in ("run.json", "config.json"):
+        (tmp_path / "step-000005" / name).write_text("{}")
+    assert newest(tmp_path, "shared") == [str(tmp_path / "step-000005")] * 2
+    assert not list(tmp_path.glob(".shared-test-*"))
+
+
+def test_machines_with_an_output_folder_each_are_refused(tmp_path):
+    for told in newest(tmp_path, "apart"):
+        assert told.startswith("rank 1 on ") and "a disk that all machines share" in told

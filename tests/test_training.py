@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(options, t
     assert checkpoint.latest(tmp_path).name == "step-000002"
     written = load_file(checkpoint.latest(tmp_path) / "model.safetensors")
     assert all(value.isfinite().all() for value in written.values())
+
+
+def test_a_loss_that_is_no_number_at_one_process_ends_all(tmp_path):
+    broken = run_toy(tmp_path, "--nan-loss-after", "2", "--save-every-step", processes=2)
+    assert broken.returncode != 0
+    told = [(tmp_path / f"error-{rank}.txt").read_text() for rank in range(2)]
+    assert told[0] == told[1] and told[0].startswith("the loss is nan at step 3, samples 8 to 11; nothing of the step")
+    assert checkpoint.latest(tmp_path).name == "step-000002"
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +229,15 @@ def test_learning_rate_by_hand():
     assert config.learning_rate_at(9) == pytest.approx(1.0)
     assert config.learning_rate_at(60) == pytest.approx(0.55)
     assert config.learning_rate_at(110) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("major, is_fast", [(7, False), (8, True)])
+def test_a_gpu_that_emulates_bf16_trains_in_fp32(major, is_fast, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert TrainConfig().autocast() == is_fast
 
 
 def test_the_deepspeed_json_follows_from_the_configuration():

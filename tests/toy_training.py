@@ -9,11 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.zero import GatheredParameters
 
 from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.lora import add_lora, merged_state, save_lora
+from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import train
 from unimllm.training.seeding import seed_everything
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--die-after", type=int, default=0)
     parser.add_argument("--die-in-export", type=int, default=0)
     parser.add_argument("--nan-gradient-after", type=int, default=0)
+    parser.add_argument("--nan-loss-after", type=int, default=0, help="of the last process alone")
     parser.add_argument("--save-every-step", action="store_true")
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
@@ -87,10 +90,17 @@ def main() -> None:
             os._exit(9)
         if args.nan_gradient_after and step == args.nan_gradient_after:
             model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * float("nan"))
+        is_last = dist.get_rank() == dist.get_world_size() - 1
+        if args.nan_loss_after and step == args.nan_loss_after and is_last:
+            task.loss_weights["text"] = float("nan")
 
     held_out = {"toy": HeldOut(held_out_source, NUM_HELD_OUT)}
     task = SftTask(model, {"text": 1.0})
-    train(task, source, config, args.output, export, before_step=before_step, held_out=held_out)
+    try:
+        train(task, source, config, args.output, export, before_step=before_step, held_out=held_out)
+    except UserError as error:
+        (args.output / f"error-{dist.get_rank()}.txt").write_text(str(error))
+        raise
     cut = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]  # by ZeRO 3
     with GatheredParameters(cut) if cut else nullcontext():
         state = merged_state(model) if args.lora else model.state_dict()

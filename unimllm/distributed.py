@@ -29,6 +29,11 @@ def local_gpu() -> str | None:
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
+def processes_here(world_size: int) -> int:
+    """How many of a run's processes are on this machine: torchrun and deepspeed tell it under a name each."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size)
+
+
 def threads_per_process(processes: int) -> int:
     """CPU threads for each of the processes on this machine: OMP_NUM_THREADS, else this process's cores among them."""
     if "OMP_NUM_THREADS" in os.environ:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from unimllm.data.packing import flash_arguments, sample_bounds
@@ -104,7 +104,9 @@ def varlen_attention(
     if dropout:
         raise ValueError("varlen attention knows no dropout: set attention_dropout 0, or use sdpa")
     groups, (rows, _, length, _) = query.shape[1] // key.shape[1], query.shape
-    flat = [rearrange(x, "b h t d -> (b t) h d") for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
+    flat = [rearrange(x, "b h t d -> (b t) h d") for x in (query, key, value)]
+    if groups > 1:  # of the flat ones, so that they are copied once
+        flat[1:] = (x.repeat_interleave(groups, 1) for x in flat[1:])
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
     if query.is_cuda and dtype in HALVES:
         found = flash(*(x.to(dtype) for x in flat), varlen_bounds, length, scaling)

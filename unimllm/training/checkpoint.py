@@ -8,8 +8,10 @@ import errno
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import torch.distributed as dist
 from torch import nn
@@ -33,7 +35,7 @@ NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 REMOVE = "remove {} and the same command goes on from the checkpoint before it"
 
-__all__ = ["RUN_FILE", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
+__all__ = ["RUN_FILE", "find_newest", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
 
 
 def read_run(folder: Path) -> dict:
@@ -59,6 +61,33 @@ def prepare_output(output_dir: Path) -> None:
         raise UserError(
             f"cannot write to --output-dir {output_dir}: {error.strerror}; choose another folder"
         ) from error
+
+
+def find_newest(output_dir: Path) -> Path | None:
+    """The newest checkpoint that rank 0 sees, or None; called by every rank.
+
+    Raises:
+        UserError: a process does not see what rank 0 writes to the folder; on every rank.
+    """
+    found = latest(output_dir)
+    if dist.get_world_size() == 1:
+        return found
+    probe = output_dir / f".shared-test-{uuid4().hex[:8]}"
+    names: list = [probe.name, found and found.name]
+    if is_first_process():
+        probe.touch()
+    dist.broadcast_object_list(names, src=0)
+    seen: list = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (socket.gethostname(), (output_dir / names[0]).exists()))
+    if is_first_process():
+        probe.unlink()
+    for rank, (host, is_there) in enumerate(seen):
+        if not is_there:
+            raise UserError(
+                f"rank {rank} on {host} does not see what rank 0 on {seen[0][0]} writes to --output-dir {output_dir}: "
+                "the run could not go on from its checkpoints; name a folder on a disk that all machines share"
+            )
+    return names[1] and output_dir / names[1]
 
 
 def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:

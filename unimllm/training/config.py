@@ -156,5 +156,5 @@ class TrainConfig:
 def has_fast_bf16() -> bool:
     """Whether this machine multiplies bf16 in hardware: a GPU that does, or a CPU with AMX or AVX512-BF16."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

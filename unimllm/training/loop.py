@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
-from unimllm.distributed import threads_per_process
+from unimllm.distributed import processes_here, threads_per_process
 from unimllm.errors import UserError
 from unimllm.fingerprint import commit_of
 from unimllm.training import checkpoint
@@ -110,8 +110,9 @@ def train(
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     checkpoint.prepare_output(output_dir)
+    found = checkpoint.find_newest(output_dir)
     engine, optimizer = build_engine(task, config, world_size)
-    apart, found = digest(task), checkpoint.latest(output_dir)
+    apart = digest(task)
     run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
     step, cpu_before = run["step"], run["cpu_seconds"]
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
@@ -143,8 +144,7 @@ def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
     """DeepSpeed's engine around a task, and the optimiser in it; after `start_processes`."""
     import deepspeed
 
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    torch.set_num_threads(config.num_threads or threads_per_process(local_world))
+    torch.set_num_threads(config.num_threads or threads_per_process(processes_here(world_size)))
     if config.gradient_checkpointing:
         checkpoint_activations(task)
     hide(task)
@@ -184,49 +184,61 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
 def take_step(
     engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
 ) -> dict[str, float]:
-    """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values."""
+    """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values.
+
+    These are asked of the GPU ahead of the optimiser: looking at a number earlier keeps it waiting. There all ranks
+    learn of a loss that is none at one of them, and end together, the weights as they were.
+    """
     accumulation = engine.gradient_accumulation_steps()
     started = time.perf_counter()
     micro_batches = list(itertools.islice(batches, accumulation))
-    waited = time.perf_counter() - started
+    own = {"waited": time.perf_counter() - started}
     for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
-    micro_batches = [{k: v.to(engine.device) for k, v in batch.items()} for batch in micro_batches]
     if before_step:
         before_step(step)
     extra = {}
     if hasattr(task, "count_targets"):
         extra["num_items"] = targets_of_step(task, micro_batches, engine.device)
-    sums: dict[str, float] = {}
-    norm, last = 0.0, micro_batches[-1]
+    if hasattr(task, "count_tokens"):
+        own["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
+    if hasattr(task, "flops_of") and peak_flops(engine.device):
+        own["flops"] = float(sum(map(task.flops_of, micro_batches)))
+    sums, last = torch.zeros((), dtype=torch.float64, device=engine.device), micro_batches[-1]
     # The one case in which DeepSpeed does not tell the norm: ZeRO 0 without its optimiser for bf16 weights.
     untold = not engine.zero_optimization_stage() and not engine.bfloat16_enabled()
     for batch in micro_batches:
-        outputs = engine(**batch, **extra)
-        if not torch.isfinite(outputs["loss"]):
-            raise _not_finite(f"the loss is {outputs['loss'].item()}", engine, step)
+        outputs = engine(**to_device(batch, engine.device), **extra)
         engine.backward(outputs["loss"])
-        if untold and batch is last:
-            norm = float(nn.utils.get_total_norm([p.grad for p in task.parameters() if p.grad is not None]))
-            if not math.isfinite(norm):
-                raise _not_finite(f"the gradient's norm is {norm}", engine, step)
+        sums = sums + torch.stack([value.detach().double() for value in outputs.values()]) / accumulation
+        if batch is last:  # behind which the weights change
+            if untold:
+                gradients = [p.grad for p in task.parameters() if p.grad is not None]
+                own["grad_norm"] = nn.utils.get_total_norm(gradients)
+            rest = torch.stack([torch.as_tensor(value).to(sums) for value in own.values()])
+            values = dict(zip([*outputs, *own], mean_over_ranks(torch.cat([sums, rest])), strict=True))
+            if not math.isfinite(values["loss"]):
+                raise _not_finite(f"the loss is {values['loss']}", engine, step)
+            if not math.isfinite(values.get("grad_norm", 0.0)):
+                raise _not_finite(f"the gradient's norm is {values['grad_norm']}", engine, step)
         engine.step()
-        for name, value in outputs.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / accumulation
     told = engine.get_global_grad_norm()
-    sums["grad_norm"] = norm if told is None else float(told)
-    if not 0 <= sums["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
+    if told is not None:
+        values["grad_norm"] = float(told)
+    if not 0 <= values["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
         raise _not_finite("the gradient is not finite", engine, step)
-    sums["waited"] = waited
-    if hasattr(task, "count_tokens"):
-        sums["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
-    if hasattr(task, "flops_of") and peak_flops(engine.device):
-        sums["flops"] = float(sum(map(task.flops_of, micro_batches)))
-    return mean_over_ranks(sums, engine.device)
+    return values
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """A micro-batch on the device; a GPU fetches it from pinned memory, behind the work that it has already."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 def _not_finite(what: str, engine, step: int) -> UserError:
-    """What ends a run in a step whose numbers are none, before it is saved; a norm is the same on all ranks."""
+    """What ends a run in a step whose numbers are none, before it is saved; on all ranks."""
     first = step * engine.train_batch_size()
     return UserError(
         f"{what} at step {step + 1}, samples {first:,} to {first + engine.train_batch_size() - 1:,}; nothing of the "
@@ -248,13 +260,12 @@ def targets_of_step(
     return dict(zip(by_name[0], shares, strict=True)) if isinstance(counted[0], dict) else shares[0]
 
 
-def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Mean of each value over the processes; all must hold the same names in the same order."""
-    if dist.get_world_size() == 1:
-        return values
-    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(stacked)
-    return dict(zip(values, (stacked / dist.get_world_size()).tolist(), strict=True))
+def mean_over_ranks(values: torch.Tensor) -> list[float]:
+    """Mean of each of (V,) values over the processes; all must hold as many, in the same order."""
+    world_size = dist.get_world_size()
+    if world_size > 1:
+        dist.all_reduce(values)
+    return (values / world_size).tolist()
 
 
 def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
