@@ -98,6 +98,13 @@ def test_a_mark_across_parts_of_a_question_is_told(loaded):
     assert len(answer_batch(*loaded, [[{"role": "user", "content": parts}]])) == 1
 
 
+def test_a_question_about_several_pictures(loaded):
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    parts = [*({"type": "image", "image": p} for p in pictures), {"type": "text", "text": "Are they alike?"}]
+    expected = answer_batch(*loaded, [[{"role": "user", "content": parts}]])[0]
+    assert answer(*loaded, pictures, "Are they alike?") == expected
+
+
 def test_answers_can_be_sampled(loaded):
     torch.manual_seed(0)
     asked = [answer(*loaded, None, "What is it?", do_sample=True, temperature=5.0) for _ in range(3)]

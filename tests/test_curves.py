@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from unimllm.errors import UserError
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import TEACHER_PRESETS
-from unimllm.training.step_log import Curves
+from unimllm.training.step_log import Curves, rounded
 
 PICTURE = np.full((4, 6, 3), 7, np.uint8)
 
@@ -55,6 +55,10 @@ def test_both_have_the_same_numbers_and_pictures(runs, tmp_path):
     board = EventAccumulator(str(output / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("validation/a/text")] == [(1, 1.5)]
     assert [(event.step, event.width) for event in board.Images("pictures")] == [(1, 6)]
+
+
+def test_a_slow_run_has_no_rate_of_nothing():
+    assert [rounded(rate) for rate in (0.04, 0.26, 3.97, 9.94, 9.96, 1234.6)] == "0.04 0.26 4 9.9 10 1235".split()
 
 
 def test_a_resumed_run_goes_on_with_its_curves_and_another_folder_has_others(runs, tmp_path):

@@ -300,6 +300,11 @@ def test_without_a_prompt_nothing_is_drawn(cheers):
         draw(*cheers, [])
 
 
+def test_one_text_is_no_list_of_prompts(cheers):
+    with pytest.raises(UserError, match=r"^the prompts are one text: give a list of them, here \['a red apple'\]$"):
+        draw(*cheers, "a red apple")
+
+
 # ---- the commands ---------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimllm.data.mixture import Mixture, make_streams, parse_ratios
+from unimllm.data.open_data import describe
 from unimllm.data.order import EpochOrder, across_lanes
 from unimllm.data.row_plan import RowPlan, best_fit
 from unimllm.data.survey import Survey
@@ -19,8 +20,8 @@ class Index:
 
     num_lanes = 3
 
-    def __init__(self, chunk_sizes: list[int]):
-        self.chunk_sizes = np.array(chunk_sizes)
+    def __init__(self, chunk_sizes: list[int], name: str = "mine"):
+        self.chunk_sizes, self.name = np.array(chunk_sizes), name
 
 
 def survey(lengths: list[int], tasks: list[int]) -> Survey:
@@ -51,6 +52,14 @@ def test_shares_by_hand():
     assert shares([1, 1], (1, 1, 0)) == {(0, 0): 0.5, (1, 1): 0.5}
     with pytest.raises(UserError, match="wants drawing, but no source"):
         make_streams(SURVEYS[:1], [1], (1, 1, 0))
+
+
+@pytest.mark.parametrize("ratios", [None, (1, 1, 0)])
+def test_what_ratios_leave_out_is_told(ratios):
+    plan = RowPlan(Mixture(INDICES, SURVEYS, [1, 1], ratios, 0), 16, seed=0)
+    plan.extend(1)
+    lines = describe(plan, INDICES, SURVEYS, 1).splitlines()
+    assert [line for line in lines if "never" in line] == ["  mine, text: 2 samples never, by --ratios"] * bool(ratios)
 
 
 @pytest.mark.parametrize("text", ["1:2", "a:b:c", "1:-1:1", "0:0:0", "1:inf:1"])

@@ -81,10 +81,27 @@ def test_wrong_sizes_are_refused_with_both_numbers(model, pictures):
         model.encode(pictures.byte())
     with pytest.raises(ValueError, match=r"\(B, 4, 2\)"):
         model.decode(torch.zeros(1, 5, 2, dtype=torch.long))
+    for wrong in (pictures[0], pictures[:, :1], pictures[:0]):
+        with pytest.raises(ValueError, match=r"pictures are \(B, 3, 16, 16\)"):
+            model.encode(wrong)
     with pytest.raises(ValueError, match="patch_size 8 needs 3"):
         SemHiTokModel(tiny_config(conv_encoder_channels=(8, 8)))
     with pytest.raises(ValueError, match="vit, conv"):
         tiny_config(pixel_backbone="mlp")
+
+
+def test_codes_that_this_tokenizer_has_not_are_refused(model, pictures):
+    codes, config = model.encode(pictures), model.config
+    with pytest.raises(ValueError, match=r"\(B, 4, 2\)"):
+        model.decode(codes[0])
+    with pytest.raises(ValueError, match="codes are torch.float32; they must be whole numbers"):
+        model.decode(codes.float())
+    for place, name, size in ((0, "semantic", config.num_semantic_codes), (1, "pixel", config.num_pixel_codes)):
+        for value in (-1, size):
+            wrong = codes.clone()
+            wrong[-1, -1, place] = value
+            with pytest.raises(ValueError, match=f"^{name} codes from .*{value}.*; .* has 0 to {size - 1}$"):
+                model.decode(wrong)
 
 
 def train_steps(stage: torch.nn.Module, pictures: torch.Tensor, steps: int, lr: float = 1e-2) -> list[float]:

@@ -116,6 +116,7 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
         (["--ratios", "1:1:1"], "--ratios is about --data"),
         (["--data", SFT, "--format", "llava", "--image-root", "nowhere"], "--image-root nowhere: no such folder"),
         (["--data", "nowhere.json"], "--data nowhere.json: no such file or folder"),
+        (["--data", "{000..009}.tar"], "--data {000..009}.tar: no such file or folder; a pattern is for the shell"),
         (["--validation-data", SFT, "--format", "llava"], "is about --data"),
         (
             ["--data", SFT, "--validation-data", "nowhere.json", "--format", "llava"],

@@ -141,6 +141,8 @@ def draw(
 
 def check_prompts(model, processor, prompts: list[str]) -> None:
     """What `draw` checks before it begins; UserError for none, an empty one, or one longer than the context."""
+    if isinstance(prompts, str):  # its letters would be drawn, one by one
+        raise UserError(f"the prompts are one text: give a list of them, here ['{shorten(prompts)}']")
     if not prompts:
         raise UserError("there is no prompt: say what to draw, for example 'a photo of a red apple'")
     for prompt in prompts:
@@ -151,9 +153,10 @@ def check_prompts(model, processor, prompts: list[str]) -> None:
         check_length(model, length + processor.num_positions, f"the prompt '{shorten(prompt)}'")
 
 
-def answer(model, processor, picture: Image.Image | None, question: str, **kwargs) -> str:
-    """The model's answer to one question about a picture (or to a text alone)."""
-    parts = [{"type": "image", "image": picture}] if picture is not None else []
+def answer(model, processor, picture: Image.Image | list[Image.Image] | None, question: str, **kwargs) -> str:
+    """The model's answer to one question about a picture, several in a list, or a text alone (None)."""
+    pictures = picture if isinstance(picture, (list, tuple)) else [picture] if picture is not None else []
+    parts = [{"type": "image", "image": one} for one in pictures]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
     return answer_batch(model, processor, [messages], **kwargs)[0]
 

@@ -161,6 +161,9 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
     def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Last hidden state of the frozen SigLIP, (B, N, D)."""
         size = self.config.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not len(pixel_values):
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values are {shape}; pictures are (B, 3, {size}, {size}), one or more")
         if pixel_values.shape[-2:] != (size, size):
             raise ValueError(
                 f"pixel_values are {tuple(pixel_values.shape[-2:])}, this tokenizer reads {size} x {size}; "
@@ -194,7 +197,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
             (B, N, 2) int64: semantic code in 0..K-1 and pixel code in 0..m-1 of each patch, row by row.
 
         Raises:
-            ValueError: pictures of another size than `config.image_size`, or integers.
+            ValueError: pictures of another shape or size than (B, 3, S, S), or integers.
         """
         semantic = self.semantic_codes(pixel_values)
         pixel = self.pixel.codebook.search(self.pixel.encode(pixel_values), semantic)
@@ -222,12 +225,27 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, N, 2) to pictures (B, 3, S, S), RGB clamped to -1..1."""
-        if codes.shape[-2:] != (self.config.num_positions, 2):
-            raise ValueError(
-                f"codes are {tuple(codes.shape)}; a picture of this tokenizer is (B, {self.config.num_positions}, 2)"
-            )
+        """Codes (B, N, 2) to pictures (B, 3, S, S), RGB clamped to -1..1.
+
+        Raises:
+            ValueError: codes of another shape, no whole numbers, or outside the codebooks.
+        """
+        self.check_codes(codes)
         return self.decode_vectors(*self.code_vectors(codes)).float().clamp(-1, 1)
+
+    def check_codes(self, codes: torch.Tensor) -> None:
+        """ValueError unless these are codes (B, N, 2) of this tokenizer; a negative one would index from the end."""
+        positions, sizes = self.config.num_positions, (self.config.num_semantic_codes, self.config.num_pixel_codes)
+        if codes.ndim != 3 or codes.shape[1:] != (positions, 2):
+            raise ValueError(f"codes are {tuple(codes.shape)}; pictures of this tokenizer are (B, {positions}, 2)")
+        if codes.is_floating_point():
+            raise ValueError(f"codes are {codes.dtype}; they must be whole numbers")
+        if torch.compiler.is_compiling() or not len(codes):  # a look at values would break the compiled graph
+            return
+        for name, values, size in zip(("semantic", "pixel"), codes.unbind(-1), sizes, strict=True):
+            low, high = torch.stack(values.aminmax()).tolist()
+            if low < 0 or high >= size:
+                raise ValueError(f"{name} codes from {low} to {high}; this tokenizer has 0 to {size - 1}")
 
     def quantize(self, features: torch.Tensor, pixel_values: torch.Tensor) -> Quantized:
         """Both codes of a batch, differentiable; in training mode the semantic codebook moves.

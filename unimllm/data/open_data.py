@@ -60,7 +60,7 @@ def open_data(
     plan = RowPlan(mixture, max_length, seed)
     plan.extend(num_rows)  # before worker processes start: they inherit it
     if rank == 0:
-        print(describe(plan, indices, num_rows), flush=True)
+        print(describe(plan, indices, surveys, num_rows), flush=True)
     about = {
         "sources": places,
         "samples": sum(sum(survey.counts().values()) for survey in surveys),
@@ -118,13 +118,23 @@ def fingerprint(indices: list[SampleIndex], surveys: list[Survey], plan: RowPlan
     return digest.hexdigest()[:12]
 
 
-def describe(plan: RowPlan, indices: list[SampleIndex], num_rows: int) -> str:
-    """How full the rows are, and how often the run goes through what it reads."""
+def describe(plan: RowPlan, indices: list[SampleIndex], surveys: list[Survey], num_rows: int) -> str:
+    """How full the rows are, how often the run goes through what it reads, and what --ratios leaves out."""
     mixture = plan.mixture
     lines = [f"{num_rows:,} rows of {plan.max_length:,} ids, {plan.fill():.0%} full, go through"]
     windows = len(plan.ends) * num_rows / plan.ends[-1]
     for stream in mixture.streams:
         passes = windows * mixture.window_size * stream.share / stream.size
-        name = os.path.basename(indices[stream.source].name.rstrip("/"))
+        name = name_of(indices[stream.source])
         lines.append(f"  {name}, {TASKS[stream.task]}: {stream.size:,} samples {passes:.2f} times, {stream.share:.1%}")
+    used = {(stream.source, TASKS[stream.task]) for stream in mixture.streams}
+    for source, survey in enumerate(surveys):
+        for task, size in survey.counts().items():
+            if size and (source, task) not in used:
+                lines.append(f"  {name_of(indices[source])}, {task}: {size:,} samples never, by --ratios")
     return "\n".join(lines)
+
+
+def name_of(index: SampleIndex) -> str:
+    """The last part of a source's path."""
+    return os.path.basename(index.name.rstrip("/"))

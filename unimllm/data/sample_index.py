@@ -174,7 +174,8 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
         return [(path, kind)]
     if wanted in (None, "dataset") and may_be_hub_id(place) and path.suffix.lower() not in ENDINGS:
         return None
-    raise UserError(f"{option} {place}: no such file or folder")
+    pattern = "; a pattern is for the shell: leave it unquoted, or name the folder" if set(place) & set("*?{[") else ""
+    raise UserError(f"{option} {place}: no such file or folder{pattern}")
 
 
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:

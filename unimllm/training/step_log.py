@@ -118,8 +118,8 @@ class StepLog:
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
         rate = self.config.learning_rate_at(step - 1)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
-        print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} "
-              f"{samples:.0f} samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
+        print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
+              f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
         self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
         self.sums, self.last, self.last_step = {}, now, step
 
@@ -129,6 +129,11 @@ class StepLog:
         print(f"step {step}/{self.config.max_steps} validation: {'; '.join(told)}", flush=True)
         flat = {f"validation/{source}/{p}": v for source, parts in losses.items() for p, v in parts.items()}
         self.curves.add_scalars(flat, step)
+
+
+def rounded(number: float) -> str:
+    """A rate, in two digits where it is small: 0.04, 0.26, 9.9, 12."""
+    return f"{number:.2g}" if number < 9.95 else f"{number:.0f}"
 
 
 def in_words(speed: dict[str, float]) -> str:
