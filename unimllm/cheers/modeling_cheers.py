@@ -107,12 +107,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_parts(
-        cls,
-        config: CheersConfig,
-        language_model: PreTrainedModel | None,
-        vision_model: SiglipVisionModel,
+        cls, config: CheersConfig, language_model: PreTrainedModel | None, vision_model: SiglipVisionModel,
         vae: CheersVae,
-    ) -> "CheersForConditionalGeneration":
+    ) -> "CheersForConditionalGeneration":  # fmt: skip
         """A model of trained parts, which are taken as they are, with a new compressor and flow head.
 
         Args:

@@ -116,8 +116,7 @@ def train(
     run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
     step, cpu_before = run["step"], run["cpu_seconds"]
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    if rank == 0:
-        _announce(task, config, found, step, world_size)
+    _announce(task, config, found, step, world_size)
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     last_save = time.monotonic()
     engine.train()
@@ -269,7 +268,9 @@ def mean_over_ranks(values: torch.Tensor) -> list[float]:
 
 
 def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
-    """Say what is about to be trained and on what, from the checkpoint `found` at `step` on; or that nothing is."""
+    """Rank 0 says what is about to be trained and on what, from the checkpoint `found` at `step`; or that nothing is."""
+    if dist.get_rank():
+        return
     if step >= config.max_steps:
         print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or name "
               "another --output-dir", flush=True)  # fmt: skip
