@@ -268,7 +268,7 @@ def mean_over_ranks(values: torch.Tensor) -> list[float]:
 
 
 def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
-    """Rank 0 says what is about to be trained and on what, from the checkpoint `found` at `step`; or that nothing is."""
+    """Rank 0 says what is about to be trained and on what, from checkpoint `found` at `step`; or that nothing is."""
     if dist.get_rank():
         return
     if step >= config.max_steps:
