@@ -34,7 +34,8 @@ class CheersProcessor(ConversationProcessor):
             return super().for_drawing(prompts)
         ids, pictures = self.before([])
         inputs = self._pad_left([ids + self.conversation.drawing_prompt(prompt) for prompt in prompts])
-        return BatchFeature(inputs | {"pixel_values": self.preprocess_images(pictures * len(prompts))})
+        picture = self.preprocess_images(pictures)  # once for all prompts
+        return BatchFeature(inputs | {"pixel_values": picture.expand(len(prompts), -1, -1, -1)})
 
     def before(self, messages: list[dict]) -> tuple[list[int], list[Image.Image]]:
         if not self.stand_in_picture or image_parts(messages):
