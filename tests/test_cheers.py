@@ -233,6 +233,20 @@ def test_eager_attention_reads_alike(model):
     torch.testing.assert_close(model(ids, pictures(1)).logits, expected)
 
 
+@torch.no_grad()  # on a CPU it knows no gradients
+@torch.compiler.set_stance("force_eager")  # a minute of compilation
+def test_flex_attention_reads_and_draws_alike(model):
+    ids, rows = row(USER, *READ, 9, ASSISTANT, 10, *DRAW, END), [[USER, 9, 10, START], [USER, 11, START]]
+    options = {"t": torch.tensor([1.0, 0.3]), "noise": torch.zeros(2, 16, 4, 4)}
+    packed = options | {"position_ids": torch.tensor([[*range(9), *range(8)]])}
+    expected = [model(ids, pictures(2), **kwargs).logits for kwargs in (options, packed)]
+    drawn = draw(model, rows, guidance_scale=3.0)
+    model.set_attn_implementation("flex_attention")
+    for kwargs, logits in zip((options, packed), expected, strict=True):
+        torch.testing.assert_close(model(ids, pictures(2), **kwargs).logits, logits)
+    torch.testing.assert_close(draw(model, rows, guidance_scale=3.0), drawn)
+
+
 def test_placeholders_that_do_not_fit_the_pictures_are_refused(model):
     with pytest.raises(ValueError, match="3 image placeholders but 1 pictures of 4 positions.*give 4 image_token_id"):
         model(row(USER, IMAGE, IMAGE, IMAGE), pictures(1))

@@ -129,6 +129,18 @@ def test_a_branch_and_a_sample_of_a_row_are_read_as_if_alone(attention):
     torch.testing.assert_close(together[drawn], alone)
 
 
+@torch.no_grad()  # on a CPU it knows no gradients
+@torch.compiler.set_stance("force_eager")  # a minute of compilation
+def test_flex_attention_knows_branches():
+    model, batch = make_model(), branching_batch()
+    inputs = {"attention_mask": batch["attention_mask"], "position_ids": batch["position_ids"]}
+    inputs |= {"t": torch.ones(2).double(), "noise": torch.zeros(2, 16, 4, 4).double()}
+    expected = model(batch["input_ids"], pictures(2), **inputs).last_hidden_state
+    model.set_attn_implementation("flex_attention")
+    found = model(batch["input_ids"], pictures(2), **inputs).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
 def test_pictures_that_are_targets_are_drawn_and_counted_apart():
     task, batch = CheersTask(make_model(), {"text": 1.0}), branching_batch()
     marked = task.mark_drawn(batch)

@@ -160,8 +160,11 @@ def test_sdpa_gets_one_mask_for_all_heads(model, batch, monkeypatch):
     assert {(mask.shape, mask.dtype) for mask in masks} == {((2, 1, 12, 12), torch.bool)}
 
 
-def test_an_attention_that_is_not_to_be_had_is_told(model):
+def test_an_attention_that_is_not_to_be_had_is_told(model, monkeypatch):
     with pytest.raises(UserError, match="^--attention no_such: "):
         choose_attention(model, "no_such")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="^--attention flex_attention: it trains on a GPU alone"):
+        choose_attention(model, "flex_attention")
     choose_attention(model, "eager")
     assert model.language_model.get_decoder().config._attn_implementation == "eager"

@@ -1,16 +1,18 @@
 """Who may look at whom (arXiv 2603.12793, section 2.2): text is causal, every picture sees all of itself.
 
-transformers builds the mask from the number of each position's picture: for FlexAttention block by block, for SDPA as
-one (B, 1, T, T) bool tensor that all heads share.
+transformers builds the mask from the number of each position's picture: for FlexAttention block by block, so that
+blocks in which nobody may look are not computed, for SDPA as one (B, 1, T, T) bool tensor that all heads share.
 
 Shapes: B rows, T positions, P positions in the cache, H hidden channels.
 """
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
+FLEX = "flex_attention"
 TEXT = -1
 
 
@@ -56,22 +58,22 @@ def hybrid_mask(
 
 def with_pictures(
     may_look: torch.Tensor, numbers: torch.Tensor | None, config: PreTrainedConfig, dtype: torch.dtype
-) -> torch.Tensor:
+) -> torch.Tensor | BlockMask:
     """A mask of rows with branches, in which every picture sees all of itself besides.
 
     Args:
         may_look: (B, 1, T, T) bool.
         numbers, config: as in `hybrid_mask`.
         dtype: of the mask that eager attention adds to the scores.
-
-    Raises:
-        ValueError: FlexAttention, which takes no such mask.
     """
-    if config._attn_implementation == "flex_attention":
-        raise ValueError("flex_attention knows no branches in a row: pack without them, or use sdpa")
     if numbers is not None:
         same = (numbers[:, :, None] == numbers[:, None, :]) & (numbers != TEXT)[:, None]
         may_look = may_look | same.unsqueeze(1)
+    if config._attn_implementation == FLEX:
+        rows, _, asking, asked = may_look.shape
+        return create_block_mask(
+            lambda row, head, at, other: may_look[row, 0, at, other], rows, None, asking, asked, may_look.device
+        )  # fmt: skip
     if config._attn_implementation == "eager":
         return torch.zeros_like(may_look, dtype=dtype).masked_fill(~may_look, torch.finfo(dtype).min)
     return may_look

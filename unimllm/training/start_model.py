@@ -154,6 +154,8 @@ def name_special_ids(recipe: SftRecipe, text_config: PreTrainedConfig, text_toke
 
 def choose_attention(model: PreTrainedModel, name: str) -> None:
     """Compute the language model's attention by another implementation; UserError where it is not to be had."""
+    if name == "flex_attention" and not torch.cuda.is_available():
+        raise UserError(f"--attention {name}: it trains on a GPU alone, and there is none; use sdpa")
     if name == VARLEN and torch.cuda.is_available():
         import_varlen()
     try:
