@@ -58,7 +58,9 @@ def test_the_tokenizer_alone_does_not_load_unimllm():
     assert result.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("program", ["semhitok.__main__", "semhitok.encode", "unimllm.generate", "unimllm.chat"])
+@pytest.mark.parametrize(
+    "program", ["semhitok.__main__", "semhitok.encode", "unimllm.generate", "unimllm.chat", "unimllm.encode"]
+)
 def test_a_command_line_does_not_load_torch_before_it_has_read_its_options(program):
     code = f"import sys; sys.argv = ['-m']; import {program}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

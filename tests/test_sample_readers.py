@@ -218,7 +218,7 @@ def test_pictures_have_the_keys_that_encode_of_their_root_gives_them(tmp_path, m
         tar.add(root, ".")
     index = open_samples(str(tmp_path / "a.tar"), None, None)
     assert index.key(0) == f"{tmp_path}/a.tar:./10.png"
-    assert pictures_of(index.read(0).variants[0])[0].key == "10.png" and colours(index.read(0)) == [10]
+    assert pictures_of(index.read(0).variants[0])[0].key == "a.tar/10.png" and colours(index.read(0)) == [10]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_webdatasets(tmp_path):
     assert [words(sample) for sample in samples] == expected
     assert colours(samples[0]) == [10] and abs(int(colours(samples[1])[0]) - 20) < 9
     assert index.key(0) == f"{tmp_path}/tars/0.tar:a/000.png"
-    assert [p.key for p in pictures_of(samples[1].variants[0])] == ["a/001.jpg"]
+    assert [p.key for p in pictures_of(samples[1].variants[0])] == ["0.tar/a/001.jpg"]
     with pytest.raises(BadSample, match="neither .txt nor .json"):
         index.read(4)
 

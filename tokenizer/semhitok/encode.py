@@ -4,19 +4,21 @@ python -m semhitok encode photos/ more.jpg --out codes/
 python -m semhitok encode photos/ --out codes/ --model runs/scenes_64/decoder --batch-size 256 --device cuda --bf16
 
 Started again it goes on: keys that are there already are skipped. A picture's key is its path below its folder.
+Pictures that lie in tars, parquet files or datasets: `python -m unimllm.encode`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.command_line import CommandLine, counted, open_tokenizer, out_of_memory_told
 from semhitok.errors import UserError
 from semhitok.images import check_writable
-from semhitok.picture_files import PictureFile, Unreadable, find_pictures, read_batches
+from semhitok.picture_files import Readable, Unreadable, find_pictures, read_batches
 from semhitok.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -28,13 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     files, num_others = find_pictures(args.pictures)
     check_writable(args.out / "codes-000000.bin")
     model, processor = open_tokenizer(args.model, args.device)
+    from tqdm import tqdm
+
     from semhitok.fingerprint import code_layout
 
     unreadable = Unreadable()
     processor.pad_to_square = processor.pad_to_square or args.pad_to_square
     with ShardWriter(args.out, code_layout(model, processor.pad_to_square), args.overwrite) as writer:
         new = [file for file in files if file.key not in writer]
-        encode_files(model, processor, new, writer, unreadable, args)
+        bar = tqdm(new, desc="encoding", unit="picture", file=sys.stderr)
+        encode_pictures(model, processor, bar, writer, unreadable, args)
     unreadable.name_first()
     print(report(args.out, len(new) - len(unreadable), len(files) - len(new), unreadable, num_others))
     if args.strict and unreadable:
@@ -44,6 +49,15 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("python -m semhitok encode", "Pictures to packed shards of codes.")
     parser.add_argument("pictures", type=Path, nargs="*", help="pictures, or folders of pictures")
+    add_options(parser)
+    args = parser.parse_args(argv)
+    if not args.pictures or args.out is None:
+        raise UserError("name pictures or folders of pictures, and where to write: encode photos/ --out codes/")
+    return args
+
+
+def add_options(parser: CommandLine) -> None:
+    """Everything but what is encoded."""
     parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
     parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
     parser.add_argument("--strict", action="store_true", help="exit with 2 if a picture could not be read")
@@ -52,25 +66,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="fill pictures up to squares, as presets with pad_to_square train, not cut to them (default: the model's)",
     )  # fmt: skip
     parser.add_tokenizer_options()
-    args = parser.parse_args(argv)
-    if not args.pictures or args.out is None:
-        raise UserError("name pictures or folders of pictures, and where to write: encode photos/ --out codes/")
-    return args
 
 
-def encode_files(
-    model: SemHiTokModel, processor: SemHiTokImageProcessor, files: list[PictureFile], writer: ShardWriter,
+def encode_pictures(
+    model: SemHiTokModel, processor: SemHiTokImageProcessor, pictures: Iterable[Readable], writer: ShardWriter,
     unreadable: Unreadable, args: argparse.Namespace,
 ) -> None:  # fmt: skip
-    """Encode in batches and hand the codes to the writer, with a progress bar."""
+    """Encode in batches and hand the codes to the writer."""
     import torch
-    from tqdm import tqdm
 
-    with tqdm(total=len(files), desc="encoding", unit="picture", file=sys.stderr) as bar:
-        for batch, pixel_values in read_batches(files, processor, args.batch_size, unreadable, bar):
-            with out_of_memory_told(len(batch)), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
-                codes = model.encode(pixel_values.to(model.device))
-            writer.add([file.key for file in batch], codes.cpu().numpy())
+    for batch, pixel_values in read_batches(pictures, processor, args.batch_size, unreadable):
+        with out_of_memory_told(len(batch)), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+            codes = model.encode(pixel_values.to(model.device))
+        writer.add([picture.key for picture in batch], codes.cpu().numpy())
 
 
 def report(out: Path, num_encoded: int, num_there: int, unreadable: Unreadable, num_others: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from PIL import Image
 
@@ -40,6 +40,21 @@ class PictureFile:
 
     key: str
     path: Path
+
+    def open(self) -> Image.Image:
+        """See `images.open_picture`."""
+        return open_picture(self.path)
+
+
+class Readable(Protocol):
+    """A picture to read, wherever it lies."""
+
+    key: str
+
+    def open(self) -> Image.Image: ...
+
+
+File = TypeVar("File", bound=Readable)
 
 
 class Unreadable:
@@ -156,28 +171,26 @@ def find_pictures(inputs: Sequence[Path]) -> tuple[list[PictureFile], int]:
 
 
 def read_batches(
-    files: Iterable[PictureFile], processor: SemHiTokImageProcessor, batch_size: int, unreadable: Unreadable, bar
-) -> Iterator[tuple[list[PictureFile], torch.Tensor]]:
+    files: Iterable[File], processor: SemHiTokImageProcessor, batch_size: int, unreadable: Unreadable
+) -> Iterator[tuple[list[File], torch.Tensor]]:
     """Pictures in batches, read by several threads ahead of whoever takes them, in order.
 
     Args:
         unreadable: gets the pictures that cannot be read; a batch is filled up with the next ones.
-        bar: a tqdm that counts files.
 
     Yields:
         the files of a batch, and their pixel values (B, 3, S, S) float32.
     """
     import torch
 
-    def read(file: PictureFile) -> torch.Tensor | UnreadablePicture:
+    def read(file: File) -> torch.Tensor | UnreadablePicture:
         try:
-            return processor(open_picture(file.path), return_tensors="pt")["pixel_values"][0]
+            return processor(file.open(), return_tensors="pt")["pixel_values"][0]
         except UnreadablePicture as error:
             return error
 
-    batch: list[tuple[PictureFile, torch.Tensor]] = []
+    batch: list[tuple[File, torch.Tensor]] = []
     for file, values in _ahead(files, read, 2 * batch_size):
-        bar.update()
         if isinstance(values, UnreadablePicture):
             unreadable.add(values)
             continue

@@ -82,14 +82,14 @@ def compare(
     import torch
     from tqdm import tqdm
 
-    with tqdm(total=len(files), desc="reconstructing", unit="picture", file=sys.stderr) as bar:
-        for batch, pixel_values in read_batches(files, processor, args.batch_size, unreadable, bar):
-            with out_of_memory_told(len(batch)), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
-                decoded = model.decode(model.encode(pixel_values.to(model.device)))
-            originals, reconstructions = map(processor.post_process_images, (pixel_values, decoded))
-            for file, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
-                value = float(psnr(np.asarray(original)[None], np.asarray(reconstruction)[None])[0])
-                yield file, side_by_side(original, reconstruction, f"PSNR {value:.2f} dB"), value
+    bar = tqdm(files, desc="reconstructing", unit="picture", file=sys.stderr)
+    for batch, pixel_values in read_batches(bar, processor, args.batch_size, unreadable):
+        with out_of_memory_told(len(batch)), torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16):
+            decoded = model.decode(model.encode(pixel_values.to(model.device)))
+        originals, reconstructions = map(processor.post_process_images, (pixel_values, decoded))
+        for file, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
+            value = float(psnr(np.asarray(original)[None], np.asarray(reconstruction)[None])[0])
+            yield file, side_by_side(original, reconstruction, f"PSNR {value:.2f} dB"), value
 
 
 def side_by_side(original: Image.Image, reconstruction: Image.Image, caption: str) -> Image.Image:

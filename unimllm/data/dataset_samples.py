@@ -3,6 +3,7 @@
 The rows stay in the library's memory-mapped Arrow files; pictures are taken from there as they were stored.
 """
 
+import os
 from pathlib import Path
 
 from semhitok.errors import first_line
@@ -48,7 +49,8 @@ class DatasetSamples:
     def read(self, i: int) -> Sample:
         row = self.rows[i : i + 1].to_pylist()[0]
         row.setdefault("caption", row.get("txt"))
-        pictures = pictures_in(row.get(self.picture_column), self.key(i), self.image_root)
+        place = f"{os.path.basename(os.path.abspath(self.name))}:row {i}"  # the same from every working directory
+        pictures = pictures_in(row.get(self.picture_column), place, self.image_root)
         return make_sample(row, pictures, self.layout)
 
     def digest(self) -> bytes:

@@ -16,7 +16,7 @@ from unimllm.images import UnreadablePicture, decode_picture
 
 
 class StoredCodes:
-    """Codes that `python -m semhitok encode` wrote; no pixel is touched.
+    """Codes that `python -m semhitok encode` or `python -m unimllm.encode` wrote; no pixel is touched.
 
     Args:
         folder: of the shards.

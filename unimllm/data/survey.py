@@ -164,7 +164,7 @@ def check_pictures(index: SampleIndex, survey: Survey) -> None:
         number, reason, message = lacking[0]
         raise UserError(
             f"no sample of {index.name} has its pictures; the first: {Fault(reason, index.key(number), message)}; name "
-            "the folder that the paths begin in with --image-root, or other --codes"
+            "the folder that the paths begin in with --image-root, or --codes of `python -m unimllm.encode`"
         )
 
 
@@ -243,9 +243,14 @@ def _read(file: Path) -> Survey:
 def report(index: SampleIndex, survey: Survey) -> str:
     """What a source holds and what is wrong with it, in lines; the first few faults of each reason by file and line."""
     counts = ", ".join(f"{count:,} {task}" for task, count in survey.counts().items() if count)
-    lines = [f"data {index}: {counts}", *(str(fault) for fault in index.faults)]
-    for reason, count in Counter(reason for _, reason, _ in survey.findings).most_common():
+    return "\n".join([f"data {index}: {counts}", *told_faults(index, survey.findings)])
+
+
+def told_faults(index: SampleIndex, findings: list[Finding]) -> list[str]:
+    """Lines of what is wrong with the files of a source and with samples in it, by reason."""
+    lines = [str(fault) for fault in index.faults]
+    for reason, count in Counter(reason for _, reason, _ in findings).most_common():
         lines.append(f"  {reason}: {count:,} {'used all the same' if reason in USED else 'left out'}")
-        named = [(number, message) for number, r, message in survey.findings if r == reason][:NAMED]
+        named = [(number, message) for number, r, message in findings if r == reason][:NAMED]
         lines += [f"    {index.key(number)}: {message}" for number, message in named]
-    return "\n".join(lines)
+    return lines

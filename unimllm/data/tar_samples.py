@@ -54,7 +54,7 @@ class TarSamples:
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
-        key = posixpath.normpath(str(self.names[i]))  # `tar cf x.tar .` writes ./0.png
+        key = posixpath.normpath(f"{self.name}/{self.names[i]}")  # `tar cf x.tar .` writes ./0.png
         pictures = [StoredPicture(key, partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
 

@@ -65,7 +65,7 @@ OPTIONS = {
     "format": {"choices": list(FORMATS), "help": "what --data is, where it is not recognised"},
     "image_root": {"type": Path, "help": "folder that the data's paths of pictures begin in (default: each file's)"},
     "ratios": {"metavar": "U:D:T", "help": "shares of understanding, drawing and text (default: the data's own)"},
-    "codes": {"type": Path, "help": "folder of `python -m semhitok encode`, read instead of the pictures"},
+    "codes": {"type": Path, "help": "folder of `python -m unimllm.encode`, read instead of the pictures"},
     "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used"},
     "text_tokenizer": {"help": "folder or hub id of a text tokenizer for --data (default: the model's)"},
     "dry_run": {"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),

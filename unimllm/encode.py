@@ -1,0 +1,76 @@
+"""Pictures of training data, whatever --data takes, to packed shards of codes for --codes.
+
+python -m unimllm.encode --data shards/ --out codes/ --model runs/mine/sft --pad-to-square
+python -m unimllm.encode --data mine.json rows.parquet --image-root images --out codes/ --model MODEL --device cuda
+
+Pictures get the keys under which training looks for them. Started again it goes on: keys that are there are skipped.
+Folders of plain pictures: `python -m semhitok encode`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semhitok.command_line import open_tokenizer
+from semhitok.encode import add_options, encode_pictures, report
+from semhitok.picture_files import Unreadable
+from semhitok.shard_writer import ShardWriter
+from unimllm.command_line import CommandLine, check_given, run
+from unimllm.errors import UserError
+from unimllm.images import check_writable
+
+if TYPE_CHECKING:  # --help and misspelt options are told without torch
+    from unimllm.data.sample_index import SampleIndex
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    check_writable(args.out / "codes-000000.bin")
+    indices = open_indices(args)
+    model, processor = open_tokenizer(args.model, args.device)
+    from semhitok.fingerprint import code_layout
+    from unimllm.data.survey import told_faults
+    from unimllm.data.unique_pictures import UniquePictures
+
+    unreadable = Unreadable()
+    processor.pad_to_square = processor.pad_to_square or args.pad_to_square
+    with ShardWriter(args.out, code_layout(model, processor.pad_to_square), args.overwrite) as writer:
+        num_before = len(writer.keys)
+        pictures = UniquePictures(indices, writer, args.strict)
+        encode_pictures(model, processor, pictures, writer, unreadable, args)
+    for index, findings in zip(indices, pictures.findings, strict=True):
+        print("\n".join([f"data {index}", *told_faults(index, findings)]))
+    unreadable.name_first()
+    print(report(args.out, len(writer.keys) - num_before, pictures.num_known, unreadable, 0))
+    if args.strict and unreadable:
+        raise UserError(f"{unreadable}; without --strict that is no error")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandLine("python -m unimllm.encode", __doc__.partition("\n")[0])
+    words = parser.add_argument_group("what --data of train/ takes")
+    words.add_argument(
+        "--data", nargs="+", action="extend", metavar="PLACE", help="files, folders of them, or datasets"
+    )
+    words.add_argument("--format", help="what --data is, where it is not recognised")
+    words.add_argument("--image-root", type=Path, help="folder that paths of pictures begin in (default: each file's)")
+    add_options(parser)
+    args = parser.parse_args(argv)
+    check_given(args, data="files, folders of them, or datasets", out="the folder for the shards")
+    return args
+
+
+def open_indices(args: argparse.Namespace) -> "list[SampleIndex]":
+    """What lies at --data; UserError where that is nothing, or with --strict a damaged file."""
+    from unimllm.data.sample_index import FORMATS, open_samples, parse_data
+
+    if args.format not in (None, *FORMATS):
+        raise UserError(f"--format {args.format} is none of {', '.join(FORMATS)}")
+    indices = [open_samples(parse_data(word).place, args.format, args.image_root) for word in args.data]
+    for fault in (fault for index in indices for fault in index.faults if args.strict):
+        raise UserError(f"{fault} (--strict)")
+    return indices
+
+
+if __name__ == "__main__":
+    run(main)
