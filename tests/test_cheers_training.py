@@ -259,15 +259,47 @@ def test_an_autoencoder_stays_precise_in_a_model_of_bf16(tiny_cheers):
     assert torch.isfinite(drawn).all() and drawn.dtype == torch.float32
 
 
+def targets_of(task, micro_batches: list[dict]):
+    counts = loop.count_targets(task, micro_batches)
+    return loop.targets_of_step(counts, len(micro_batches), torch.device("cpu"))
+
+
 def test_targets_of_a_step_are_counted_by_their_kinds(monkeypatch):
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
     task = CheersTask(make_model(), {})
     text = {"input_ids": torch.tensor([[USER, 9, ASSISTANT, 10]]), "labels": torch.tensor([[-100, -100, -100, 10]])}
-    cpu = torch.device("cpu")
-    assert loop.targets_of_step(task, [branching_batch(), text], cpu) == {"text": 3.5, "flow": 0.5}
-    assert loop.targets_of_step(task, [text, text], cpu) == {"text": 1.0, "flow": 0.5}  # nothing drawn: 0 / 0.5 = 0
+    assert targets_of(task, [branching_batch(), text]) == {"text": 3.5, "flow": 0.5}
+    assert targets_of(task, [text, text]) == {"text": 1.0, "flow": 0.5}  # nothing drawn: 0 / 0.5 = 0
     one = Namespace(count_targets=lambda batch: 3)
-    assert float(loop.targets_of_step(one, [text, text], cpu)) == 3.0
+    assert float(targets_of(one, [text, text])) == 3.0
+
+
+@pytest.mark.parametrize("flow", [0, 2])
+def test_a_loss_without_targets_is_not_told(flow, monkeypatch):
+    """A step of texts alone has no flow loss; 0 would look like a perfect one."""
+
+    class Engine:
+        device, zero_optimization_stage = torch.device("cpu"), lambda self: 1
+
+        def __call__(self, **_):
+            return {name: torch.tensor(1.0) for name in ("loss", "text", "flow")}
+
+        def gradient_accumulation_steps(self):
+            return 1
+
+        def get_global_grad_norm(self):
+            return 1.0
+
+        def backward(self, loss):
+            """No weights."""
+
+        def step(self):
+            """No weights."""
+
+    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
+    task = Namespace(count_targets=lambda batch: {"text": 3, "flow": flow})
+    values = loop.take_step(Engine(), task, iter([{}]), None, 0, loop.FaultLog())
+    assert ("flow" in values) == bool(flow) and {"loss", "text", "waited", "grad_norm"} <= set(values)
 
 
 def test_a_batch_of_scenes_is_learnt_by_heart(world, conversation):

@@ -6,12 +6,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unimllm.errors import UserError
+from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import TEACHER_PRESETS
-from unimllm.training.step_log import Curves, rounded
+from unimllm.training.step_log import Curves, Speed, StepLog, rounded
 
 PICTURE = np.full((4, 6, 3), 7, np.uint8)
 
@@ -55,6 +57,16 @@ def test_both_have_the_same_numbers_and_pictures(runs, tmp_path):
     board = EventAccumulator(str(output / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("validation/a/text")] == [(1, 1.5)]
     assert [(event.step, event.width) for event in board.Images("pictures")] == [(1, 6)]
+
+
+def test_a_part_of_the_loss_is_the_mean_of_the_steps_that_have_it(runs, tmp_path, capsys):
+    config = TrainConfig(max_steps=4, log_every=4)
+    log = StepLog(Curves(tmp_path, 0, "mine", {}), config, 0, Speed(torch.device("cpu"), 1))
+    for step in range(1, 5):
+        log.add(step, {"loss": 4.0, "waited": 0.0} | ({"flow": 1.0 + step} if step < 3 else {}))
+    ((_, logged),) = runs[0].logged
+    assert logged["loss"] == 4 and logged["flow"] == 2.5
+    assert "loss 4.0000 flow 2.5000 lr" in capsys.readouterr().out
 
 
 def test_a_slow_run_has_no_rate_of_nothing():

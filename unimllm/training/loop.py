@@ -183,7 +183,8 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
 def take_step(
     engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
 ) -> dict[str, float]:
-    """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values.
+    """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values, a loss of
+    targets that the whole step lacks left out.
 
     These are asked of the GPU ahead of the optimiser: looking at a number earlier keeps it waiting. There all ranks
     learn of a loss that is none at one of them, and end together, the weights as they were.
@@ -196,9 +197,10 @@ def take_step(
         skipped.add(batch.pop("skipped", ()))
     if before_step:
         before_step(step)
-    extra = {}
+    extra, counts = {}, {}
     if hasattr(task, "count_targets"):
-        extra["num_items"] = targets_of_step(task, micro_batches, engine.device)
+        counts = count_targets(task, micro_batches)
+        extra["num_items"] = targets_of_step(counts, accumulation, engine.device)
     if hasattr(task, "count_tokens"):
         own["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
     if hasattr(task, "flops_of") and peak_flops(engine.device):
@@ -214,8 +216,10 @@ def take_step(
             if untold:
                 gradients = [p.grad for p in task.parameters() if p.grad is not None]
                 own["grad_norm"] = nn.utils.get_total_norm(gradients)
-            rest = torch.stack([torch.as_tensor(value).to(sums) for value in own.values()])
-            values = dict(zip([*outputs, *own], mean_over_ranks(torch.cat([sums, rest])), strict=True))
+            rest = torch.stack([torch.as_tensor(value).to(sums) for value in (*own.values(), *counts.values())])
+            names, means = [*outputs, *own], mean_over_ranks(torch.cat([sums, rest]))
+            missing = {name for name, mean in zip(counts, means[len(names) :], strict=True) if not mean}
+            values = {name: mean for name, mean in zip(names, means, strict=False) if name not in missing}
             if not math.isfinite(values["loss"]):
                 raise _not_finite(f"the loss is {values['loss']}", engine, step)
             if not math.isfinite(values.get("grad_norm", 0.0)):
@@ -245,18 +249,28 @@ def _not_finite(what: str, engine, step: int) -> UserError:
     )
 
 
-def targets_of_step(
-    task: nn.Module, micro_batches: list[dict], device: torch.device
-) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Targets of the whole step over its micro-batches on all ranks: one number, or one for each kind by name."""
+def count_targets(task: nn.Module, micro_batches: list[dict]) -> dict[str, int]:
+    """Targets of this rank's part of a step, of each kind by name; of a task that has one kind under ""."""
     counted = [task.count_targets(batch) for batch in micro_batches]
     by_name = [count if isinstance(count, dict) else {"": count} for count in counted]
-    totals = torch.tensor([float(sum(count[name] for count in by_name)) for name in by_name[0]], device=device)
+    return {name: sum(count[name] for count in by_name) for name in by_name[0]}
+
+
+def targets_of_step(
+    counts: dict[str, int], accumulation: int, device: torch.device
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Targets of the whole step over its micro-batches on all ranks: of each kind by name, or one number.
+
+    Args:
+        counts: of `count_targets`.
+        accumulation: micro-batches of a rank.
+    """
+    totals = torch.tensor([float(count) for count in counts.values()], device=device)
     world_size = dist.get_world_size()
     if world_size > 1:
         dist.all_reduce(totals)
-    shares = totals.clamp(min=1) / (len(micro_batches) * world_size)  # of what is not there the sum is 0
-    return dict(zip(by_name[0], shares, strict=True)) if isinstance(counted[0], dict) else shares[0]
+    shares = totals.clamp(min=1) / (accumulation * world_size)  # of what is not there the sum is 0
+    return shares[0] if "" in counts else dict(zip(counts, shares, strict=True))
 
 
 def mean_over_ranks(values: torch.Tensor) -> list[float]:

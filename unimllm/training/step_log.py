@@ -1,6 +1,7 @@
 """What a run says of its steps: a line on stdout, curves in TensorBoard and in Weights & Biases."""
 
 import time
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -103,8 +104,11 @@ class StepLog:
         self.start = self.last = time.monotonic()
         self.first_step = self.last_step = first_step
         self.sums: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
 
     def add(self, step: int, values: dict[str, float]) -> None:
+        """Note a step; a part of the loss that some steps lack is the mean of those that have it."""
+        self.counts.update(values.keys())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         if step % self.config.log_every and step != self.config.max_steps:
@@ -112,7 +116,7 @@ class StepLog:
         now = time.monotonic()
         steps = step - self.last_step
         seconds = max(1e-9, now - self.last)
-        means = {name: value / steps for name, value in self.sums.items() if name not in RATES}
+        means = {name: value / self.counts[name] for name, value in self.sums.items() if name not in RATES}
         samples = steps * self.config.batch_size / seconds
         speed = self.speed.values(self.sums, seconds)
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
@@ -121,7 +125,7 @@ class StepLog:
         print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
               f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
         self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
-        self.sums, self.last, self.last_step = {}, now, step
+        self.sums, self.counts, self.last, self.last_step = {}, Counter(), now, step
 
     def add_validation(self, step: int, losses: dict[str, dict[str, float]]) -> None:
         """The parts of each source's loss, as `validation/SOURCE/PART`."""
