@@ -417,6 +417,25 @@ def test_a_dataset_of_hugging_face(tmp_path, monkeypatch, kind):
     assert pictures_of(samples[2].variants[0])[0].key in ("30.png", "sub/30.png")
 
 
+def test_pairs_of_question_and_answer(tmp_path):
+    """As FineVision and the Cauldron have them: the pictures come first, nothing marks them."""
+    pairs = [[("What?", "Ten."), ("Sure?", "Yes.")], [("Same?", "No.")], [("Hello", "Hi")]]
+    features = datasets.Features({
+        "images": datasets.List(datasets.Image()), "source": datasets.Value("string"),
+        "texts": datasets.List({"user": datasets.Value("string"), "assistant": datasets.Value("string")}),
+    })  # fmt: skip
+    rows = {
+        "images": [[picture(10)], [picture(20), picture(30)], []],
+        "texts": [[{"user": user, "assistant": answer} for user, answer in row] for row in pairs],
+        "source": ["x"] * 3,
+    }
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    samples = read_all(open_samples(str(tmp_path / "a.parquet"), None, None))
+    expected = [["<image>What?", "Ten.", "Sure?", "Yes."], ["<image><image>Same?", "No."], ["Hello", "Hi"]]
+    assert [words(sample) for sample in samples] == expected
+    assert [colours(sample) for sample in samples] == [[10], [20, 30], []]
+
+
 def test_lists_of_pictures_and_paths_in_tables(tmp_path):
     write_pictures(tmp_path / "root")
     several = [[{"bytes": encoded(picture(c)), "path": None} for c in (10, 20)], []]

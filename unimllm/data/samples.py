@@ -4,6 +4,8 @@
     llava      conversations: [{from, value}], or messages: [{role, content}]  that conversation
                and image or images; `<image>` in a text stands for the next
                (or the parts of a turn name their pictures themselves)
+               texts: [{user, assistant}], as FineVision and the Cauldron    that conversation, the pictures first
+               have it; and image or images
     captions   caption, captions, prompt or text; and one picture             the picture, drawn for the text
 
 Messages are as in `unimllm.conversation`; the picture of an image part lies under its key "image".
@@ -26,7 +28,8 @@ TASKS = ("understanding", "drawing", "text")
 LAYOUTS = ("llava", "captions")
 IMAGE = IMAGE_TOKENS["image"]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-CONVERSATION_KEYS = ("conversations", "messages")
+PAIRS_KEY = "texts"
+CONVERSATION_KEYS = ("conversations", "messages", PAIRS_KEY)
 CAPTION_KEYS = ("caption", "captions", "prompt", "text")
 PICTURE_KEYS = {
     "llava": ("image", "images"),
@@ -145,10 +148,12 @@ def layout_of(names) -> str:
     Raises:
         BadSample: none.
     """
-    if any(key in names for key in CONVERSATION_KEYS):
+    if any(key in names for key in CONVERSATION_KEYS if key != PAIRS_KEY):
         return "llava"
     if any(key in names for key in CAPTION_KEYS):
         return "captions"
+    if PAIRS_KEY in names:
+        return "llava"
     wanted = ", ".join(CONVERSATION_KEYS + CAPTION_KEYS)
     raise BadSample("unknown layout", f"it holds {', '.join(map(str, names)) or 'nothing'}, none of {wanted}")
 
@@ -165,7 +170,10 @@ def make_sample(row: dict, pictures: list[Picture], layout: str) -> Sample:
 
 def conversation(row: dict, pictures: list[Picture]) -> list[list[dict]]:
     """The conversation of a row in LLaVA's or OpenAI's words, as the only variant."""
-    turns = check_turns(read_turns(row))
+    turns = read_turns(row)
+    if turns_key(row) == PAIRS_KEY and not any(IMAGE in text for _, text in turns):
+        turns[0] = turns[0][0], IMAGE * len(pictures) + turns[0][1]
+    turns = check_turns(turns)
     count = sum(text.count(IMAGE) for _, text in turns)
     if count > len(pictures):
         raise BadSample("<image> without an image", f"{count} times {IMAGE} but {len(pictures)} pictures")
@@ -182,14 +190,19 @@ def json_trouble(error: ValueError | RecursionError) -> str:
     return "a number of too many digits" if "integer string conversion" in str(error) else str(error)
 
 
+def turns_key(row: dict) -> str:
+    """Under which key of a row its turns lie; "" if it has none."""
+    return next((key for key in CONVERSATION_KEYS if row.get(key)), "")
+
+
 def read_turns(row: dict) -> list[tuple[str, str]]:
     """(role, text) of each turn, pictures in the text as `<image>`."""
-    found = next((row[key] for key in CONVERSATION_KEYS if row.get(key)), None)
+    found = row.get(turns_key(row))
     try:
         found = json.loads(found) if isinstance(found, str) else found
         if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
             found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-        turns = [_read_turn(turn) for turn in found or []]
+        turns = [_read_turn(turn) for part in found or [] for turn in _turns_of(part)]
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
@@ -197,6 +210,13 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
     if not turns:
         raise BadSample("no conversation", "it has no turns")
     return turns
+
+
+def _turns_of(part: dict) -> list[dict]:
+    """A turn, or the two of a pair."""
+    if "user" not in part:
+        return [part]
+    return [{"role": role, "content": part[role]} for role in ("user", "assistant")]
 
 
 def _read_turn(turn: dict) -> tuple[str, str]:
