@@ -1,16 +1,15 @@
 """Training CHEERS: rows of scenes with pixels, branches under its mask, targets counted apart, plans, the programs."""
 
-import os
+import copy
 import re
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from llava_files import write_llava
+from programs import Ended, run_program
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionModel
@@ -18,6 +17,7 @@ from transformers import SiglipVisionModel
 import unimllm
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm import CheersForConditionalGeneration
+from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.packing import PackedRow, stack_rows
@@ -173,6 +173,22 @@ def test_alignment_holds_what_is_drawn_first_to_the_features_of_the_true_picture
     assert all(p.grad is None for p in task.alignment.vision_model.parameters())
     assert all(p.grad.any() for p in task.alignment.mlp.parameters())
     assert "alignment" not in task.eval()(pixel_values=pixels, t=t, noise=noise, **batch)
+
+
+def test_alignment_is_with_pictures_where_siglip_reads_latents():
+    config = tiny_config(decode_before_siglip=False)
+    siglip = SiglipVisionModel(config.vision_config)
+    model = CheersForConditionalGeneration.from_parts(config, None, copy.deepcopy(siglip), CheersVae(config.vae_config))
+    task = CheersTask(model, {}, 1.0).train()
+    seen = task.alignment.vision_model.embeddings.patch_embedding
+    assert torch.equal(seen.weight, siglip.embeddings.patch_embedding.weight) and not seen.weight.requires_grad
+    losses = task(**branching_batch(), pixel_values=pictures(2).float())
+    losses["loss"].backward()
+    assert losses["alignment"] > 0
+    assert not any("pixel_embedding" in name for name in model.state_dict())
+    recipe = SFT_PRESETS["scenes_64_cheers"]()
+    with pytest.raises(UserError, match="its SigLIP reads latents.* train with --alignment_weight 0"):
+        cheers_family.make_task(CheersForConditionalGeneration(config), recipe)
 
 
 def test_alignment_touches_its_weights_without_a_picture_too():
@@ -470,16 +486,7 @@ def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
 # ---- the programs ---------------------------------------------------------------------------------------------------
 
 
-def run(program: Path, *options, processes: int = 1) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(program), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
-
-
-def losses(result: subprocess.CompletedProcess) -> dict[int, str]:
+def losses(result: Ended) -> dict[int, str]:
     assert result.returncode == 0, result.stderr[-2000:]
     return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+ text \S+ flow \S+)", result.stdout)}
 
@@ -492,7 +499,7 @@ def weights(output: Path) -> bytes:
 @pytest.mark.timeout(3000)
 def test_scenes_are_trained_on_from_nothing_and_resumed_bit_for_bit(tmp_path):
     program = TESTS / "cheers_scenes.py"
-    straight = run(program, tmp_path / "parts", "--output-dir", tmp_path / "straight" / "sft")
+    straight = run_program(program, tmp_path / "parts", "--output-dir", tmp_path / "straight" / "sft")
     expected = losses(straight)
     assert list(expected) == [1, 2, 3] and "step 3/3 validation: scenes text" in straight.stdout
     assert re.search(r"validation: scenes text \S+ flow \S+\n", straight.stdout)
@@ -500,7 +507,7 @@ def test_scenes_are_trained_on_from_nothing_and_resumed_bit_for_bit(tmp_path):
     shutil.copytree(tmp_path / "straight" / "sft", stopped)
     for step in (2, 3):
         shutil.rmtree(stopped / f"step-00000{step}")
-    resumed = run(program, tmp_path / "parts", "--output-dir", stopped)
+    resumed = run_program(program, tmp_path / "parts", "--output-dir", stopped)
     assert "resuming from step-000001" in resumed.stdout
     assert losses(resumed) == {step: expected[step] for step in (2, 3)}
     assert weights(stopped) == weights(tmp_path / "straight" / "sft")
@@ -526,11 +533,11 @@ def test_a_llava_file_is_trained_on_under_zero_by_two_processes(tiny_cheers, tmp
     for stage, options in ((2, []), (3, ["--deepspeed", settings])):
         options += ["--train.zero_stage", stage, "--output-dir"]
         output, stopped = tmp_path / f"whole-{stage}" / "sft", tmp_path / f"stopped-{stage}" / "sft"
-        whole = losses(run(*command, *options, output, processes=2))
+        whole = losses(run_program(*command, *options, output, processes=2))
         assert list(whole) == [1, 2]
         shutil.copytree(output, stopped)
         shutil.rmtree(stopped / "step-000002")
-        assert losses(run(*command, *options, stopped, processes=2)) == {2: whole[2]}
+        assert losses(run_program(*command, *options, stopped, processes=2)) == {2: whole[2]}
         assert weights(stopped) == weights(output)
         told[stage] = [float(loss) for step in whole.values() for loss in re.findall(r"\d+\.\d+", step)]
     assert told[3] == pytest.approx(told[2], abs=1e-3)

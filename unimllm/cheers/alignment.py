@@ -7,8 +7,6 @@ nearly as well. Z' has SigLIP's grid and width, so it can be compared as it is.
 Shapes: P pictures, L latent positions and patches, D channels of SigLIP, S pixels along a side.
 """
 
-import copy
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,13 +19,13 @@ class FeatureAlignment(nn.Module):
     """Squared error between an MLP of Z' and the features, these with mean 0 and variance 1 at each position.
 
     Args:
-        vision_model: its copy stays as it is now; reads pictures in -1..1.
+        vision_model: nobody else's; stays as it is now; reads pictures in -1..1.
     """
 
     def __init__(self, vision_model: SiglipVisionModel):
         super().__init__()
         width = vision_model.config.hidden_size
-        self.vision_model = copy.deepcopy(vision_model).requires_grad_(False).eval()
+        self.vision_model = vision_model.requires_grad_(False).eval()
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, semantics: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ Shapes: B pictures, L = h * h latent positions and patches, N = L / compression^
 D channels of SigLIP, H of the language model.
 """
 
+import copy
+
 import torch
 from einops import rearrange
 from torch import nn
@@ -52,6 +54,7 @@ class VisionTokenizer(nn.Module):
     def __init__(self, config: CheersConfig):
         super().__init__()
         self.image_size = config.image_size
+        self.pixel_embedding: list[nn.Module] = []  # in a list, so that no checkpoint holds it
         self.vae_model = CheersVae(config.vae_config).requires_grad_(False)
         self.vae_decoder_projector: nn.Module = nn.Identity()
         self.vision_representation = add_stem(SiglipVisionModel(config.vision_config), config.vision_config)
@@ -73,8 +76,27 @@ class VisionTokenizer(nn.Module):
         """Begin with a trained SigLIP and VAE."""
         self.vision_representation, self.vae_model = vision_model, vae.requires_grad_(False)
         if isinstance(self.vae_decoder_projector, nn.Identity):
+            self.pixel_embedding = [vision_model.embeddings.patch_embedding]
             self.let_siglip_read_latents()
         self.start_decoder()
+
+    def siglip_of_pixels(self) -> SiglipVisionModel:
+        """A copy of SigLIP that sees pictures, also where this one has read latents since `take`.
+
+        Raises:
+            ValueError: it has read latents ever since it was loaded.
+        """
+        siglip = copy.deepcopy(self.vision_representation)
+        if not isinstance(self.vae_decoder_projector, nn.Identity):
+            return siglip
+        if self.pixel_embedding:
+            siglip.embeddings.patch_embedding = copy.deepcopy(self.pixel_embedding[0])
+        elif siglip.device.type == "meta":
+            width, patch = siglip.config.hidden_size, siglip.config.patch_size
+            siglip.embeddings.patch_embedding = nn.Conv2d(3, width, patch, patch, device="meta")
+        else:
+            raise ValueError("its SigLIP reads latents, so there are no features of pictures to hold drawings to")
+        return siglip
 
     def start_decoder(self) -> None:
         """D(.), where there is one, takes over the VAE's decoder and statistics, as before training."""

@@ -96,7 +96,10 @@ def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> Onlin
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
-    return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight, recipe.time_shift)
+    try:
+        return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight, recipe.time_shift)
+    except ValueError as error:
+        raise UserError(f"{error}; train with --alignment_weight 0") from error
 
 
 def first_stage_keeps(model: CheersForConditionalGeneration) -> list[nn.Module]:

@@ -41,7 +41,7 @@ class CheersTask(nn.Module):
         for unused in (vision.vae_model, getattr(vision.vision_representation, "head", None)):
             if unused is not None:  # `from_pretrained` has made every weight trainable; SigLIP's pooling nobody reads
                 unused.requires_grad_(False)
-        self.alignment = FeatureAlignment(vision.vision_representation) if alignment_weight else None
+        self.alignment = FeatureAlignment(vision.siglip_of_pixels()) if alignment_weight else None
 
     def apart(self) -> list[tuple[nn.Module, str]]:
         """The autoencoder, and the SigLIP of the alignment: they stay whole, and as precise as they were."""
