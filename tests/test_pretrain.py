@@ -1,7 +1,5 @@
 """`train/pretrain.py` and then `train/sft.py` over a language model as released, on a LLaVA data set."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from backbones import write_backbone
 from conftest import load_program
 from llava_files import write_llava
+from programs import run_program
 from safetensors.torch import load_file
 
 import unimllm
@@ -27,11 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_program(name: str, *options, processes: int = 1) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(TRAIN / name), *map(str, options)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+def run_training(name: str, *options, processes: int = 1) -> str:
+    result = run_program(TRAIN / name, *options, processes=processes)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -46,7 +42,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     ]  # fmt: skip
     template = ["--chat-template", "vicuna", "--training_template", "plain"] if family == "llama" else []
     first = tmp_path / "runs" / "pretrain"
-    told = run_program(
+    told = run_training(
         "pretrain.py", *common, "--language-model", backbone, "--image-tokenizer", tokenizer_folder, *template,
         "--pad_to_square", "true", "--output-dir", first,
     )  # fmt: skip
@@ -65,7 +61,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
     assert all(torch.equal(after[f"image_tokenizer.{name}"], value) for name, value in image.items())
 
     second = tmp_path / "runs" / "sft"
-    run_program("sft.py", *common, "--init-from", first, "--output-dir", second)
+    run_training("sft.py", *common, "--init-from", first, "--output-dir", second)
     tuned = load_file(checkpoint.latest(second) / "model.safetensors")
     if family == "llama":  # the template of the first stage was for that stage alone
         for stage in (first, second):
@@ -89,7 +85,7 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
 def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     data, backbone = write_llava(tmp_path / "mine"), write_backbone(tmp_path / "backbone", "llama")
-    run_program(
+    run_training(
         "pretrain.py", "--data", data, "--image-root", data.parent / "images", "--max_length", 400, "--max-steps", 3,
         "--train.batch_size", 4, "--train.compile", "false", "--train.num_threads", 1, "--train.precision", "bf16",
         "--train.zero_stage", 2, "--train.save_minutes", 0, "--train.keep_checkpoints", 3, "--language-model", backbone,

@@ -1,16 +1,14 @@
 """QLoRA: a language model in 4 bits under LoRA is trained, resumed, merged, and its adapter laid over its model."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from backbones import llama_tokenizer
 from llava_files import write_llava
+from programs import run_program
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -133,15 +131,14 @@ def test_adapters_in_full_precision_are_merged_and_laid_over_their_model(base, t
 
 def run_sft(base: Path, data: Path, output: Path) -> dict[int, float]:
     """Step -> loss of a run with --quantize_base, in bf16 under ZeRO 2."""
-    command = [
-        sys.executable, str(SFT), "--init-from", base, "--data", data, "--image-root", data.parent / "images",
+    words = [
+        "--init-from", base, "--data", data, "--image-root", data.parent / "images",
         "--lora_rank", 2, "--quantize_base", "true", "--max_length", 400, "--max-steps", 4, "--train.batch_size", 2,
         "--train.weight_decay", 0, "--train.compile", "false", "--train.save_minutes", 0, "--train.keep_checkpoints", 4,
         "--train.num_threads", 1, "--train.learning_rate", 0.01, "--output-dir", output,
         "--train.precision", "bf16", "--train.zero_stage", 2,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=280)
+    result = run_program(SFT, *words)
     assert result.returncode == 0, result.stderr[-2000:]
     return {int(s): float(loss) for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
 

@@ -1,16 +1,15 @@
 """train/tokenizer.py as a user runs it, on pictures in a folder: every stage, killed with -9 and started again."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import run_program, started, wait_for
 from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -64,36 +63,28 @@ def command(place: Path, stage: str, output: str) -> list[str]:
     before = {"pixel": "semantic", "decoder": "pixel"}.get(stage)
     options += ["--init-from", str(place / before)] if before else ["--teacher", str(place / "teacher")]
     return [
-        sys.executable, "-u", str(PROGRAM), "--preset", PRESETS.get(stage, "photos_128"), "--stage", stage,
+        "--preset", PRESETS.get(stage, "photos_128"), "--stage", stage,
         "--patch_size", "0",
         "--data", str(place / "pictures"), "--output-dir", str(place / output), *options, *STAGES[stage],
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-
-
 def run(place: Path, stage: str, output: str, *options: str, processes: int = 1) -> str:
-    words = [*command(place, stage, output), *options]
-    if processes > 1:
-        words[2:2] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    result = run_program(PROGRAM, *command(place, stage, output), *options, processes=processes)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 def run_and_kill(place: Path, stage: str, output: str, step: int) -> None:
     """kill -9 as soon as the line of a step is there: within or just before the saving of that step."""
-    with subprocess.Popen(
-        command(place, stage, output), stdout=subprocess.PIPE, text=True, env=environment()
-    ) as process:
-        for line in process.stdout:
-            if line.startswith(f"step {step}/"):
-                process.send_signal(signal.SIGKILL)
-                break
-        process.stdout.read()
-    assert process.returncode == -signal.SIGKILL
+    said = place / "stdout"
+    said.write_text("")
+    with started(PROGRAM, command(place, stage, output), place) as (process,):
+        while f"\nstep {step}/" not in said.read_text():
+            assert process.is_alive()
+            time.sleep(0.01)
+        process.kill()
+        assert wait_for([process]) == -signal.SIGKILL
 
 
 def weights(folder: Path) -> bytes:
@@ -152,7 +143,7 @@ def test_codes_that_start_at_k_means_stay_there_under_zero(place, zero_stage):
 
 def test_a_run_is_not_resumed_with_other_losses(place):
     words = command(place, "pixel", "pixel") + ["--adversarial_weight", "0"]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    result = run_program(PROGRAM, *words)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "cannot resume from" in result.stderr and "adversarial_weight was 0.5 and is 0.0" in result.stderr
 
@@ -164,7 +155,7 @@ def test_other_sub_codebooks_over_the_same_semantic_stage(place):
     at = flat.index("--init-from")
     flat[at : at + 2] = ["--teacher", str(place / "teacher")]
     for words, said, codes in ((several, "new sub-codebooks: num_pixel_codes 5", (8, 5)), (flat, "teacher:", (1, 3))):
-        result = subprocess.run(words, capture_output=True, text=True, env=environment())
+        result = run_program(PROGRAM, *words)
         assert result.returncode == 0 and said in result.stdout, result.stderr[-3000:]
         folder = checkpoint.latest(Path(words[words.index("--output-dir") + 1]))
         config = load_tokenizer(str(folder), "cpu")[0].config
@@ -178,7 +169,7 @@ def test_a_tokenizer_with_one_index_has_no_phases(place):
     """Refused in one line: the pixel stage would train what it does not have."""
     words = command(place, "pixel", "never")
     words[words.index("--init-from") + 1] = str(place / "joint")
-    result = subprocess.run(words, capture_output=True, text=True, env=environment())
+    result = run_program(PROGRAM, *words)
     assert result.returncode == 2 and result.stderr.splitlines()[-1] == (
         f"error: {place / 'joint'} holds a semhitok_shared_index, which only --stage joint trains"
     )

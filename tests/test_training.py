@@ -1,17 +1,16 @@
 """The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import Ended, run_program
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_training import NUM_HELD_OUT, held_out_source
@@ -28,21 +27,15 @@ LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
 
 
-def run_toy(output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(TOY), str(output), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+run_toy = partial(run_program, TOY)
 
 
-def losses(result: subprocess.CompletedProcess) -> dict[int, str]:
+def losses(result: Ended) -> dict[int, str]:
     assert result.returncode == 0, result.stderr[-2000:]
     return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
 
 
-def validation(result: subprocess.CompletedProcess) -> list[tuple[int, float, float]]:
+def validation(result: Ended) -> list[tuple[int, float, float]]:
     """(step, text, image) of each validation."""
     lines = re.findall(r"step (\d+)/\d+ validation: toy text (\S+) image (\S+)\n", result.stdout)
     return [(int(step), float(text), float(image)) for step, text, image in lines]
@@ -98,7 +91,7 @@ def test_a_loss_that_is_no_number_at_one_process_ends_all(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def validated(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def validated(tmp_path_factory) -> tuple[Path, Ended]:
     """The same with validation on the way."""
     output = tmp_path_factory.mktemp("validated")
     return output, run_toy(output, "--validate-every", "4")
@@ -370,8 +363,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
 )
 def test_programs_end_with_one_line_and_code_2(program, argv, message, tmp_path):
     path = Path(__file__).parent.parent / "train" / program
-    command = [sys.executable, str(path), *argv, "--output-dir", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_program(path, *argv, "--output-dir", tmp_path / "out")
     assert result.returncode == 2
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in result.stderr
