@@ -2,7 +2,7 @@
 
 A server (multiprocessing's forkserver) imports the libraries once and forks a child for every process of a program,
 which has argv, environment, stdout and stderr of its own and may end or be killed as it likes. All share the hash seed
-of the server, so tests/test_sft_data.py starts Python and torchrun themselves.
+of the server; so tests/test_sft_data.py starts Python and torchrun itself.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from unittest import mock
 IMPORTS = ["torch", "transformers", "deepspeed", "unimllm.training.loop", "unimllm.training.families"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 GRACE = 10  # seconds that the others have once a process has failed
-TIMEOUT = 800  # seconds that a program has
+TIMEOUT = 800  # seconds that a program has; pytest's own limit comes first where it is shorter
+LATE = 124  # exit code of one that took longer
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def run_program(program: Path, *words, processes: int = 1) -> Ended:
     """Run a program to its end, in processes that find each other as torchrun's do."""
     with tempfile.TemporaryDirectory() as folder, started(program, words, Path(folder), processes) as running:
         code = wait_for(running)
-        return Ended(code, *((Path(folder) / name).read_text() for name in ("stdout", "stderr")))
+        ended = Ended(code, *((Path(folder) / name).read_text() for name in ("stdout", "stderr")))
+    assert code != LATE, f"{program.name} took more than {TIMEOUT} seconds; it said {ended.stderr[-2000:]}"
+    return ended
 
 
 @contextlib.contextmanager
@@ -69,11 +72,11 @@ def wait_for(running: list[multiprocessing.Process]) -> int:
     """The first exit code that is not 0, or 0. Where one process fails the others are ended soon after."""
     end, code = time.monotonic() + TIMEOUT, 0
     while any(process.is_alive() for process in running):
-        assert time.monotonic() < end or code, f"a program took more than {TIMEOUT} seconds"
         failed = [process.exitcode for process in running if process.exitcode]
         if failed and not code:
             code, end = failed[0], time.monotonic() + GRACE
-        if code and time.monotonic() > end:
+        if time.monotonic() > end:
+            code = code or LATE
             for process in running:
                 process.kill()
         time.sleep(0.02)

@@ -187,7 +187,7 @@ def test_alignment_is_with_pictures_where_siglip_reads_latents():
     assert losses["alignment"] > 0
     assert not any("pixel_embedding" in name for name in model.state_dict())
     recipe = SFT_PRESETS["scenes_64_cheers"]()
-    with pytest.raises(UserError, match="its SigLIP reads latents.* train with --alignment_weight 0"):
+    with pytest.raises(UserError, match="SigLIP reads latents: .* train it with --alignment_weight 0"):
         cheers_family.make_task(CheersForConditionalGeneration(config), recipe)
 
 
@@ -298,7 +298,7 @@ def test_a_loss_without_targets_is_not_told(flow, monkeypatch):
         device, zero_optimization_stage = torch.device("cpu"), lambda self: 1
 
         def __call__(self, **_):
-            return {name: torch.tensor(1.0) for name in ("loss", "text", "flow")}
+            return {name: torch.tensor(1.0) for name in ("loss", "text", "flow", "alignment")}
 
         def gradient_accumulation_steps(self):
             return 1
@@ -313,9 +313,10 @@ def test_a_loss_without_targets_is_not_told(flow, monkeypatch):
             """No weights."""
 
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
-    task = Namespace(count_targets=lambda batch: {"text": 3, "flow": flow})
+    task = Namespace(count_targets=lambda batch: {"text": 3, "flow": flow}, kind_of_loss=CheersTask.kind_of_loss)
     values = loop.take_step(Engine(), task, iter([{}]), None, 0, loop.FaultLog())
-    assert ("flow" in values) == bool(flow) and {"loss", "text", "waited", "grad_norm"} <= set(values)
+    assert ("flow" in values) == ("alignment" in values) == bool(flow)
+    assert {"loss", "text", "waited", "grad_norm"} <= set(values)
 
 
 def test_a_batch_of_scenes_is_learnt_by_heart(world, conversation):

@@ -17,7 +17,10 @@ from semhitok.shards import CodeShards
 from unimllm import encode
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import open_samples
-from unimllm.data.samples import BadSample, pictures_of
+from unimllm.data.samples import BadSample, Sample, StoredPicture, pictures_of
+from unimllm.data.unique_pictures import UniquePictures
+from unimllm.errors import UserError
+from unimllm.images import UnreadablePicture
 
 
 @pytest.fixture
@@ -89,18 +92,32 @@ def test_it_goes_on_and_a_picture_of_several_samples_is_encoded_once(encode_into
 def test_two_pictures_of_one_name_are_refused(encode_into, tmp_path):
     for number in (10, 20):
         images = [{"bytes": encoded(picture(number)), "path": "0.png"}]
-        table = pa.table({"image": images, "caption": ["a"]})
-        pq.write_table(table, tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table({"image": images, "caption": ["a"]}), tmp_path / f"{number}.parquet")
     error = encode_into("--data", tmp_path / "10.parquet", tmp_path / "20.parquet").err
-    assert "two pictures of one name, '0.png', in" in error and error.endswith("rename one of them\n")
+    assert f"'0.png', in {tmp_path}/10.parquet:row 0 and in {tmp_path}/20.parquet:row 0: rename one" in error
     for number in (1, 2):
         (tmp_path / f"{number}").mkdir()
         picture(number).save(tmp_path / f"{number}" / "0.png")
         row = {"image": "0.png", "conversations": conversation("a")}
         (tmp_path / f"{number}" / "data.json").write_text(json.dumps([row]))
-    error = encode_into("--data", tmp_path / "1", tmp_path / "2").err
-    assert error.endswith("name the folder above both with --image-root\n")
-    assert encode_into("--data", tmp_path / "1", "--overwrite").code == 0
+    error = encode_into("--data", tmp_path / "1", tmp_path / "2").refusal()
+    assert "name the one folder above all pictures with --image-root" in error
+
+
+def test_shards_of_the_same_names_in_other_folders_are_other_pictures(encode_into, tmp_path):
+    for name, number in (("a", 10), ("b", 20)):
+        (tmp_path / name).mkdir()
+        with webdataset.TarWriter(str(tmp_path / name / "0.tar")) as sink:
+            sink.write({"__key__": "0", "png": encoded(picture(number)), "txt": "x"})
+        assert encode_into("--data", tmp_path / name).out.endswith("codes: 1 picture encoded\n")
+    assert CodeShards(tmp_path / "codes").keys == [f"{tmp_path.name}/{name}/0.tar/0.png" for name in "ab"]
+
+
+def test_a_sample_may_show_a_picture_twice(encode_into, tmp_path):
+    picture(10).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image><image>Same?"}, {"from": "gpt", "value": "Yes."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": ["0.png", "./0.png"], "conversations": turns}]))
+    assert encode_into("--data", tmp_path / "data.json").out.endswith("codes: 1 picture encoded\n")
 
 
 def test_what_cannot_be_read_is_counted_and_named(encode_into, tmp_path):
@@ -124,6 +141,7 @@ def test_what_cannot_be_read_is_counted_and_named(encode_into, tmp_path):
     [
         ((), "--data is missing: files, folders of them, or datasets"),
         (("--data", "x", "--format", "lava"), "--format lava is none of llava, captions, webdataset"),
+        (("--data", "x", "--image-root", "nowhere"), "--image-root nowhere: no such folder"),
         (("--data", "nowhere.json"), "--data nowhere.json: no such file or folder"),
         (("--data", "x", "--image-rot", "y"), "did you mean '--image-root'"),
     ],
@@ -132,20 +150,30 @@ def test_refusals(encode_into, words, message):
     assert message in encode_into(*words).refusal()
 
 
-def test_a_sample_that_is_none_is_no_reason_to_stop():
-    from unimllm.data.unique_pictures import UniquePictures
+class Index:
+    """Two samples that cannot be read."""
 
-    class Index:
-        name, faults = "x", []
+    name, faults = "x", []
 
-        def __len__(self):
-            return 1
+    def __len__(self):
+        return 2
 
-        def read(self, number):
-            raise BadSample("no text", "it says nothing")
+    def key(self, number):
+        return f"x:{number}"
 
-        def key(self, number):
-            return f"x:{number}"
+    def read(self, number):
+        if number:
+            raise BadSample("no text", "it says\nnothing")
+        return Sample([[{"role": "user", "content": [{"type": "image", "image": StoredPicture("a.png", self.fail)}]}]])
 
+    @staticmethod
+    def fail():
+        raise UnreadablePicture("not readable", "gone")
+
+
+def test_samples_that_cannot_be_read_are_no_reason_to_stop():
     pictures = UniquePictures([Index()], set())
-    assert list(pictures) == [] and pictures.findings == [[(0, "no text", "it says nothing")]]
+    assert list(pictures) == []
+    assert pictures.findings == [[(0, "not readable", "gone"), (1, "no text", "it says nothing")]]
+    with pytest.raises(UserError, match="x:0: not readable: gone .--strict."):
+        list(UniquePictures([Index()], set(), strict=True))

@@ -204,7 +204,7 @@ def test_a_picture_may_be_a_data_url(tmp_path):
     assert not pictures_of(third.variants[0])[0].is_there()  # the name is too long for a file
 
 
-def test_pictures_have_the_keys_that_encode_of_their_root_gives_them(tmp_path, monkeypatch):
+def test_pictures_have_keys_by_where_they_lie(tmp_path, monkeypatch):
     root = write_pictures(tmp_path / "images")
     names = [f"{root}/10.png", f"{tmp_path}/else/../images/a/20.png", "./a/30.png", "/else/40.png", f"{root}s/50.png"]
     path = tmp_path / "data.jsonl"
@@ -218,7 +218,8 @@ def test_pictures_have_the_keys_that_encode_of_their_root_gives_them(tmp_path, m
         tar.add(root, ".")
     index = open_samples(str(tmp_path / "a.tar"), None, None)
     assert index.key(0) == f"{tmp_path}/a.tar:./10.png"
-    assert pictures_of(index.read(0).variants[0])[0].key == "a.tar/10.png" and colours(index.read(0)) == [10]
+    (found,) = pictures_of(index.read(0).variants[0])
+    assert found.key == "/".join([*tmp_path.parts[-2:], "a.tar", "10.png"]) and colours(index.read(0)) == [10]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_webdatasets(tmp_path):
     assert [words(sample) for sample in samples] == expected
     assert colours(samples[0]) == [10] and abs(int(colours(samples[1])[0]) - 20) < 9
     assert index.key(0) == f"{tmp_path}/tars/0.tar:a/000.png"
-    assert [p.key for p in pictures_of(samples[1].variants[0])] == ["0.tar/a/001.jpg"]
+    assert [p.key for p in pictures_of(samples[1].variants[0])] == [f"{tmp_path.name}/tars/0.tar/a/001.jpg"]
     with pytest.raises(BadSample, match="neither .txt nor .json"):
         index.read(4)
 
@@ -434,6 +435,12 @@ def test_pairs_of_question_and_answer(tmp_path):
     expected = [["<image>What?", "Ten.", "Sure?", "Yes."], ["<image><image>Same?", "No."], ["Hello", "Hi"]]
     assert [words(sample) for sample in samples] == expected
     assert [colours(sample) for sample in samples] == [[10], [20, 30], []]
+
+
+def test_a_turn_may_tell_who_its_user_is(tmp_path):
+    turns = [{"role": "user", "content": "Hello", "user": "someone"}, {"role": "assistant", "content": "Hi"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}))
+    assert [words(sample) for sample in read_all(open_samples(str(tmp_path), None, None))] == [["Hello", "Hi"]]
 
 
 def test_lists_of_pictures_and_paths_in_tables(tmp_path):

@@ -14,6 +14,7 @@ from llava_files import write_llava
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unimllm
+from unimllm.data.sample_index import check_one_root
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, language_model
 
@@ -146,10 +147,12 @@ def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypat
         monkeypatch.setattr(sys, "argv", [*map(str, command + more)])
         with pytest.raises(UserError, match=f"begin in {tmp_path}/a and in {tmp_path}/b here, .* with --image-root"):
             program.main()
-    args = Namespace(codes=tmp_path, image_root=tmp_path, data=[str(tmp_path)], validation_data=[], format=None)
-    language_model.check_codes(args, language_model.found_files(args))  # one root for all
-    args.image_root, args.data = None, [f"{tmp_path}/a", f"{tmp_path}/a/x.jsonl:2"]
-    language_model.check_codes(args, language_model.found_files(args))  # one folder
+    command += ["--data", tmp_path / "b", "--image-root", tmp_path]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    with pytest.raises(UserError) as told:  # something else: one root for all
+        program.main()
+    assert "begin in" not in str(told.value)
+    check_one_root([(tmp_path / "a" / name, "JSON") for name in ("x.jsonl", "y.json")])  # one folder
 
 
 def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 python -m unimllm.encode --data shards/ --out codes/ --model runs/mine/sft --pad-to-square
 python -m unimllm.encode --data mine.json rows.parquet --image-root images --out codes/ --model MODEL --device cuda
 
-Pictures get the keys under which training looks for them. Started again it goes on: keys that are there are skipped.
+Pictures get the keys under which training looks for them: their paths below --image-root, or the names of their file,
+its two folders and their member or row. Started again it goes on: what has codes is not encoded again.
 Folders of plain pictures: `python -m semhitok encode`.
 """
 
@@ -54,7 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     words.add_argument("--format", help="what --data is, where it is not recognised")
     words.add_argument("--image-root", type=Path, help="folder that paths of pictures begin in (default: each file's)")
-    add_options(parser)
+    add_options(parser, strict="exit with 2 at the first bad file or sample; at the end, for bad pictures")
     args = parser.parse_args(argv)
     check_given(args, data="files, folders of them, or datasets", out="the folder for the shards")
     return args
@@ -62,13 +63,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def open_indices(args: argparse.Namespace) -> "list[SampleIndex]":
     """What lies at --data; UserError where that is nothing, or with --strict a damaged file."""
-    from unimllm.data.sample_index import FORMATS, open_samples, parse_data
+    from unimllm.data.sample_index import FORMATS, check_one_root, find_files, open_samples, parse_data
 
     if args.format not in (None, *FORMATS):
         raise UserError(f"--format {args.format} is none of {', '.join(FORMATS)}")
-    indices = [open_samples(parse_data(word).place, args.format, args.image_root) for word in args.data]
-    for fault in (fault for index in indices for fault in index.faults if args.strict):
-        raise UserError(f"{fault} (--strict)")
+    if args.image_root and not args.image_root.is_dir():
+        raise UserError(f"--image-root {args.image_root}: no such folder")
+    places = [parse_data(word).place for word in args.data]
+    if not args.image_root:
+        check_one_root([file for place in places for file in find_files(place, args.format) or []])
+    indices = [open_samples(place, args.format, args.image_root) for place in places]
+    for index in indices:
+        if args.strict and index.faults:
+            raise UserError(f"{index.faults[0]} (--strict)")
     return indices
 
 

@@ -56,11 +56,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_options(parser: CommandLine) -> None:
-    """Everything but what is encoded."""
+def add_options(parser: CommandLine, strict: str = "exit with 2 if a picture could not be read") -> None:
+    """Everything but what is encoded; `strict` is the help of --strict."""
     parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
     parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
-    parser.add_argument("--strict", action="store_true", help="exit with 2 if a picture could not be read")
+    parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument(
         "--pad-to-square", action="store_true",
         help="fill pictures up to squares, as presets with pad_to_square train, not cut to them (default: the model's)",

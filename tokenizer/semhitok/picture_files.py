@@ -49,12 +49,13 @@ class PictureFile:
 class Readable(Protocol):
     """A picture to read, wherever it lies."""
 
-    key: str
+    @property
+    def key(self) -> str: ...
 
     def open(self) -> Image.Image: ...
 
 
-File = TypeVar("File", bound=Readable)
+Picture = TypeVar("Picture", bound=Readable)
 
 
 class Unreadable:
@@ -171,35 +172,35 @@ def find_pictures(inputs: Sequence[Path]) -> tuple[list[PictureFile], int]:
 
 
 def read_batches(
-    files: Iterable[File], processor: SemHiTokImageProcessor, batch_size: int, unreadable: Unreadable
-) -> Iterator[tuple[list[File], torch.Tensor]]:
+    pictures: Iterable[Picture], processor: SemHiTokImageProcessor, batch_size: int, unreadable: Unreadable
+) -> Iterator[tuple[list[Picture], torch.Tensor]]:
     """Pictures in batches, read by several threads ahead of whoever takes them, in order.
 
     Args:
         unreadable: gets the pictures that cannot be read; a batch is filled up with the next ones.
 
     Yields:
-        the files of a batch, and their pixel values (B, 3, S, S) float32.
+        the pictures of a batch, and their pixel values (B, 3, S, S) float32.
     """
     import torch
 
-    def read(file: File) -> torch.Tensor | UnreadablePicture:
+    def read(picture: Picture) -> torch.Tensor | UnreadablePicture:
         try:
-            return processor(file.open(), return_tensors="pt")["pixel_values"][0]
+            return processor(picture.open(), return_tensors="pt")["pixel_values"][0]
         except UnreadablePicture as error:
             return error
 
-    batch: list[tuple[File, torch.Tensor]] = []
-    for file, values in _ahead(files, read, 2 * batch_size):
+    batch: list[tuple[Picture, torch.Tensor]] = []
+    for picture, values in _ahead(pictures, read, 2 * batch_size):
         if isinstance(values, UnreadablePicture):
             unreadable.add(values)
             continue
-        batch.append((file, values))
+        batch.append((picture, values))
         if len(batch) == batch_size:
-            yield [file for file, _ in batch], torch.stack([values for _, values in batch])
+            yield [picture for picture, _ in batch], torch.stack([values for _, values in batch])
             batch = []
     if batch:
-        yield [file for file, _ in batch], torch.stack([values for _, values in batch])
+        yield [picture for picture, _ in batch], torch.stack([values for _, values in batch])
 
 
 def _ahead(items: Iterable, work, depth: int) -> Iterator[tuple]:

@@ -1,7 +1,8 @@
 """Who may look at whom (arXiv 2603.12793, section 2.2): text is causal, every picture sees all of itself.
 
 transformers builds the mask from the number of each position's picture: for FlexAttention block by block, so that
-blocks in which nobody may look are not computed, for SDPA as one (B, 1, T, T) bool tensor that all heads share.
+blocks in which nobody may look are not computed, for SDPA as one (B, 1, T, T) bool tensor that all heads share. Rows
+with branches bring that tensor along.
 
 Shapes: B rows, T positions, P positions in the cache, H hidden channels.
 """

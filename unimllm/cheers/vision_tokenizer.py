@@ -80,22 +80,27 @@ class VisionTokenizer(nn.Module):
             self.let_siglip_read_latents()
         self.start_decoder()
 
+    def has_siglip_of_pixels(self) -> bool:
+        """Whether `siglip_of_pixels` can be had."""
+        reads_pixels = not isinstance(self.vae_decoder_projector, nn.Identity)
+        return reads_pixels or bool(self.pixel_embedding) or self.vision_representation.device.type == "meta"
+
     def siglip_of_pixels(self) -> SiglipVisionModel:
         """A copy of SigLIP that sees pictures, also where this one has read latents since `take`.
 
         Raises:
             ValueError: it has read latents ever since it was loaded.
         """
+        if not self.has_siglip_of_pixels():
+            raise ValueError("its SigLIP reads latents, so there are no features of pictures")
         siglip = copy.deepcopy(self.vision_representation)
         if not isinstance(self.vae_decoder_projector, nn.Identity):
             return siglip
         if self.pixel_embedding:
             siglip.embeddings.patch_embedding = copy.deepcopy(self.pixel_embedding[0])
-        elif siglip.device.type == "meta":
+        else:
             width, patch = siglip.config.hidden_size, siglip.config.patch_size
             siglip.embeddings.patch_embedding = nn.Conv2d(3, width, patch, patch, device="meta")
-        else:
-            raise ValueError("its SigLIP reads latents, so there are no features of pictures to hold drawings to")
         return siglip
 
     def start_decoder(self) -> None:

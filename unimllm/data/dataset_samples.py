@@ -3,12 +3,11 @@
 The rows stay in the library's memory-mapped Arrow files; pictures are taken from there as they were stored.
 """
 
-import os
 from pathlib import Path
 
 from semhitok.errors import first_line
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks
-from unimllm.data.samples import Sample, make_sample
+from unimllm.data.samples import Sample, make_sample, place_of
 from unimllm.data.table_rows import picture_column, pictures_in, text_columns
 from unimllm.errors import UserError
 
@@ -34,6 +33,7 @@ class DatasetSamples:
 
     def __init__(self, dataset, name: str, layout: str | None, image_root: Path):
         self.name, self.image_root = name, image_root
+        self.place = place_of(Path(name)) if Path(name).is_dir() else name
         schema = dataset.features.arrow_schema
         texts, self.layout = text_columns(schema.names, layout, name)
         self.picture_column = picture_column(schema, name)
@@ -49,8 +49,7 @@ class DatasetSamples:
     def read(self, i: int) -> Sample:
         row = self.rows[i : i + 1].to_pylist()[0]
         row.setdefault("caption", row.get("txt"))
-        place = f"{os.path.basename(os.path.abspath(self.name))}:row {i}"  # the same from every working directory
-        pictures = pictures_in(row.get(self.picture_column), place, self.image_root)
+        pictures = pictures_in(row.get(self.picture_column), f"{self.place}:row {i}", self.image_root)
         return make_sample(row, pictures, self.layout)
 
     def digest(self) -> bytes:

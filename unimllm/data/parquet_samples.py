@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from semhitok.errors import first_line
 from unimllm.data.picture_shards import ROW_GROUPS
-from unimllm.data.samples import Picture, Sample, StoredPicture, make_sample
+from unimllm.data.samples import Picture, Sample, StoredPicture, make_sample, place_of
 from unimllm.data.table_rows import picture_column, pictures_in, text_columns
 from unimllm.images import UnreadablePicture
 
@@ -33,7 +33,7 @@ class ParquetSamples:
     kind = "parquet file"
 
     def __init__(self, path: Path, layout: str | None, image_root: Path):
-        self.path, self.name, self.image_root = path, path.name, image_root
+        self.path, self.name, self.place, self.image_root = path, path.name, place_of(path), image_root
         self.num_bytes = path.stat().st_size
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -56,7 +56,7 @@ class ParquetSamples:
         return make_sample(row, self._pictures(i), self.layout)
 
     def _pictures(self, i: int) -> list[Picture]:
-        place = f"{self.name}:row {i}"
+        place = f"{self.place}:row {i}"
         if not self.picture_column:
             return []
         if self.has_paths and self._all_stored(i):  # read without the bytes beside it

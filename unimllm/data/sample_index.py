@@ -178,6 +178,20 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
     raise UserError(f"{option} {place}: no such file or folder{pattern}")
 
 
+def check_one_root(files: list[tuple[Path, str]]) -> None:
+    """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several.
+
+    Args:
+        files: of `find_files`, whose paths begin beside them.
+    """
+    folders = sorted({os.path.realpath(path.parent) for path, kind in files if kind == "JSON"})
+    if len(folders) > 1:
+        raise UserError(
+            f"codes go by paths of pictures, which begin in {folders[0]} and in {folders[1]} here, beside the JSON "
+            "files; name the one folder above all pictures with --image-root"
+        )
+
+
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}

@@ -72,9 +72,10 @@ class PictureOnDisk:
     def read(self) -> bytes:
         try:
             return self.path.read_bytes()
-        except OSError as error:
-            reason = "missing picture" if isinstance(error, FileNotFoundError) else "not readable"
-            raise UnreadablePicture(reason, f"{self.path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no disk takes
+            reason = "not readable" if isinstance(error, OSError) else "missing picture"
+            reason = "missing picture" if isinstance(error, FileNotFoundError) else reason
+            raise UnreadablePicture(reason, f"{self.path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class Sample:
     def task(self) -> str:
         """See `task_of`."""
         return task_of(self.variants[0])
+
+
+def place_of(path: Path) -> str:
+    """What the keys of the pictures in a file begin with: its name and those of the two folders that hold it."""
+    return "/".join(part for part in path.absolute().parts[-3:] if part != path.absolute().anchor)
 
 
 def task_of(messages: list[dict]) -> str:
@@ -202,7 +208,9 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
         found = json.loads(found) if isinstance(found, str) else found
         if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
             found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-        turns = [_read_turn(turn) for part in found or [] for turn in _turns_of(part)]
+        if turns_key(row) == PAIRS_KEY:
+            found = [{"role": role, "content": pair[role]} for pair in found for role in ("user", "assistant")]
+        turns = [_read_turn(turn) for turn in found or []]
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         if isinstance(error, BadSample):
             raise
@@ -210,13 +218,6 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
     if not turns:
         raise BadSample("no conversation", "it has no turns")
     return turns
-
-
-def _turns_of(part: dict) -> list[dict]:
-    """A turn, or the two of a pair."""
-    if "user" not in part:
-        return [part]
-    return [{"role": role, "content": part[role]} for role in ("user", "assistant")]
 
 
 def _read_turn(turn: dict) -> tuple[str, str]:

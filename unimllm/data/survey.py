@@ -29,6 +29,7 @@ CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 100  # chunks between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
 PASSING = (*PICTURE_FAULTS, "not readable")
+READERS = 2  # a number that changes where samples are read otherwise, or pictures have other keys
 USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
@@ -226,7 +227,7 @@ def survey_key(index: SampleIndex, tokenizer: SampleTokenizer, pictures_from: st
     vocabulary = sorted(text.get_vocab().items())
     words = [index.fingerprint, files, vocabulary, text.chat_template, conversation.num_positions]
     roots = [str(shard.image_root.resolve()) for shard in index.shards if hasattr(shard, "image_root")]
-    words += [tokenizer.max_length, tokenizer.marks, pictures_from, roots]
+    words += [tokenizer.max_length, tokenizer.marks, pictures_from, roots, READERS]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
 
 

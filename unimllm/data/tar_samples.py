@@ -14,7 +14,7 @@ import numpy as np
 
 from semhitok.picture_files import picture_suffixes
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks, scan_members
-from unimllm.data.samples import BadSample, Sample, StoredPicture, json_trouble, layout_of, make_sample
+from unimllm.data.samples import BadSample, Sample, StoredPicture, json_trouble, layout_of, make_sample, place_of
 from unimllm.images import UnreadablePicture
 
 PICTURE, TEXT, JSON = range(3)
@@ -39,6 +39,7 @@ class TarSamples:
         self, path: Path, places: np.ndarray, names: np.ndarray, others: np.ndarray, layout: str | None
     ):  # fmt: skip
         self.path, self.name, self.places, self.names, self.layout = path, path.name, places, names, layout
+        self.place = place_of(path)
         self.others = {ending: int(count) for ending, count in others}
         self.chunk_sizes = equal_chunks(len(places), TAR_CHUNK)
 
@@ -54,7 +55,7 @@ class TarSamples:
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
-        key = posixpath.normpath(f"{self.name}/{self.names[i]}")  # `tar cf x.tar .` writes ./0.png
+        key = posixpath.normpath(f"{self.place}/{self.names[i]}")  # `tar cf x.tar .` writes ./0.png
         pictures = [StoredPicture(key, partial(self._picture, i))] if has_picture else []
         return make_sample(row, pictures, self.layout or layout_of(row))
 

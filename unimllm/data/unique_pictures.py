@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from semhitok.command_line import one_line
 from semhitok.shards import check_key
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.samples import BadSample, Picture, PictureOnDisk, pictures_of
@@ -21,22 +22,30 @@ from unimllm.images import UnreadablePicture, decode_picture
 
 @dataclass(frozen=True)
 class NewPicture:
-    """A picture to encode, as `semhitok.picture_files.Readable` has it."""
+    """A picture to encode, as `semhitok.picture_files.Readable` has it.
+
+    Attributes:
+        data: what a stored one holds; None: it is a file, to be read when it is opened.
+    """
 
     key: str
     picture: Picture
+    data: bytes | None
 
     def open(self) -> Image.Image:
         """See `images.decode_picture`; UnreadablePicture also where it is not there."""
-        return decode_picture(io.BytesIO(self.picture.read()), self.key)
+        data = self.picture.read() if self.data is None else self.data
+        return decode_picture(io.BytesIO(data), self.picture.path if self.data is None else self.key)
 
 
 class UniquePictures:
     """The new pictures of some sources in the order of their samples; with a progress bar.
 
+    What tars, parquet files and datasets hold is read for it, known or not: a key must be that of one picture.
+
     Args:
         known: keys that need no codes any more; they may become more meanwhile.
-        strict: stop at the first sample that cannot be read.
+        strict: stop at the first sample that cannot be used.
 
     Attributes:
         num_known: pictures that were passed over.
@@ -47,54 +56,46 @@ class UniquePictures:
         self.indices, self.known, self.strict = indices, known, strict
         self.num_known = 0
         self.findings: list[list[Finding]] = [[] for _ in indices]
-        self._met: dict[str, tuple[bytes | Path, str]] = {}  # key -> what a picture is, and the sample that had it
+        self._met: dict[str, tuple[bytes | Path, int, int]] = {}  # key -> identity, and the sample that had it
 
     def __iter__(self) -> Iterator[NewPicture]:
-        for index, findings in zip(self.indices, self.findings, strict=True):
+        for source, (index, findings) in enumerate(zip(self.indices, self.findings, strict=True)):
             for number in tqdm(range(len(index)), desc=index.name, unit="sample", file=sys.stderr):
                 try:
                     for picture in pictures_of(index.read(number).variants[0]):  # those of the other variants too
-                        if not self._is_new(picture, index.key(number)):
-                            continue
-                        if picture.key in self.known:
-                            self.num_known += 1
-                        else:
-                            yield NewPicture(picture.key, picture)
-                except BadSample as error:
-                    findings.append((number, error.reason, str(error)))
+                        yield from self._new(picture, source, number)
+                except (BadSample, UnreadablePicture) as error:
+                    findings.append((number, error.reason, one_line(error)))
                     if self.strict:
                         refuse_unusable(findings, index)
 
-    def _is_new(self, picture: Picture, place: str) -> bool:
-        """Whether no sample before had this picture.
+    def _new(self, picture: Picture, source: int, number: int) -> Iterator[NewPicture]:
+        """The picture, unless an earlier sample had it or its codes are there.
 
         Raises:
             BadSample: its key is none that shards hold.
-            UserError: a sample before had another picture of this key.
+            UnreadablePicture: its bytes cannot be had.
+            UserError: an earlier sample had another picture of this key.
         """
         try:
             check_key(picture.key)
         except ValueError as error:
             raise BadSample("no relative path", f"{error}; name a folder above it with --image-root") from error
-        try:
-            what = identity(picture)
-        except UnreadablePicture:  # whoever opens it hears of it
-            return True
+        is_file = isinstance(picture, PictureOnDisk)
+        data = None if is_file else picture.read()
+        identity = picture.path if is_file else hashlib.blake2b(data, digest_size=8).digest()
         if picture.key not in self._met:
-            self._met[picture.key] = what, place
-            return True
-        before, first = self._met[picture.key]
-        if before == what or is_one_file(before, what):
-            return False
-        remedy = "name the folder above both with --image-root" if isinstance(what, Path) else "rename one of them"
-        raise UserError(f"two pictures of one name, {picture.key!r}, in {first} and in {place}: {remedy}")
-
-
-def identity(picture: Picture) -> bytes | Path:
-    """The path of a file, a hash of a stored picture's bytes; UnreadablePicture where these cannot be had."""
-    if isinstance(picture, PictureOnDisk):
-        return picture.path
-    return hashlib.blake2b(picture.read(), digest_size=8).digest()
+            self._met[picture.key] = identity, source, number
+            if picture.key in self.known:
+                self.num_known += 1
+            else:
+                yield NewPicture(picture.key, picture, data)
+            return
+        before, *first = self._met[picture.key]
+        if before != identity and not is_one_file(before, identity):
+            places = " and in ".join(self.indices[s].key(n) for s, n in (first, (source, number)))
+            remedy = "rename one" if is_file else "rename one, or train on the pictures themselves, without --codes"
+            raise UserError(f"two pictures of one name, {picture.key!r}, in {places}: {remedy}")
 
 
 def is_one_file(one: bytes | Path, other: bytes | Path) -> bool:

@@ -96,10 +96,11 @@ def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> Onlin
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
-    try:
-        return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight, recipe.time_shift)
-    except ValueError as error:
-        raise UserError(f"{error}; train with --alignment_weight 0") from error
+    vision = model.vision_tokenizer
+    if recipe.alignment_weight and not vision.has_siglip_of_pixels():
+        raise UserError("--init-from holds a model whose SigLIP reads latents: there are no features of pictures to "
+                        "hold drawings to; train it with --alignment_weight 0")  # fmt: skip
+    return CheersTask(model, {"text": recipe.text_weight}, recipe.alignment_weight, recipe.time_shift)
 
 
 def first_stage_keeps(model: CheersForConditionalGeneration) -> list[nn.Module]:

@@ -23,9 +23,11 @@ class CheersTask(nn.Module):
     Args:
         model: the model.
         loss_weights: weight of each part, "text" and "flow".
-        alignment_weight: that of `FeatureAlignment` with the model's SigLIP as it is now; 0 leaves it out.
+        alignment_weight: that of `FeatureAlignment` with the model's SigLIP as it sees pictures now; 0 leaves it out.
         time_shift: of the times that training draws (`flow_matching.time_shift`); 1: uniform, as in the paper.
     """
+
+    kind_of_loss = {"alignment": "flow"}
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.command_line import number
 from unimllm.data.mixture import parse_ratios
 from unimllm.data.open_data import DataOptions, open_data, open_validation
-from unimllm.data.sample_index import FORMATS, find_files, parse_data
+from unimllm.data.sample_index import FORMATS, check_one_root, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
@@ -223,7 +223,8 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
     check_validation(args, recipe, found)
-    check_codes(args, found)
+    if args.codes and not args.image_root:
+        check_one_root([file for files in found.values() for file in files or []])
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
@@ -262,19 +263,6 @@ def real_names(place: str, files: list[tuple[Path, str]] | None) -> set[str]:
         folder = os.path.expanduser(place)
         return {os.path.realpath(folder) if os.path.isdir(folder) else place}
     return {os.path.realpath(path) for path, _ in files}
-
-
-def check_codes(args: Namespace, found: Found) -> None:
-    """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several."""
-    if not args.codes or args.image_root:
-        return
-    files = [path for files in found.values() for path, kind in files or [] if kind == "JSON"]
-    folders = sorted({os.path.realpath(path.parent) for path in files})
-    if len(folders) > 1:
-        raise UserError(
-            f"--codes goes by paths of pictures, which begin in {folders[0]} and in {folders[1]} here, beside the JSON "
-            "files; name the one folder that was encoded with --image-root"
-        )
 
 
 # ---- its data ------------------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def train(
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
             micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
-            counts several kinds. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`,
+            counts several kinds. A loss of a kind, its own or that of `kind_of_loss`, is not logged for steps without
+            such targets. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`,
             operations of a micro-batch, MFU. `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
@@ -219,7 +220,8 @@ def take_step(
             rest = torch.stack([torch.as_tensor(value).to(sums) for value in (*own.values(), *counts.values())])
             names, means = [*outputs, *own], mean_over_ranks(torch.cat([sums, rest]))
             missing = {name for name, mean in zip(counts, means[len(names) :], strict=True) if not mean}
-            values = {name: mean for name, mean in zip(names, means, strict=False) if name not in missing}
+            kinds = getattr(task, "kind_of_loss", {})
+            values = {n: mean for n, mean in zip(names, means, strict=False) if kinds.get(n, n) not in missing}
             if not math.isfinite(values["loss"]):
                 raise _not_finite(f"the loss is {values['loss']}", engine, step)
             if not math.isfinite(values.get("grad_norm", 0.0)):

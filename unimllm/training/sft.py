@@ -26,6 +26,8 @@ class SftTask(nn.Module):
         max_length: ids of a row, for the count of operations.
     """
 
+    kind_of_loss = {"semantic": "image", "pixel": "image"}
+
     def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float], max_length: int = 0):
         super().__init__()
         self.model = model

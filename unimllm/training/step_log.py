@@ -105,6 +105,7 @@ class StepLog:
         self.first_step = self.last_step = first_step
         self.sums: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
+        self.order: dict[str, None] = {}  # in which they are told
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Note a step; a part of the loss that some steps lack is the mean of those that have it."""
@@ -116,7 +117,8 @@ class StepLog:
         now = time.monotonic()
         steps = step - self.last_step
         seconds = max(1e-9, now - self.last)
-        means = {name: value / self.counts[name] for name, value in self.sums.items() if name not in RATES}
+        self.order |= dict.fromkeys(self.sums)
+        means = {n: self.sums[n] / self.counts[n] for n in self.order if n in self.sums and n not in RATES}
         samples = steps * self.config.batch_size / seconds
         speed = self.speed.values(self.sums, seconds)
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)

@@ -85,7 +85,7 @@ class SftRecipe:
     """Renders what is trained on instead of the model's chat template, which its checkpoints keep: a name of
     `chat_templates.TRAINING_TEMPLATES`; for --data."""
     attention: str = ""
-    """Of the language model, by transformers' name: sdpa, eager, flex_attention (trains on a GPU), varlen (torch's
+    """Of the language model, by transformers' name: sdpa, eager, flex_attention (CHEERS, on a GPU), varlen (torch's
     flash attention, `discrete.varlen`) or flash_attention_2 (needs flash-attn and a GPU; for --data, whose rows have no
     branches); empty: the model's own."""
     lora_rank: int = 0
