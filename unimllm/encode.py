@@ -3,8 +3,8 @@
 python -m unimllm.encode --data shards/ --out codes/ --model runs/mine/sft --pad-to-square
 python -m unimllm.encode --data mine.json rows.parquet --image-root images --out codes/ --model MODEL --device cuda
 
-Pictures get the keys under which training looks for them: their paths below --image-root, or the names of their file,
-its two folders and their member or row. Started again it goes on: what has codes is not encoded again.
+Pictures get the keys under which training looks for them: their paths, or where they have none and in tars the names of
+the file, its two folders and the member or row. Started again it goes on: what has codes is not encoded again.
 Folders of plain pictures: `python -m semhitok encode`.
 """
 
