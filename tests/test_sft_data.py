@@ -152,7 +152,7 @@ def test_codes_of_pictures_below_several_folders_are_refused(tmp_path, monkeypat
     with pytest.raises(UserError) as told:  # something else: one root for all
         program.main()
     assert "begin in" not in str(told.value)
-    check_one_root([(tmp_path / "a" / name, "JSON") for name in ("x.jsonl", "y.json")])  # one folder
+    check_one_root([tmp_path / "a" / name for name in ("x.jsonl", "y.json")])  # one folder
 
 
 def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, monkeypatch):

@@ -63,16 +63,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def open_indices(args: argparse.Namespace) -> "list[SampleIndex]":
     """What lies at --data; UserError where that is nothing, or with --strict a damaged file."""
-    from unimllm.data.sample_index import FORMATS, check_one_root, find_files, open_samples, parse_data
+    from unimllm.data.json_samples import JsonSamples
+    from unimllm.data.sample_index import FORMATS, check_one_root, open_samples, parse_data
 
     if args.format not in (None, *FORMATS):
         raise UserError(f"--format {args.format} is none of {', '.join(FORMATS)}")
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
-    places = [parse_data(word).place for word in args.data]
+    indices = [open_samples(parse_data(word).place, args.format, args.image_root) for word in args.data]
     if not args.image_root:
-        check_one_root([file for place in places for file in find_files(place, args.format) or []])
-    indices = [open_samples(place, args.format, args.image_root) for place in places]
+        check_one_root([shard.path for index in indices for shard in index.shards if isinstance(shard, JsonSamples)])
     for index in indices:
         if args.strict and index.faults:
             raise UserError(f"{index.faults[0]} (--strict)")

@@ -178,13 +178,13 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
     raise UserError(f"{option} {place}: no such file or folder{pattern}")
 
 
-def check_one_root(files: list[tuple[Path, str]]) -> None:
+def check_one_root(files: list[Path]) -> None:
     """UserError where paths of pictures begin in several folders: the same path, and so one key, would name several.
 
     Args:
-        files: of `find_files`, whose paths begin beside them.
+        files: JSON; the paths in them begin beside them.
     """
-    folders = sorted({os.path.realpath(path.parent) for path, kind in files if kind == "JSON"})
+    folders = sorted({os.path.realpath(path.parent) for path in files})
     if len(folders) > 1:
         raise UserError(
             f"codes go by paths of pictures, which begin in {folders[0]} and in {folders[1]} here, beside the JSON "

@@ -224,7 +224,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError(f"--image-root {args.image_root}: no such folder")
     check_validation(args, recipe, found)
     if args.codes and not args.image_root:
-        check_one_root([file for files in found.values() for file in files or []])
+        check_one_root([path for files in found.values() for path, kind in files or [] if kind == "JSON"])
     if args.ratios:
         parse_ratios(args.ratios)
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):

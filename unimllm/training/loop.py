@@ -94,9 +94,9 @@ def train(
         task: `task(**batch)` returns a dict of scalars with "loss"; the others are logged. A task that defines
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
             micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
-            counts several kinds. A loss of a kind, its own or that of `kind_of_loss`, is not logged for steps without
-            such targets. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`,
-            operations of a micro-batch, MFU. `apart()` keeps frozen parts from the engine (training.apart).
+            counts several kinds; a step without targets of a kind (a loss's name, or what `kind_of_loss` has for it)
+            logs no loss of it. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`, operations
+            of a micro-batch, MFU. `apart()` keeps frozen parts from the engine (training.apart).
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
@@ -115,11 +115,10 @@ def train(
     engine, optimizer = build_engine(task, config, world_size)
     apart = digest(task)
     run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
-    step, cpu_before = run["step"], run["cpu_seconds"]
+    step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     _announce(task, config, found, step, world_size)
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
-    last_save = time.monotonic()
     engine.train()
     with name_dead_worker():
         batches = open_batches(source, config, rank, world_size, step)
@@ -217,6 +216,7 @@ def take_step(
             if untold:
                 gradients = [p.grad for p in task.parameters() if p.grad is not None]
                 own["grad_norm"] = nn.utils.get_total_norm(gradients)
+            # counts: once more than for num_items, where a look at their sum would have kept the GPU waiting
             rest = torch.stack([torch.as_tensor(value).to(sums) for value in (*own.values(), *counts.values())])
             names, means = [*outputs, *own], mean_over_ranks(torch.cat([sums, rest]))
             missing = {name for name, mean in zip(counts, means[len(names) :], strict=True) if not mean}

@@ -105,7 +105,6 @@ class StepLog:
         self.first_step = self.last_step = first_step
         self.sums: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
-        self.order: dict[str, None] = {}  # in which they are told
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Note a step; a part of the loss that some steps lack is the mean of those that have it."""
@@ -117,8 +116,7 @@ class StepLog:
         now = time.monotonic()
         steps = step - self.last_step
         seconds = max(1e-9, now - self.last)
-        self.order |= dict.fromkeys(self.sums)
-        means = {n: self.sums[n] / self.counts[n] for n in self.order if n in self.sums and n not in RATES}
+        means = {n: value / self.counts[n] for n, value in self.sums.items() if self.counts[n] and n not in RATES}
         samples = steps * self.config.batch_size / seconds
         speed = self.speed.values(self.sums, seconds)
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
@@ -127,7 +125,8 @@ class StepLog:
         print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
               f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
         self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
-        self.sums, self.counts, self.last, self.last_step = {}, Counter(), now, step
+        self.sums, self.counts = dict.fromkeys(self.sums, 0.0), Counter()  # the names stay, and so their order
+        self.last, self.last_step = now, step
 
     def add_validation(self, step: int, losses: dict[str, dict[str, float]]) -> None:
         """The parts of each source's loss, as `validation/SOURCE/PART`."""
