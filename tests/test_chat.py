@@ -85,7 +85,7 @@ def spelled(processor, monkeypatch, *answers: str) -> None:
 def test_an_answer_that_spells_a_mark_lets_the_conversation_go_on(loaded, monkeypatch):
     model, processor = loaded
     spelled(processor, monkeypatch, "a <image> tag <ima<|end|>ge>", "yes")
-    conversation = chat.Conversation(model, processor, Image.new("RGB", (16, 16)))
+    conversation = chat.Conversation(model, processor, [Image.new("RGB", (16, 16))])
     assert conversation.ask("What is it?")[0] == "a  tag" == conversation.turns[0][1]
     assert conversation.ask("Really?") == ("yes", 0)
 
@@ -128,6 +128,20 @@ def test_a_conversation_through_a_pipe(call, told, tiny_checkpoint, picture, tmp
     assert colors == [(255, 0, 0)] * 2 + [(0, 0, 255)] * 2
 
 
+def test_several_pictures_in_a_conversation(call, told, tiny_checkpoint, picture, tmp_path):
+    blue = tmp_path / "blue sky.png"
+    Image.new("RGB", (20, 20), "blue").save(blue)
+    lines = ["Are they alike?", f'/add "{picture}"', "And now?", f"/image {blue}", "And now?"]
+    result = call(chat, "--image", picture, blue, "--model", tiny_checkpoint, stdin="\n".join(lines))
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        "PICTURE | PICTURE | Are they alike?", "PICTURE | PICTURE | PICTURE | And now?", "PICTURE | And now?"
+    ]  # fmt: skip
+    red, blue = (255, 0, 0), (0, 0, 255)
+    shown = [[part["image"].getpixel((0, 0)) for part in m[0]["content"] if part["type"] == "image"] for m in told]
+    assert shown == [[red, blue], [red, blue, red], [blue]]
+
+
 def test_an_error_ends_its_turn_alone(call, told, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
@@ -147,7 +161,8 @@ def test_an_error_ends_its_turn_alone(call, told, tiny_checkpoint, tmp_path, mon
 
 def test_help_lists_every_command(call, tiny_checkpoint):
     result = call(chat, "--model", tiny_checkpoint, stdin="/help\n")
-    assert [line.split()[0] for line in result.out.splitlines()] == ["/image", "/draw", "/reset", "/help", "/quit"]
+    assert [line.split()[0] for line in result.out.splitlines()] == [name.split()[0] for name in chat.COMMANDS]
+    assert "/add PATH" in result.out
 
 
 def test_drawing_in_a_conversation(call, told, tiny_checkpoint, tmp_path, monkeypatch):
@@ -179,7 +194,7 @@ def test_a_drawing_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_oldest_turns_go_when_the_context_is_full(told, tiny_checkpoint):
     model, processor = load(tiny_checkpoint)
-    conversation = chat.Conversation(model, processor, Image.new("RGB", (16, 16)))
+    conversation = chat.Conversation(model, processor, [Image.new("RGB", (16, 16))])
     conversation.turns = [(f"What is {i}?", "a red apple") for i in range(30)]
     answer, forgotten = conversation.ask("And now?")
     assert 0 < forgotten < 30 and len(conversation.turns) == 30 - forgotten + 1
@@ -191,7 +206,7 @@ def test_the_oldest_turns_go_when_the_context_is_full(told, tiny_checkpoint):
 
 def test_a_question_that_never_fits_forgets_nothing(tiny_checkpoint):
     model, processor = load(tiny_checkpoint)
-    conversation = chat.Conversation(model, processor, Image.new("RGB", (16, 16)))
+    conversation = chat.Conversation(model, processor, [Image.new("RGB", (16, 16))])
     conversation.turns = [("What is it?", "a red apple")]
     with pytest.raises(UserError, match="is too long"):
         conversation.ask("why " * 100)

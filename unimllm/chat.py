@@ -1,17 +1,21 @@
-"""Ask about a picture: one question, or a conversation in the terminal.
+"""Ask about pictures: one question, or a conversation in the terminal.
 
 python -m unimllm.chat --image apple.png --question "What is in the picture?"
+python -m unimllm.chat --image apple.png pear.png --question "Which is larger?"
 python -m unimllm.chat --image apple.png
 
 Stdout holds the answers alone (and where drawings went); where stdin or stdout is no terminal, a line is a turn.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unimllm.command_line import CommandLine, nearest, one_line, open_model, run
 from unimllm.drawing import choose_drawing
@@ -19,10 +23,14 @@ from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture
 from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_prompts, draw
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 COMMANDS = {
     "/image PATH": "talk about another picture, from the beginning",
+    "/add PATH": "talk about one more picture beside those, from the beginning",
     "/draw PROMPT": "draw a picture into this folder and talk about it",
-    "/reset": "forget what was said; the picture stays",
+    "/reset": "forget what was said; the pictures stay",
     "/help": "this list",
     "/quit": "end (so does Ctrl-D)",
 }
@@ -30,52 +38,54 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    picture = open_picture(args.image) if args.image else None
+    pictures = [open_picture(path) for path in args.image]
     if args.question is not None:
         model, processor = open_model(args.model, args.device)
-        print(answer(model, processor, picture, args.question))
+        print(answer(model, processor, pictures, args.question))
         return
     person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     terminal = RichTerminal() if person else PlainTerminal()
     with terminal.busy("loading the model"):
         model, processor = open_model(args.model, args.device)
-    about = f"talking about {args.image}" if args.image else "no picture yet: /image PATH or /draw PROMPT"
+    about = f"talking about {' and '.join(args.image)}" if args.image else "no picture yet: /image PATH or /draw PROMPT"
     terminal.greet(f"{about}; /help lists the commands")
-    Chat(Conversation(model, processor, picture), terminal).run()
+    Chat(Conversation(model, processor, pictures), terminal).run()
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options; UserError where they are wrong."""
     parser = CommandLine(
-        "python -m unimllm.chat", "Ask about a picture: one question, or a conversation in the terminal."
+        "python -m unimllm.chat", "Ask about pictures: one question, or a conversation in the terminal."
     )
-    parser.add_argument("--image", help="the picture to talk about")
+    parser.add_argument(
+        "--image", nargs="+", action="extend", default=[], metavar="PATH", help="the pictures to talk about"
+    )
     parser.add_argument("--question", help="print the answer to this alone; without it: a conversation")
     parser.add_model_options()
     args = parser.parse_args(argv)
     if args.question is not None and not args.question.strip():
         raise UserError("--question is empty: ask something, for example 'What is in the picture?'")
-    if args.image == "":
+    if "" in args.image:
         raise UserError("--image is empty: name a picture file")
     return args
 
 
 class Conversation:
-    """What was said about a picture. The first user turn holds the picture; the oldest turns go when the context fills.
+    """What was said about pictures. The first user turn holds them; the oldest turns go when the context fills.
 
     Args:
         model, processor: from `unimllm.load`.
-        picture: RGB, or None to talk about nothing.
+        pictures: RGB; none to talk about nothing.
     """
 
-    def __init__(self, model, processor, picture=None):
+    def __init__(self, model, processor, pictures: Sequence[Image.Image] = ()):
         self.model, self.processor = model, processor
-        self.picture = picture
+        self.pictures = list(pictures)
         self.turns: list[tuple[str, str]] = []  # (question, answer)
 
-    def show(self, picture) -> None:
-        """Talk about another picture, from the beginning."""
-        self.picture = picture
+    def show(self, *pictures: Image.Image) -> None:
+        """Talk about other pictures, from the beginning."""
+        self.pictures = list(pictures)
         self.turns = []
 
     def reset(self) -> None:
@@ -111,8 +121,7 @@ class Conversation:
         for asked, answered in turns:
             messages += [_message("user", asked), _message("assistant", answered)]
         messages.append(_message("user", question))
-        if self.picture is not None:
-            messages[0]["content"].insert(0, {"type": "image", "image": self.picture})
+        messages[0]["content"][:0] = [{"type": "image", "image": picture} for picture in self.pictures]
         return messages
 
 
@@ -123,7 +132,7 @@ def _message(role: str, text: str) -> dict:
 class Chat:
     """Lines of a terminal to turns and commands. An error ends its turn, never the conversation."""
 
-    def __init__(self, conversation: Conversation, terminal: "PlainTerminal | RichTerminal"):
+    def __init__(self, conversation: Conversation, terminal: PlainTerminal | RichTerminal):
         self.conversation, self.terminal = conversation, terminal
         self.num_drawings = 0
 
@@ -160,10 +169,14 @@ class Chat:
         self.terminal.say(reply)
 
     def image(self, path: str) -> None:
-        if path[0] == path[-1] and path[0] in "'\"" and len(path) > 1:
-            path = path[1:-1]
+        path = unquoted(path)
         self.conversation.show(open_picture(path))
         self.terminal.note(f"talking about {path} now, from the beginning")
+
+    def add(self, path: str) -> None:
+        path = unquoted(path)
+        self.conversation.show(*self.conversation.pictures, open_picture(path))
+        self.terminal.note(f"talking about {path} too, from the beginning")
 
     def draw(self, prompt: str) -> None:
         """Draw into the current folder; every drawing has its own seed, so asking twice gives two pictures."""
@@ -185,6 +198,11 @@ class Chat:
     def help(self) -> None:
         for command, meaning in COMMANDS.items():
             self.terminal.say(f"{command:<13} {meaning}")
+
+
+def unquoted(path: str) -> str:
+    """A path as a person types or drops it, without the quotation marks around it."""
+    return path[1:-1] if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"" else path
 
 
 def save_as_new(picture) -> Path:

@@ -51,7 +51,8 @@ def start_processes() -> tuple[int, int]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks' first messages meet on GPU 0
     if not dist.is_initialized():
-        deepspeed.init_distributed(timeout=timedelta(minutes=10), verbose=False)
+        # An hour: the others wait while one process writes a checkpoint of tens of GB or looks through its data.
+        deepspeed.init_distributed(timeout=timedelta(hours=1), verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 
