@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semhitok import key_index
 from semhitok.errors import UserError
+from semhitok.key_index import KeyIndex
 from semhitok.shard_writer import ShardWriter
 from semhitok.shards import MAGIC, PREFIX, CodeLayout, CodeShard, CodeShards, shard_paths
 
@@ -264,6 +266,34 @@ def test_damaged_shards_are_refused(folder):
     path.with_name("codes-000009.bin").write_bytes(whole)
     with pytest.raises(UserError, match="holds 3 keys twice"):
         _ = CodeShards(folder).keys
+    with pytest.raises(UserError, match="holds 3 keys twice"):
+        CodeShards(folder).row(KEYS[0])
+    ends = len(whole) - len("".join(KEYS[:3])) - 3 * 8
+    path.write_bytes(whole[:ends] + whole[ends + 8 : ends + 16] + whole[ends + 8 :])
+    for use in (lambda: CodeShard(path).keys, lambda: CodeShard(path).key_hashes()):
+        with pytest.raises(UserError, match="the ends of its keys are wrong"):
+            use()
+
+
+def test_keys_of_one_hash_are_told_apart(monkeypatch):
+    keys = [b"a", b"b", b"a", b"cd", b""]
+    index = KeyIndex(np.array([7, 7, 7, 1], np.uint64), lambda row: keys[row])
+    monkeypatch.setattr(key_index, "hash_key", lambda key: {b"cd": 1}.get(key, 7))
+    assert [index.find(key) for key in (b"a", b"b", b"cd", b"e", b"")] == [0, 1, 3, None, None]
+    assert index.num_repeated() == 1
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=9))
+def test_hashes_of_many_keys_and_of_one(keys):
+    text = np.frombuffer(b"".join(keys), np.uint8)
+    assert key_index.hash_keys(text, [*map(len, keys)]).tolist() == [key_index.hash_key(key) for key in keys]
+
+
+def test_what_no_shard_holds(folder):
+    shards = CodeShards(folder)
+    for key in ("", "folder", "folder/7.png", "folder/0.png\0", "\ud800"):
+        with pytest.raises(KeyError):
+            shards.row(key)
 
 
 def test_no_shards_at_all(tmp_path):

@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from semhitok.errors import UserError
+from semhitok.key_index import KeyIndex, hash_keys
 
 MAGIC = b"SEMHITOK"
 FORMAT_VERSION = 1
@@ -121,9 +122,9 @@ class CodeShard:
                 size = os.fstat(file.fileno()).st_size
             told = {field.name: header[field.name] for field in fields(CodeLayout) if field.default is MISSING}
             self.layout = CodeLayout(**told, pad_to_square=header.get("pad_to_square", False) is True)
-            num_rows, self._key_bytes = header["num_rows"], header["key_bytes"]
-            if not all(type(count) is int and count > 0 for count in (num_rows, self._key_bytes)):
-                raise ValueError(f"its header speaks of {num_rows!r} pictures and {self._key_bytes!r} bytes of keys")
+            num_rows, key_bytes = header["num_rows"], header["key_bytes"]
+            if not all(type(count) is int and count > 0 for count in (num_rows, key_bytes)):
+                raise ValueError(f"its header speaks of {num_rows!r} pictures and {key_bytes!r} bytes of keys")
             if not self.layout.header().items() <= header.items():
                 raise ValueError(f"its header does not speak of {self.layout.header()}")
         except OSError as error:
@@ -133,14 +134,17 @@ class CodeShard:
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} is no shard that can be read: {error}") from error
         dtype = self.layout.row_dtype
-        self._keys_start = start + num_rows * dtype.itemsize
-        expected = self._keys_start + 8 * num_rows + self._key_bytes
+        keys_start = start + num_rows * dtype.itemsize
+        expected = keys_start + 8 * num_rows + key_bytes
         if size != expected:
             what = "is cut off" if size < expected else "is too long"
             raise UserError(
                 f"{path} {what}: it has {size:,} bytes, its header speaks of {expected:,}; delete it and encode again"
             )
         self.rows = np.memmap(path, dtype, "r", start, (num_rows,))
+        # as plain arrays, of which a slice is cheaper
+        self._key_ends = np.asarray(np.memmap(path, "<u8", "r", keys_start, (num_rows,)))
+        self._key_text = np.asarray(np.memmap(path, np.uint8, "r", keys_start + 8 * num_rows, (key_bytes,)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,19 +152,32 @@ class CodeShard:
     @cached_property
     def keys(self) -> list[str]:
         """The name of each row."""
-        with self.path.open("rb") as file:
-            file.seek(self._keys_start)
-            ends = np.frombuffer(file.read(8 * len(self)), "<u8").tolist()
-            text = file.read(self._key_bytes)
-        keys = [text[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise([0, *ends])]
+        self._check_key_ends()
+        text = self._key_text.tobytes()
+        keys = [
+            text[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise([0, *self._key_ends.tolist()])
+        ]
         try:
             for key in keys:
                 check_key(key)
-            if sum(map(len, keys)) > self._key_bytes or ends[-1] != self._key_bytes:
-                raise ValueError("the ends of its keys are wrong")
         except ValueError as error:
             raise UserError(f"{self.path} is a damaged shard: {error}") from error
         return keys
+
+    def key(self, row: int) -> bytes:
+        """The name of one row in UTF-8; whatever a damaged shard has there."""
+        start, end = (int(self._key_ends[row - 1]) if row else 0), int(self._key_ends[row])
+        return self._key_text[start:end].tobytes()
+
+    def key_hashes(self) -> np.ndarray:
+        """(rows,) uint64, see `key_index.hash_keys`."""
+        self._check_key_ends()
+        return hash_keys(self._key_text, np.diff(self._key_ends.astype(np.int64), prepend=0))
+
+    def _check_key_ends(self) -> None:
+        ends = self._key_ends.astype(np.int64)
+        if ends[-1] != len(self._key_text) or np.diff(ends, prepend=0).min() <= 0:
+            raise UserError(f"{self.path} is a damaged shard: the ends of its keys are wrong")
 
     def codes(self, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray:
         """Some rows, (n, N, 2) int64: semantic and pixel code of each position."""
@@ -210,17 +227,33 @@ class CodeShards:
     def keys(self) -> list[str]:
         """The name of each row; UserError if two are the same."""
         keys = [key for shard in self.shards for key in shard.keys]
-        if len(set(keys)) != len(keys):
-            raise UserError(f"{self.folder} holds {len(keys) - len(set(keys))} keys twice; encode into one folder once")
+        self._refuse_repeated(len(keys) - len(set(keys)))
         return keys
 
+    def _refuse_repeated(self, num_repeated: int) -> None:
+        if num_repeated:
+            raise UserError(f"{self.folder} holds {num_repeated} keys twice; encode into one folder once")
+
+    def key(self, row: int) -> bytes:
+        """The name of one row in UTF-8, without reading the others."""
+        shard = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self.shards[shard].key(row - int(self._starts[shard]))
+
     @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.keys)}
+    def _index(self) -> KeyIndex:
+        index = KeyIndex(np.concatenate([shard.key_hashes() for shard in self.shards]), self.key)
+        self._refuse_repeated(index.num_repeated())
+        return index
 
     def row(self, key: str) -> int:
-        """The row of a key; KeyError if there is none."""
-        return self._row_of[key]
+        """The row of a key; KeyError if there is none, UserError if the folder holds a key twice."""
+        try:
+            row = self._index.find(key.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # half a surrogate pair: no file system and no shard has such a name
+            row = None
+        if row is None:
+            raise KeyError(key)
+        return row
 
     def codes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Some pictures, in the order asked for.

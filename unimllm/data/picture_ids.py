@@ -30,7 +30,8 @@ class StoredCodes:
     def __init__(self, folder: Path, layout: CodeLayout, image_offset: int):
         self.shards, self.image_offset = CodeShards(folder, layout), image_offset
         self.name = f"codes {folder.resolve()} {len(self.shards)}"
-        self.first_key = self.shards.keys[0]
+        self.first_key = self.shards.key(0).decode("utf-8", "surrogateescape")
+        self.shards.row(self.first_key)  # makes the index before workers are forked: they share it
 
     def check(self, picture: Picture) -> str | None:
         try:
