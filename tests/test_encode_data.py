@@ -13,6 +13,7 @@ from picture_files import encoded, picture, write_parquet
 
 from semhitok.checkpoints import load_tokenizer
 from semhitok.fingerprint import code_layout
+from semhitok.shard_writer import Part
 from semhitok.shards import CodeShards
 from unimllm import encode
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
@@ -87,6 +88,24 @@ def test_it_goes_on_and_a_picture_of_several_samples_is_encoded_once(encode_into
     out = encode_into("--data", f"{tmp_path}/more.parquet:2").out  # a weight, as in training
     assert out.endswith("codes: 1 picture encoded, 1 there already by their names (--overwrite: all anew)\n")
     assert CodeShards(tmp_path / "codes").keys == ["10.png", "20.png"]
+
+
+def test_parts_are_encoded_beside_each_other(encode_into, tmp_path):
+    images = [{"bytes": encoded(picture(n)), "path": f"{n}.png"} for n in (10, 20, 30, 40, 10)]
+    pq.write_table(pa.table({"image": images, "caption": [*"abcde"]}), tmp_path / "rows.parquet")
+    data = ("--data", tmp_path / "rows.parquet")
+    parts = [[name for name in ("10.png", "20.png", "30.png", "40.png") if name in Part(i, 2)] for i in (0, 1)]
+    for i in (0, 1):
+        assert encode_into(*data, "--part", f"{i}/2").out.endswith(f"codes: {len(parts[i])} pictures encoded\n")
+    stored = CodeShards(tmp_path / "codes")
+    assert parts[0] and parts[1] and stored.keys == parts[0] + parts[1]
+    assert [stored.row(key) for key in stored.keys] == [0, 1, 2, 3]
+    for words in ((), ("--part", "2/3")):  # whoever comes later knows them all
+        assert " 0 pictures encoded" in encode_into(*data, *words).out
+    assert len(CodeShards(tmp_path / "codes")) == 4
+    assert "delete what the others write" in encode_into(*data, "--part", "0/2", "--overwrite").refusal()
+    for word in ("2/2", "1", "a/2", "-1/2"):
+        assert "is no part: write 0/8 to 7/8" in encode_into(*data, f"--part={word}").refusal()
 
 
 def test_two_pictures_of_one_name_are_refused(encode_into, tmp_path):
@@ -172,8 +191,8 @@ class Index:
 
 
 def test_samples_that_cannot_be_read_are_no_reason_to_stop():
-    pictures = UniquePictures([Index()], set())
+    pictures = UniquePictures([Index()], Part(), set())
     assert list(pictures) == []
     assert pictures.findings == [[(0, "not readable", "gone"), (1, "no text", "it says nothing")]]
     with pytest.raises(UserError, match="x:0: not readable: gone .--strict."):
-        list(UniquePictures([Index()], set(), strict=True))
+        list(UniquePictures([Index()], Part(), set(), strict=True))

@@ -75,6 +75,13 @@ def test_encode_writes_what_the_model_makes_of_each_picture(call, tokenizer, pho
         assert np.array_equal(shards[key], model.encode(pixel_values)[0].numpy())
 
 
+def test_parts_of_a_folder_make_the_whole(call, tokenizer, photos, tmp_path):
+    for i in (0, 1, 2):
+        words = ("--out", tmp_path / "codes", "--model", tokenizer, "--part", f"{i}/3")
+        assert call(__main__, "encode", photos, *words).code == 0
+    assert sorted(CodeShards(tmp_path / "codes").keys) == sorted(KEYS)
+
+
 def test_pictures_are_padded_where_it_is_asked_for(call, tokenizer, photos, tmp_path):
     words = ("--out", tmp_path / "codes", "--model", tokenizer, "--pad-to-square")
     assert call(__main__, "encode", photos, *words).code == 0

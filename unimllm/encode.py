@@ -2,6 +2,7 @@
 
 python -m unimllm.encode --data shards/ --out codes/ --model runs/mine/sft --pad-to-square
 python -m unimllm.encode --data mine.json rows.parquet --image-root images --out codes/ --model MODEL --device cuda
+for i in 0 1 2 3; do python -m unimllm.encode --data shards/ --out codes/ --device cuda:$i --part $i/4 & done; wait
 
 Pictures get the keys under which training looks for them: their paths, or where they have none and in tars the names of
 the file, its two folders and the member or row. Started again it goes on: what has codes is not encoded again.
@@ -13,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.command_line import open_tokenizer
-from semhitok.encode import add_options, encode_pictures, report
+from semhitok.encode import add_options, check_part, encode_pictures, open_writer, report
 from semhitok.picture_files import Unreadable
-from semhitok.shard_writer import ShardWriter
 from unimllm.command_line import CommandLine, check_given, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable
@@ -29,15 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(args.out / "codes-000000.bin")
     indices = open_indices(args)
     model, processor = open_tokenizer(args.model, args.device)
-    from semhitok.fingerprint import code_layout
     from unimllm.data.survey import told_faults
     from unimllm.data.unique_pictures import UniquePictures
 
     unreadable = Unreadable()
-    processor.pad_to_square = processor.pad_to_square or args.pad_to_square
-    with ShardWriter(args.out, code_layout(model, processor.pad_to_square), args.overwrite) as writer:
+    with open_writer(model, processor, args) as writer:
         num_before = len(writer.keys)
-        pictures = UniquePictures(indices, writer, args.strict)
+        pictures = UniquePictures(indices, args.part, writer, args.strict)
         encode_pictures(model, processor, pictures, writer, unreadable, args)
     for index, findings in zip(indices, pictures.findings, strict=True):
         print("\n".join([f"data {index}", *told_faults(index, findings)]))
@@ -58,6 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, strict="exit with 2 at the first bad file or sample; at the end, for bad pictures")
     args = parser.parse_args(argv)
     check_given(args, data="files, folders of them, or datasets", out="the folder for the shards")
+    check_part(args)
     return args
 
 

@@ -19,7 +19,7 @@ from semhitok.command_line import CommandLine, counted, open_tokenizer, out_of_m
 from semhitok.errors import UserError
 from semhitok.images import check_writable
 from semhitok.picture_files import Readable, Unreadable, find_pictures, read_batches
-from semhitok.shard_writer import ShardWriter
+from semhitok.shard_writer import Part, ShardWriter
 
 if TYPE_CHECKING:
     from semhitok import SemHiTokImageProcessor, SemHiTokModel
@@ -32,11 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_tokenizer(args.model, args.device)
     from tqdm import tqdm
 
-    from semhitok.fingerprint import code_layout
-
     unreadable = Unreadable()
-    processor.pad_to_square = processor.pad_to_square or args.pad_to_square
-    with ShardWriter(args.out, code_layout(model, processor.pad_to_square), args.overwrite) as writer:
+    with open_writer(model, processor, args) as writer:
+        files = [file for file in files if file.key in args.part]
         new = [file for file in files if file.key not in writer]
         bar = tqdm(new, desc="encoding", unit="picture", file=sys.stderr)
         encode_pictures(model, processor, bar, writer, unreadable, args)
@@ -53,6 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.pictures or args.out is None:
         raise UserError("name pictures or folders of pictures, and where to write: encode photos/ --out codes/")
+    check_part(args)
     return args
 
 
@@ -60,12 +59,44 @@ def add_options(parser: CommandLine, strict: str = "exit with 2 if a picture cou
     """Everything but what is encoded; `strict` is the help of --strict."""
     parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
     parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
+    parser.add_argument(
+        "--part",
+        type=part,
+        default=Part(),
+        metavar="I/N",
+        help="encode the I-th (from 0) of N parts of the pictures, one program for each GPU, all with one --out",
+    )
     parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument(
         "--pad-to-square", action="store_true",
         help="fill pictures up to squares, as presets with pad_to_square train, not cut to them (default: the model's)",
     )  # fmt: skip
     parser.add_tokenizer_options()
+
+
+def part(text: str) -> Part:
+    """A type for `add_argument`: "3/8"."""
+    words = text.split("/")
+    if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[0]) < int(words[1]):
+        return Part(*map(int, words))
+    raise argparse.ArgumentTypeError(f"{text!r} is no part: write 0/8 to 7/8")
+
+
+def check_part(args: argparse.Namespace) -> None:
+    """UserError for what does not go together."""
+    if args.overwrite and args.part.count > 1:
+        raise UserError(
+            "--overwrite with --part would delete what the others write; leave it out, and delete the folder"
+        )
+
+
+def open_writer(model: SemHiTokModel, processor: SemHiTokImageProcessor, args: argparse.Namespace) -> ShardWriter:
+    """The shards of --out; pictures are padded from here on where that was asked for."""
+    from semhitok.fingerprint import code_layout
+
+    processor.pad_to_square = processor.pad_to_square or args.pad_to_square
+    layout = code_layout(model, processor.pad_to_square)
+    return ShardWriter(args.out, layout, args.overwrite, part=args.part)
 
 
 def encode_pictures(

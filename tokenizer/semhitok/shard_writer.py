@@ -1,8 +1,13 @@
-"""Writing shards of codes: whole ones only, one writer at a time; a later one goes on after an earlier one."""
+"""Writing shards of codes: whole ones only, one writer at a time; a later one goes on after an earlier one.
+
+Several may write side by side, each its own `Part` of the pictures.
+"""
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +25,25 @@ except ImportError:  # Windows, where two programs that write into one folder ar
 ROWS_PER_SHARD = 8192
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of `count` parts of all pictures, for one of as many programs; every key is in exactly one.
+
+    Attributes:
+        number: 0..count-1.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def __contains__(self, key: str) -> bool:
+        return zlib.crc32(key.encode("utf-8", "surrogatepass")) % self.count == self.number
+
+    def folder(self, out: Path) -> Path:
+        """Where the shards of this part are written, `out` itself where it is everything."""
+        return out / f"part-{self.number}-of-{self.count}" if self.count > 1 else out
+
+
 class ShardWriter:
     """Adds pictures to the shards of a folder; a context manager.
 
@@ -29,6 +53,7 @@ class ShardWriter:
     Args:
         overwrite: delete the shards that lie there first.
         rows_per_shard: pictures after which a shard is written.
+        part: which pictures come; those of several have a folder each below `folder`, and know what all have written.
 
     Raises:
         UserError: on entering: the folder holds a shard of another tokenizer or a bad one, cannot be written, or
@@ -36,10 +61,12 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: str | Path, layout: CodeLayout, overwrite: bool = False, rows_per_shard: int = ROWS_PER_SHARD
-    ):
-        self.folder, self.layout, self.overwrite = Path(folder), layout, overwrite
-        self.rows_per_shard = rows_per_shard
+        self, folder: str | Path, layout: CodeLayout, overwrite: bool = False, rows_per_shard: int = ROWS_PER_SHARD,
+        part: Part = Part(),
+    ):  # fmt: skip
+        self.top, self.layout, self.overwrite = Path(folder), layout, overwrite
+        self.rows_per_shard, self.part = rows_per_shard, part
+        self.folder = part.folder(self.top)
         self._rows: list[np.ndarray] = []
         self._new_keys: list[str] = []
 
@@ -48,13 +75,14 @@ class ShardWriter:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(self.folder))
-                paths = shard_paths(self.folder)
+                paths = shard_paths(self.top)
                 while self.overwrite and paths:
                     paths.pop().unlink()
             except OSError as error:
                 raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from error
-            self._next = 1 + shard_number(paths[-1]) if paths else 0
-            self.keys = set(CodeShards(self.folder, self.layout).keys) if paths else set()
+            self._next = 1 + max((shard_number(path) for path in paths if path.parent == self.folder), default=-1)
+            there = CodeShards(self.top, self.layout).keys if paths else []
+            self.keys = {key for key in there if key in self.part}
             self._open = stack.pop_all()
         return self
 

@@ -1,6 +1,6 @@
 """Packed binary shards of codes: what a tokenizer makes of many pictures, at 3 bytes a position, memory-mapped.
 
-A folder holds `codes-000000.bin`, `codes-000001.bin`, ... A shard is one file:
+A folder holds `codes-000000.bin`, `codes-000001.bin`, ..., or folders of such, `part-0-of-8`, ... A shard is one file:
 
     b"SEMHITOK"   uint32 length of the header   header (JSON)   rows   ends of the keys (uint64 each)   keys (UTF-8)
 
@@ -283,9 +283,12 @@ class CodeShards:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a folder in the order in which they were written; none where there is no such folder."""
-    found = [path for path in folder.glob("codes-*.bin") if SHARD_NAME.match(path.name)]
-    return sorted(found, key=shard_number)
+    """The shards of a folder and of the parts in it, each in the order in which they were written; none where there is
+    no such folder.
+    """
+    found = [*folder.glob("codes-*.bin"), *folder.glob("part-*-of-*/codes-*.bin")]
+    found = [path for path in found if SHARD_NAME.match(path.name)]
+    return sorted(found, key=lambda path: (path.parent, shard_number(path)))
 
 
 def shard_number(path: Path) -> int:

@@ -44,6 +44,7 @@ class UniquePictures:
     What tars, parquet files and datasets hold is read for it, known or not: a key must be that of one picture.
 
     Args:
+        wanted: all keys of interest; pictures of others are not looked at.
         known: keys that need no codes any more; they may become more meanwhile.
         strict: stop at the first sample that cannot be used.
 
@@ -52,8 +53,8 @@ class UniquePictures:
         findings: of each source, what is wrong with its samples.
     """
 
-    def __init__(self, indices: list[SampleIndex], known: Container[str], strict: bool = False):
-        self.indices, self.known, self.strict = indices, known, strict
+    def __init__(self, indices: list[SampleIndex], wanted: Container[str], known: Container[str], strict: bool = False):
+        self.indices, self.wanted, self.known, self.strict = indices, wanted, known, strict
         self.num_known = 0
         self.findings: list[list[Finding]] = [[] for _ in indices]
         self._met: dict[str, tuple[bytes | Path, int, int]] = {}  # key -> identity, and the sample that had it
@@ -81,6 +82,8 @@ class UniquePictures:
             check_key(picture.key)
         except ValueError as error:
             raise BadSample("no relative path", f"{error}; name a folder above it with --image-root") from error
+        if picture.key not in self.wanted:
+            return
         is_file = isinstance(picture, PictureOnDisk)
         data = None if is_file else picture.read()
         identity = picture.path if is_file else hashlib.blake2b(data, digest_size=8).digest()
