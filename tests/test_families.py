@@ -67,6 +67,16 @@ def test_the_released_processor_puts_a_random_picture_before_prompts(cheers, tmp
     assert np.array_equal(together, alone) and not np.array_equal(alone, bare)
 
 
+def test_a_forward_gives_a_tuple_where_it_is_asked_to(cheers, tiny_checkpoint):
+    for model, processor in (cheers, load(tiny_checkpoint, "cpu")):
+        ids = processor([[text_message("user", "What is it?")]])["input_ids"]
+        expected = model(ids)
+        logits, *_ = model(ids, return_dict=False)
+        assert torch.equal(logits, expected.logits)
+        loss, _ = model(ids, labels=ids, return_dict=False)[:2]
+        assert torch.equal(loss, model(ids, labels=ids).loss)
+
+
 def test_the_released_processor_puts_a_random_picture_before_conversations_without_one(cheers):
     model, plain = cheers
     released = CheersProcessor(plain.image_processor, plain.tokenizer, plain.num_positions, stand_in_picture=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, SiglipVisionModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig
@@ -232,6 +233,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     # ---- training and text -------------------------------------------------------------------------------------
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

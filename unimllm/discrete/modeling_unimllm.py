@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
@@ -209,6 +210,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     # ---- training and text -------------------------------------------------------------------------------------
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
