@@ -36,7 +36,7 @@ from unimllm.command_line import (
     run_command,
     silence_libraries,
 )
-from unimllm.distributed import local_gpu
+from unimllm.distributed import adopt_launcher, local_gpu
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
@@ -92,6 +92,7 @@ def parse_generate(argv: list[str]) -> argparse.Namespace:
 def generate(argv: list[str]) -> None:
     """Draw what is missing of this process's share of the prompts."""
     args = parse_generate(argv)
+    adopt_launcher()
     prompts = read_prompts(args.prompts)[: args.limit]
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     silence_libraries()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unimllm.distributed import processes_here
+from unimllm.distributed import LAUNCHERS, adopt_launcher, processes_here
+from unimllm.errors import UserError
 
 NEWEST = """
 import os, sys
@@ -52,6 +53,38 @@ def test_the_processes_of_this_machine_are_what_its_launcher_says(name, monkeypa
     if name:
         monkeypatch.setenv(name, "8")
     assert processes_here(32) == (8 if name else 32)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(**environment): what a process is told by its launcher alone, and what it then takes itself for."""
+    kept = {name for names in LAUNCHERS.values() for name in names}
+    kept |= {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+    def run(**environment: str) -> dict[str, str]:
+        told = {name: value for name, value in os.environ.items() if name not in kept} | environment
+        monkeypatch.setattr(os, "environ", told)
+        adopt_launcher()
+        return {name: told[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in told}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("launcher", "values"),
+    [("srun", "11 16 3 8(x2)"), ("mpirun", "11 16 3 8"), ("mpiexec", "11 16 3 8")],
+)
+def test_processes_of_srun_and_mpirun_are_one_run(launched, launcher, values):
+    told = dict(zip(LAUNCHERS[launcher], values.split(), strict=True))
+    expected = {"RANK": "11", "WORLD_SIZE": "16", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}
+    assert launched(MASTER_ADDR="node-0", **told) == expected
+    assert os.environ["MASTER_PORT"] == "29500"
+    with pytest.raises(UserError, match=f"^{launcher} started 16 processes and MASTER_ADDR is not set"):
+        launched(**told)
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    assert launched(**told, **torchrun) == torchrun
+    alone = told | {LAUNCHERS[launcher][0]: "0", LAUNCHERS[launcher][1]: "1"}
+    assert launched(**alone) == {}
 
 
 def newest(folder: Path, disks: str) -> list[str]:

@@ -93,9 +93,11 @@ def test_parquet_columns(tmp_path):
 
 def test_large_row_groups_leave_fewer_lanes(tmp_path):
     index = open_pictures([write_parquet(tmp_path / "a.parquet", pictures(3))])
-    for memory, lanes in ((10_000_000, 64), (100_000_000, 10), (2_000_000_000, 1)):  # of 2**30 bytes in all
+    for memory, lanes in ((5_000_000, 64), (100_000_000, 5), (2_000_000_000, 1)):  # of 2**30 bytes in all
         index.shards[0].memory = memory
-        assert index.num_lanes == lanes
+        assert index.num_lanes() == lanes
+    index.shards[0].memory = 100_000_000
+    assert index.num_lanes(num_sharing=2) == 2
 
 
 def test_row_groups_are_kept_within_bounds(tmp_path):

@@ -143,6 +143,7 @@ def test_the_plan_by_hand():
         (TrainConfig(precision="bf16", zero_stage=2), [2000, 50, 300]),
         (TrainConfig(precision="bf16", zero_stage=2, offload_optimizer=True), [2000, 50]),
         (TrainConfig(precision="bf16"), [2000, 400, 200, 1200]),
+        (TrainConfig(precision="bf16", zero_stage=2, batch_size=32, micro_batch_size=1), [2000, 100, 300]),
     ],
 )
 def test_memory_of_weights_gradients_and_optimiser_by_hand(config, expected):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights_bit_for_bit(str
     assert "resuming from step-000004" in resumed.stdout
     assert losses(resumed) == {5: expected[5], 6: expected[6]}
     assert weights(output) == weights(tmp_path)
+
+
+@pytest.mark.parametrize("options", [("--num-workers", 2), ()])
+def test_a_signal_to_one_process_ends_all_behind_a_checkpoint(options, straight, tmp_path):
+    output, expected = straight
+    stopped = run_toy(tmp_path, "--signal-after", 2, *options, processes=1 if options else 2)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-2000:]
+    assert stopped.stdout.count("stopped by SIGTERM; step 3 is saved, and the same command goes on from it") == 1
+    assert checkpoint.latest(tmp_path).name == "step-000003"
+    resumed = run_toy(tmp_path, *options)
+    assert losses(resumed) == {step: expected[step] for step in (4, 5, 6)}
+    assert not options or weights(output) == weights(tmp_path)
 
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
@@ -239,6 +252,37 @@ def test_the_deepspeed_json_follows_from_the_configuration():
     assert made["zero_optimization"]["stage"] == 2 and made["bf16"]["enabled"]
     with pytest.raises(ValueError, match="must be a multiple"):
         TrainConfig(batch_size=10, micro_batch_size=4).deepspeed(1)
+
+
+ADDS = """
+import sys, torch
+from unimllm.training.config import TrainConfig
+from unimllm.training.loop import build_engine, start_processes
+class Task(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16))
+    def forward(self, x):
+        return (self.w * x).sum()
+start_processes()
+sizes = {"batch_size": 16, "micro_batch_size": 1}
+config = TrainConfig(precision="bf16", zero_stage=int(sys.argv[1]), max_grad_norm=9e9, **sizes)
+engine, _ = build_engine(Task(), config, 1)
+for i in range(16):
+    engine.backward(engine(x=torch.tensor(1.0 if not i else 2**-9, dtype=torch.bfloat16)))
+    engine.step()
+print("norm", float(engine.get_global_grad_norm()))
+"""
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_gradients_of_bf16_weights_are_added_up_in_float32(zero_stage, tmp_path):
+    (tmp_path / "adds.py").write_text(ADDS)
+    told = run_program(tmp_path / "adds.py", zero_stage)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert (
+        float(told.stdout.split("norm ")[-1]) == 8 * (1 + 15 * 2**-9) / 16
+    )  # in bf16 nothing of the small ones remains
 
 
 @dataclass

@@ -4,7 +4,9 @@ python tests/toy_training.py OUTPUT [--die-after STEP] [--save-every-step] [--va
 """
 
 import argparse
+import multiprocessing
 import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--die-in-export", type=int, default=0)
     parser.add_argument("--nan-gradient-after", type=int, default=0)
     parser.add_argument("--nan-loss-after", type=int, default=0, help="of the last process alone")
+    parser.add_argument("--signal-after", type=int, default=0, help="SIGTERM to the last process and its data workers")
+    parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
@@ -65,7 +69,7 @@ def main() -> None:
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
         weight_decay=0.0 if args.lora else args.weight_decay,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
-        num_threads=1, validate_every=args.validate_every,
+        num_threads=1, validate_every=args.validate_every, num_workers=args.num_workers,
     )  # fmt: skip
     seed_everything(0)
     model = UniMLLMForConditionalGeneration(tiny_config())
@@ -91,6 +95,9 @@ def main() -> None:
         if args.nan_gradient_after and step == args.nan_gradient_after:
             model.get_input_embeddings().weight.register_hook(lambda gradient: gradient * float("nan"))
         is_last = dist.get_rank() == dist.get_world_size() - 1
+        if args.signal_after and step == args.signal_after and is_last:
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                os.kill(process.pid, signal.SIGTERM)
         if args.nan_loss_after and step == args.nan_loss_after and is_last:
             task.loss_weights["text"] = float("nan")
 

@@ -1,9 +1,49 @@
 """What the processes of a run ask about each other; right in a single process too."""
 
 import os
+import re
 
 import torch
 import torch.distributed as dist
+
+from unimllm.errors import UserError
+
+LAUNCHERS = {
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    "mpirun": (
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
+    ),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+}  # fmt: skip
+"""Under which names launchers tell a process what torchrun calls RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+
+
+def adopt_launcher() -> None:
+    """Put what srun or mpirun tells into the names of torchrun; where torchrun or deepspeed told them nothing is done.
+
+    Without, each of their processes would take itself for the only one.
+
+    Raises:
+        UserError: several processes that do not know where the first one is.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    for launcher, names in LAUNCHERS.items():
+        told = [re.match(r"\d+", os.environ.get(name, "")) for name in names]  # Slurm's last one may be 8(x4)
+        if told[0] is None or told[1] is None or int(told[1][0]) < 2:
+            continue
+        rank, world_size, local_rank, here = (int(word[0]) if word else 0 for word in told)
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError(
+                f"{launcher} started {world_size} processes and MASTER_ADDR is not set, by which they find each other: "
+                "export MASTER_ADDR=HOST, the machine of the first, before it (and MASTER_PORT, if not 29500)"
+            )
+        if torch.cuda.is_available():  # one that was given a GPU of its own sees that alone
+            local_rank %= torch.cuda.device_count()
+        os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world_size}", "LOCAL_RANK": f"{local_rank}"}
+        os.environ |= {"LOCAL_WORLD_SIZE": f"{here}"} if here else {}
+        os.environ.setdefault("MASTER_PORT", "29500")
+        return
 
 
 def is_first_process() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unimllm.data.picture_shards import read_at
 from unimllm.data.samples import (
     PICTURE_KEYS,
     BadSample,
@@ -50,9 +51,7 @@ class JsonSamples:
 
     def read(self, i: int) -> Sample:
         start, end, _ = self.spans[i].tolist()
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            data = file.read(end - start)
+        data = read_at(self.path, start, end - start)
         try:
             row = json.loads(data)
         except json.JSONDecodeError as error:  # its own line would count from the sample's first

@@ -65,8 +65,10 @@ class Mixture:
         ratios: tuple[float, ...] | None, seed: int,
     ):  # fmt: skip
         self.surveys = surveys
+        num_sharing = max(1, sum(index.memory > 0 for index in indices))
         self.orders = [
-            EpochOrder(index.chunk_sizes, 1000 * seed + number, index.num_lanes) for number, index in enumerate(indices)
+            EpochOrder(index.chunk_sizes, 1000 * seed + number, index.num_lanes(num_sharing))
+            for number, index in enumerate(indices)
         ]
         self.streams = make_streams(surveys, weights, ratios)
         self.window_size = min(WINDOW, sum(stream.size for stream in self.streams))

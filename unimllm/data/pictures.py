@@ -49,7 +49,7 @@ class PictureSource:
     ):  # fmt: skip
         self.index, self.image_size, self.seed, self.num_threads = index, image_size, seed, num_threads
         self.resample = resample
-        self.order = EpochOrder(index.chunk_sizes, seed, index.num_lanes)
+        self.order = EpochOrder(index.chunk_sizes, seed, index.num_lanes())
         warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in metadata; what matters is raised
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]:

@@ -46,10 +46,21 @@ class ShardIndex:
         return self.shards[shard], number - (int(self.ends[shard - 1]) if shard else 0)
 
     @property
-    def num_lanes(self) -> int:
-        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them."""
-        largest = max(shard.memory for shard in self.shards)
-        return max(1, min(NUM_LANES, ROW_GROUP_MEMORY // largest)) if largest else NUM_LANES
+    def memory(self) -> int:
+        """Bytes of the largest row group, 0 where everything can be read alone."""
+        return max(shard.memory for shard in self.shards)
+
+    def num_lanes(self, num_sharing: int = 1) -> int:
+        """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them.
+
+        It holds two for each lane, since what is shuffled together reaches from one to the next. With room for one, each
+        group would be read some seventy times.
+
+        Args:
+            num_sharing: indices with row groups that share the memory.
+        """
+        room = ROW_GROUP_MEMORY // (2 * num_sharing)
+        return max(1, min(NUM_LANES, room // self.memory)) if self.memory else NUM_LANES
 
     def places(self) -> str:
         """How many shards of which kind."""

@@ -180,7 +180,8 @@ def _remembered(file: Path | None, rank: int, world_size: int) -> Survey | None:
 def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_workers: int) -> list:
     """All parts of a survey, this rank's share of the chunks looked at here."""
     chunks = range(rank, len(surveyor), world_size)
-    loader = DataLoader(surveyor, batch_size=None, sampler=chunks, num_workers=num_workers if len(chunks) > 1 else 0)
+    workers = {"num_workers": num_workers, "multiprocessing_context": "fork"} if num_workers and len(chunks) > 1 else {}
+    loader = DataLoader(surveyor, batch_size=None, sampler=chunks, **workers)
     parts = []
     for numbers, part in loader:
         parts.append((np.asarray(numbers), part))

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from semhitok.picture_files import picture_suffixes
-from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks, scan_members
+from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks, read_at, scan_members
 from unimllm.data.samples import BadSample, Sample, StoredPicture, json_trouble, layout_of, make_sample, place_of
 from unimllm.images import UnreadablePicture
 
@@ -83,10 +83,7 @@ class TarSamples:
             raise UnreadablePicture("not readable", f"{self.path}: {error.strerror or error}") from error
 
     def _bytes(self, i: int, what: int) -> bytes:
-        start, size = self.places[i, what].tolist()
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
+        return read_at(self.path, *self.places[i, what].tolist())
 
     def digest(self) -> bytes:
         return self.places.tobytes()

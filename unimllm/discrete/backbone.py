@@ -16,6 +16,8 @@ from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.vocabulary import IMAGE_TOKENS, add_tokens
 
+ENOUGH = 10_000, 8  # rows for their covariance, and rows for each of its H columns: the larger number counts
+
 
 def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtype = torch.float32):
     """A causal language model and its text tokenizer, by folder or hub id.
@@ -85,8 +87,14 @@ def add_image_tokens(model: PreTrainedModel, tokenizer, image_tokens: dict[str, 
 
 
 def rows_like(old: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` rows drawn from the normal distribution with the mean and the covariance of (V, H) rows."""
-    old = old.detach().float()
+    """`count` rows drawn from the normal distribution with the mean and the covariance of (V, H) rows.
+
+    Of a large vocabulary, that of so many of its rows as are ENOUGH: all of them would take minutes on one thread.
+    """
+    old, enough = old.detach(), max(ENOUGH[0], ENOUGH[1] * old.shape[1])
+    if len(old) > enough:
+        old = old[torch.randperm(len(old))[:enough]]
+    old = old.float()
     mean = old.mean(0)
     centred = old - mean
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(old))  # (H,), (H, H): never V x V

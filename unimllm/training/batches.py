@@ -1,6 +1,6 @@
 """From a source of samples to the micro-batches of one rank, prepared ahead by worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from unimllm.data.faults import Fault
 from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
+from unimllm.training.ending import outlive_the_step
+
+FORK = "fork"  # workers share the order of the data and its indices; Python 3.14 would send each of them a copy
 
 
 class SampleSource(Protocol):
@@ -57,7 +60,7 @@ class MicroBatches(IterableDataset):
 
 def open_batches(
     source: SampleSource, config: TrainConfig, rank: int, world_size: int, step: int
-) -> Iterator[dict[str, torch.Tensor | list[Fault]]]:
+) -> Generator[dict[str, torch.Tensor | list[Fault]]]:
     """The micro-batches of a rank from `step` on, without end.
 
     Raises:
@@ -66,7 +69,8 @@ def open_batches(
     batches = MicroBatches(source, config, rank, world_size, step)
     if config.num_workers:
         batches = DataLoader(
-            batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4,
+            batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4, multiprocessing_context=FORK,
+            worker_init_fn=outlive_the_step,
             generator=torch.Generator(),  # else it draws from the step's own numbers, in the first step after a break
         )  # fmt: skip
     for batch in batches:

@@ -54,7 +54,7 @@ def prepare_output(output_dir: Path) -> None:
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f".write-test-{os.getpid()}"
+        probe = output_dir / f".write-test-{uuid4().hex[:8]}"  # on several machines numbers of processes meet
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -127,6 +127,14 @@ class TrainConfig:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
 
+    def adds_in_float32(self, world_size: int) -> bool:
+        """Whether the gradients of bf16 weights are added up over micro-batches in float32.
+
+        In bf16, as DeepSpeed adds by default and always without ZeRO, a sum loses what is below a 256th of it.
+        """
+        wished = self.deepspeed_settings.get("data_types.grad_accum_dtype", "fp32") == "fp32"
+        return wished and self.precision == "bf16" and self.zero_stage > 0 and self.per_device(world_size)[1] > 1
+
     def deepspeed(self, world_size: int) -> dict:
         """The DeepSpeed JSON of this run."""
         micro, accumulation = self.per_device(world_size)
@@ -144,6 +152,8 @@ class TrainConfig:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
+        if self.adds_in_float32(world_size):
+            made["data_types"] = {"grad_accum_dtype": "fp32"}
         for key, value in self.deepspeed_settings.items():
             *sections, name = key.split(".")
             target = made

@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ from unimllm.training import checkpoint
 from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
+from unimllm.training.ending import Ending
 from unimllm.training.observer import Observer
 from unimllm.training.throughput import peak_flops
 from unimllm.training.validation import HeldOut
@@ -51,8 +53,9 @@ def start_processes() -> tuple[int, int]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks' first messages meet on GPU 0
     if not dist.is_initialized():
-        # An hour: the others wait while one process writes a checkpoint of tens of GB or looks through its data.
-        deepspeed.init_distributed(timeout=timedelta(hours=1), verbose=False)
+        # The others wait while one process writes a checkpoint of tens of GB or looks through its data.
+        minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", 60))
+        deepspeed.init_distributed(timeout=timedelta(minutes=minutes), verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -121,8 +124,8 @@ def train(
     _announce(task, config, found, step, world_size)
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     engine.train()
-    with name_dead_worker():
-        batches = open_batches(source, config, rank, world_size, step)
+    batches = open_batches(source, config, rank, world_size, step)
+    with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
         while step < config.max_steps:
             _seed_step(config.seed, step, rank)
             for group in optimizer.param_groups:
@@ -130,12 +133,14 @@ def train(
             values = take_step(engine, task, batches, before_step, step, skipped)
             step += 1
             observer.after(step, values)
-            if step == config.max_steps or _is_time_to_save(last_save, config, engine.device):
+            is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
+            if step == config.max_steps or is_due:
                 run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
                        "commit": commit_of(__file__), "recipe": recipe, "skipped": _over_ranks(skipped),
                        "apart": apart}  # fmt: skip
                 checkpoint.save(engine, task, output_dir, run, export, config.keep_checkpoints)
                 last_save = time.monotonic()
+                ending.end(stopped_by, step)
     show(task)
     return task
 
@@ -315,9 +320,16 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
-def _is_time_to_save(last_save: float, config: TrainConfig, device: torch.device) -> bool:
-    """Whether save_minutes have passed on rank 0 (all ranks must agree)."""
-    due = torch.tensor(float(time.monotonic() - last_save > config.save_minutes * 60), device=device)
+def _what_is_due(
+    last_save: float, config: TrainConfig, ending: Ending, device: torch.device
+) -> tuple[bool, int]:  # fmt: skip
+    """(whether it is time to save, the signal that ends the run or 0), the same on all ranks.
+
+    That is when save_minutes have passed on rank 0, or any rank was told to stop.
+    """
+    is_late = dist.get_rank() == 0 and time.monotonic() - last_save > config.save_minutes * 60
+    due = torch.tensor([float(is_late), float(ending.asked)], device=device)
     if dist.get_world_size() > 1:
-        dist.broadcast(due, 0)
-    return bool(due)
+        dist.all_reduce(due, dist.ReduceOp.MAX)
+    is_late, asked = due.tolist()
+    return bool(is_late or asked), int(asked)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from semhitok.errors import first_line
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
-from unimllm.distributed import print_once
+from unimllm.distributed import adopt_launcher, print_once
 from unimllm.errors import UserError
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.step_log import import_wandb
@@ -212,4 +212,9 @@ def as_dict(recipe: Any) -> dict:
 def run_program(main: Callable[[], None]) -> None:
     """Run a training program: quiet libraries, and the user's errors in one line with exit code 2."""
     silence_libraries()
-    run(main)
+
+    def as_one_of_many() -> None:
+        adopt_launcher()
+        main()
+
+    run(as_one_of_many)

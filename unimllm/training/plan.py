@@ -120,7 +120,7 @@ def state_bytes(num_all: int, num_trained: int, train: TrainConfig, num_processe
     return {
         "weights": width * num_all * share[3],
         **casts,
-        "gradients": width * num_trained * share[2],
+        "gradients": (4 if train.adds_in_float32(num_processes) else width) * num_trained * share[2],
         **({} if train.offload_optimizer else {"optimiser state": state}),
     }
 

@@ -1,0 +1,66 @@
+"""Being told to stop: a scheduler that ends or preempts a job sends SIGTERM, or SIGUSR1 some time before (Slurm's
+`--signal=USR1@300`). The step in hand is finished and saved, and the run ends.
+"""
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Self
+
+from unimllm.distributed import print_once
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has the first
+
+
+WORKER_GRACE = 60  # seconds
+
+
+class Ending:
+    """Hears the signals while it is entered; a context manager. In threads but the main one it hears nothing.
+
+    Attributes:
+        asked: number of the signal that came, 0 before.
+    """
+
+    def __init__(self):
+        self.asked = 0
+
+    def __enter__(self) -> Self:
+        is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS if is_main}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+
+    @staticmethod
+    def end(number: int, step: int) -> None:
+        """Leave the program with the exit status of a process that a signal ended; 0: nothing happens.
+
+        Args:
+            number: of the signal that some process of the run was sent.
+            step: that is saved.
+        """
+        if number:
+            name = signal.Signals(number).name
+            print_once(f"stopped by {name}; step {step:,} is saved, and the same command goes on from it")
+            sys.exit(128 + number)
+
+
+def outlive_the_step(_worker: int) -> None:
+    """Of a data worker: a signal to the whole group must not take the data from the step in hand.
+
+    The main process ends its workers by SIGTERM too, so the second one ends it at once.
+    """
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(WORKER_GRACE)
+
+    for number in SIGNALS:
+        signal.signal(number, hear)
