@@ -59,7 +59,7 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, describe_run, open_table, print_table, write_json
+from unimllm.report import as_range, describe_run, describe_start, open_table, print_table, write_json
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -96,7 +96,7 @@ def generate(argv: list[str]) -> None:
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     silence_libraries()
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
-    model, processor = load(checkpoint, args.device or local_gpu())
+    model, processor = load(checkpoint, args.device or local_gpu(), dtype=args.dtype)
     check_prompts(model, processor, [prompt["prompt"] for prompt in prompts])
     sampling = choose_drawing(model, given_drawing(args))
     lay_out(args, checkpoint, prompts, sampling)
@@ -201,7 +201,7 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 
 def score(argv: list[str]) -> None:
     """Score a folder or sum up official results: a table, and JSON where it is asked for."""
-    args = parse_score(argv)
+    args, start = parse_score(argv), describe_start(__file__, ["score", *argv])
     pictures = read_folder(args.folder) if args.folder else {}
     written, read = [args.json, args.results], [args.official_results]
     read += files_of(args.folder, pictures) if args.folder else []
@@ -239,7 +239,7 @@ def score(argv: list[str]) -> None:
             write_results(args.results, args.folder, pictures, lacks)
     results |= summary(tags, prompts, correct) | {"intervals": intervals(tags, prompts, correct, args.seed)}
     results |= describe_run(
-        __file__, ["score", *argv], model=args.name or name, **prints, seed=args.seed,
+        start, model=args.name or name, **prints, seed=args.seed,
         num_samples={"pictures": results["num_pictures"], "prompts": results["num_prompts"]},
         limited=not results["complete"],
     )  # fmt: skip

@@ -49,7 +49,15 @@ from unimllm.metrics.comparison import (
 )
 from unimllm.metrics.frechet import FrechetComparison
 from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
-from unimllm.report import add_code_use, describe_run, device_told, open_table, print_table, write_json
+from unimllm.report import (
+    add_code_use,
+    describe_run,
+    describe_start,
+    model_told,
+    open_table,
+    print_table,
+    write_json,
+)
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
@@ -110,7 +118,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), describe_start(__file__, argv)
     if args.json:
         check_writable(args.json)
     if args.grid:
@@ -134,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
-        __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
+        start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]}, limited=args.limit is not None,
     )  # fmt: skip
     if args.json:
@@ -246,7 +254,7 @@ def describe_data(
         "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
     }
-    facts |= device_told(tokenizer.device)
+    facts |= model_told(tokenizer)
     if isinstance(source, HeldOutPictures):
         facts |= world_told(source.world)
     if lpips:
