@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +259,18 @@ def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     words = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", tmp_path / "seen.jsonl")
     assert "is the record of another" in call(program, "score", folder, *words).refusal()
+
+
+def test_a_record_of_other_weights_of_a_detector_s_name_is_not_added_to(program, call, mask2former, clip, tmp_path):
+    folder, record = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16)), tmp_path / "seen.jsonl"
+    detector = tmp_path / "detector"
+    words = ("--detector", detector, "--clip", clip, "--device", "cpu", "--detections", record)
+    shutil.copytree(mask2former, detector)
+    assert call(program, "score", folder, *words).code == 0
+    assert re.fullmatch(rf"{detector} \([0-9a-f]{{12}}\) and {clip} \([0-9a-f]{{12}}\), transformers .*",
+                        read_records(record)[PICTURE].detector)  # fmt: skip
+    tiny_mask2former().save_pretrained(detector)
+    assert f"is the record of {detector} (" in call(program, "score", folder, *words).refusal()
 
 
 def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call, tmp_path):
