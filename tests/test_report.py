@@ -220,6 +220,26 @@ def test_runs_of_one_name_are_told_apart_by_as_little_of_their_files_as_will_do(
     assert shortest_labels([Path(file) for file in files]) == list(labels)
 
 
+def test_a_run_s_facts_are_those_of_the_drawing(program, call, tmp_path):
+    drawn = {"seed": 7, "sampling": {"guidance_scale": 4.0}, "commit": "fedcba9876", "dtype": "bfloat16",
+             "device": "cuda", "gpu": "a GPU"}  # fmt: skip
+    scored = facts("geneval", "A", benchmark="GenEval", detector="D", generation=drawn, scores={"overall": 0.5}) | {
+        "intervals": {"overall": [0.4, 0.6]}, "num_pictures": 4, "num_prompts": 1, "num_pictures_by_tag": {},
+        "correct_pictures": 0.5, "correct_prompts": 1.0,
+    }  # fmt: skip
+    save(tmp_path / "scored.json", scored)
+    save(tmp_path / "asked.json", mme("A", dtype="float32"))
+    out = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-").out
+    told = "drawn at commit fedcba9, seed 7, weights 0123456789abcdef, bfloat16 on a GPU, guidance scale 4.0"
+    assert f"- A: `python eval/geneval.py --model 'A'`, {told}\n" in out
+    assert "commit abcdef0 with changes, seed 0, answers 0123456789abcdef, float32 on cpu\n" in out
+    text = (tmp_path / "report.html").read_text()
+    for name, value in (("seed of the drawing", "7"), ("device of the drawing", "a GPU"), ("dtype", "float32")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
+    save(tmp_path / "scored.json", scored | {"generation": {"seed": 7}})  # as earlier versions wrote it
+    assert "drawn at commit unknown, seed 7, weights 0123456789abcdef\n" in call(program, tmp_path).out
+
+
 def test_names_are_whole_on_the_page(program, call, tmp_path):
     for run in ("one", "two"):
         save(tmp_path / run / "scenes.json", scenes("runs/a_model_of_a_long_name/step-000123"))

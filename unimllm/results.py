@@ -54,6 +54,12 @@ class Result:
         known = self.content.get("fingerprint") and self.content.get("fingerprint_of") == "weights"
         return str(self.content["fingerprint"]) if known else None
 
+    @property
+    def made(self) -> dict:
+        """Where it is told how the answers or pictures were made: those of GenEval are drawn by another run."""
+        drawn = self.content.get("generation")
+        return drawn if isinstance(drawn, dict) else self.content
+
     def shown(self, part: str) -> list[tuple[dict, Path]]:
         """Rows of a part of the gallery with their pictures."""
         gallery = self.content.get("gallery", {})
