@@ -20,7 +20,7 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.metrics import mme
@@ -106,8 +106,9 @@ def answer(argv: list[str]) -> None:
     about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
-    made_by = about | {"pictures": fingerprint(*pictures)} | rounding_told(model, args.batch_size)
-    keep = KeptAnswers(args.out, checkpoint, made_by)
+    data = {"pictures_fingerprint": fingerprint(*pictures)}
+    keep = KeptAnswers(args.out, checkpoint, about | data | rounding_told(model, args.batch_size))
+    data["questions_fingerprint"] = json_fingerprint([[task, r.picture.name, r.question, r.label] for task, r in rows])
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
@@ -116,7 +117,7 @@ def answer(argv: list[str]) -> None:
     for task, of_task in answered.items():
         mme.write_results(args.out / f"{task}.txt", of_task)
     keep.remove()
-    results = score_tasks(answered, args.seed) | {"speed": said.speed} | model_told(model)
+    results = score_tasks(answered, args.seed) | {"speed": said.speed} | data | model_told(model)
     tell(args, results, start, **about)
 
 

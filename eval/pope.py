@@ -29,7 +29,7 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.json_rows import read_rows, write_rows
@@ -160,8 +160,8 @@ def answer(argv: list[str]) -> None:
     model, processor = open_model(checkpoint, args.device, args.dtype)
     about = about_model(checkpoint, args.name or args.model)
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
-    made_by = about | {"pictures": fingerprint(*pictures)} | rounding_told(model, args.batch_size)
-    keep = KeptAnswers(args.out, checkpoint, made_by)
+    data = {"pictures_fingerprint": fingerprint(*sorted(pictures))}
+    keep = KeptAnswers(args.out, checkpoint, about | data | rounding_told(model, args.batch_size))
     with out_of_memory_told(args.batch_size):
         said = answer_questions(
             model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size, keep=keep
@@ -171,7 +171,7 @@ def answer(argv: list[str]) -> None:
         splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
         write_answers(written[path], splits[-1])
     keep.remove()
-    more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed} | model_told(model)
+    more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed} | data | model_told(model)
     tell(args, splits, more, start, **about)
 
 
@@ -316,6 +316,7 @@ def score_splits(splits: list[Split], seed: int) -> dict:
     for split in splits:
         labels = [question["label"] for question in split.questions]
         entry = {"file": split.file, "edition": pope.edition(split.name, len(labels)), "num_questions": len(labels)}
+        entry |= questions_told(split.questions)
         results["splits"][split.name] = entry | {
             parsing: pope.score(labels, split.answers, parsing) for parsing in pope.PARSERS
         }
@@ -328,6 +329,13 @@ def score_splits(splits: list[Split], seed: int) -> dict:
         results["intervals"]["mean"][parsing] = {n: percentiles(v.mean(1)) for n, v in resampled.items()}
     results["num_questions"] = sum(entry["num_questions"] for entry in results["splits"].values())
     return results
+
+
+def questions_told(questions: list[dict]) -> dict[str, str]:
+    """What tells questions from others of a file of the same name; nothing of answers with labels of their own."""
+    asked = [[question.get(key) for key in ("image", "text", "label")] for question in questions]
+    known = all(None not in row for row in asked) and not any("prompt" in question for question in questions)
+    return {"questions_fingerprint": json_fingerprint(asked)} if known else {}
 
 
 def is_whole(splits: list[Split]) -> bool:

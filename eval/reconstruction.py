@@ -13,6 +13,7 @@ Intervals: 95 %, bootstrap over pictures.
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from collections import defaultdict
@@ -32,7 +33,7 @@ from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
-from unimllm.fingerprint import weights_fingerprint
+from unimllm.fingerprint import DIGITS, weights_fingerprint
 from unimllm.grid import draw_grid
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable, picture_format, save_picture
@@ -92,12 +93,14 @@ class Measured:
     Args:
         scores: key of SCORES -> (n,) in batches.
         codes: (n, N, 2) int32 in batches; none of a tokenizer without codes.
+        sha256: of all pictures as they were cropped, which tells them from others under the same path.
         seconds: "encode" and "decode" -> (pictures, seconds) of each batch.
         shown: (original, reconstruction, label) of the first GRID_PICTURES pictures.
     """
 
     scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     codes: list[np.ndarray] = field(default_factory=list)
+    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     seconds: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
     shown: list[tuple[Image.Image, Image.Image, str]] = field(default_factory=list)
 
@@ -176,6 +179,7 @@ def measure(
     total = min(len(source), args.limit or len(source))
     with tqdm(total=total, desc="reconstructing", unit="picture") as progress:
         for keys, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
+            measured.sha256.update(pictures.data)
             encoded, decoded = reconstruct(tokenizer, pictures, measured.seconds)
             if not encoded.is_floating_point():
                 measured.codes.append(encoded.cpu().numpy().astype(np.int32))
@@ -228,7 +232,8 @@ def synchronize(device: torch.device) -> None:
 def summarize(measured: Measured, tokenizer: PreTrainedModel) -> dict:
     """Means over pictures with their intervals, code use if there are codes, and pictures a second."""
     config, count = tokenizer.config, sum(map(len, measured.scores["psnr"]))
-    results = {"num_pictures": count, "num_positions": count * config.num_positions} | summarize_pairs(measured.scores)
+    results = {"num_pictures": count, "pictures_fingerprint": measured.sha256.hexdigest()[:DIGITS]}
+    results |= {"num_positions": count * config.num_positions} | summarize_pairs(measured.scores)
     for name, batches in measured.seconds.items():
         counted = batches[1:] or batches  # the first one warms up
         results[f"{name}_pictures_per_second"] = sum(n for n, _ in counted) / sum(s for _, s in counted)

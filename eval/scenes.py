@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         sampling = choose_drawing(model, given_drawing(args))
     weights = weights_fingerprint(folder)  # now: a run that goes on may delete it meanwhile
     bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
-    results: dict = {"intervals": {}}
+    judge = {"glyphs_digest": bench.world.atlas.digest(), "reader_fingerprint": weights_fingerprint(args.reader)}
+    results: dict = {"intervals": {}} | judge
     if args.save_pictures:
         results["gallery"] = {"folder": folder_from(args.json or Path("results.json"), args.save_pictures)}
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)

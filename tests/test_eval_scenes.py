@@ -52,7 +52,7 @@ def no_font(monkeypatch, fake_atlas):
     monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
 
 
-def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):
+def test_all_results_are_there(program, no_font, fake_atlas, tiny_checkpoint, reader, tmp_path, capsys):
     out, pictures = tmp_path / "new" / "scores.json", tmp_path / "pictures"
     options = ["--model", str(tiny_checkpoint), "--reader", str(reader), "--limit", "4", "--device", "cpu"]
     program.main([*options, "--json", str(out), "--save-pictures", str(pictures), "--images-per-prompt", "2"])
@@ -81,6 +81,8 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
         (results["device"], results["dtype"]) == ("cpu", "float32") and results["threads"] > 0 and "gpu" not in results
     )
     assert results["fingerprint"] == fingerprint(tiny_checkpoint / "model.safetensors")
+    assert results["glyphs_digest"] == fake_atlas.digest()
+    assert results["reader_fingerprint"] == fingerprint(reader / "model.safetensors")
     assert results["command"].startswith("python eval/scenes.py --model ") and results["num_samples"]["questions"] == 4
     for key in ("pope_f1", "pope_f1_random", "pope_f1_strict", "mme_total", "objects_read_in_true_renders"):
         low, high = results["intervals"][key]

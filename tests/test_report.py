@@ -11,7 +11,7 @@ from PIL import Image
 from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
 from unimllm.metrics.geneval_records import OWN_PROMPTS
-from unimllm.result_measures import MEASURES
+from unimllm.result_measures import MEASURES, told_data
 from unimllm.results import shortest_labels
 
 EVIL = '<script>alert("1")</script>|`x`'
@@ -156,6 +156,40 @@ def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
     out = call(program, tmp_path).out
     assert "**Scenes, test split, seed 0: reconstruction**" in out
     assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
+
+
+def test_results_over_other_data_of_one_name_are_not_compared(program, call, tmp_path):
+    told = {"glyphs_digest": "g1", "reader_fingerprint": "r1"}
+    save(tmp_path / "old.json", scenes("OLD"))  # does not tell, and stays beside all
+    save(tmp_path / "a.json", scenes("A", **told))
+    save(tmp_path / "b.json", scenes("B", **told))
+    group, n = "Scenes, test split, seed 0: reconstruction", 1000
+    groups = table_of(call(program, tmp_path).out)
+    assert f"**{group}**" in groups and not any("g1" in name for name in groups)
+    save(tmp_path / "b.json", scenes("B", **told | {"glyphs_digest": "g2"}))
+    groups = table_of(call(program, tmp_path).out)
+    assert {f"**{group}**", f"**{group} (glyphs g1)**", f"**{group} (glyphs g2)**"} <= set(groups)
+
+    for name, digest in (("a", "p1"), ("b", "p2")):
+        rebuilt = facts("reconstruction", name, data="FOLDER", resolution=16, num_pictures=n, frechet={}) | {
+            "psnr": 30.0, "intervals": {"psnr": [29, 31]}, "pictures_fingerprint": digest,
+        }  # fmt: skip
+        save(tmp_path / "rebuilt" / f"{name}.json", rebuilt)
+        save(tmp_path / "part" / f"{name}.json", rebuilt | {"limit": 3, "limited": True})
+    group = "Reconstruction of FOLDER, 16 x 16"
+    groups = table_of(call(program, tmp_path / "rebuilt").out)
+    assert f"**{group} (pictures p1)**" in groups and f"**{group} (pictures p2)**" in groups
+    assert f"**{group}**" in table_of(call(program, tmp_path / "part").out)  # marked as a part
+
+
+def test_a_digest_is_of_the_questions_of_a_whole_set():
+    split = {"questions_fingerprint": "q"}
+    assert told_data({"splits": {"random": split}, "pictures_fingerprint": "p"}) == {
+        "pictures": "p", "random questions": "q",
+    }  # fmt: skip
+    assert told_data({"splits": {"random": split}, "limit": 3, "glyphs_digest": "g"}) == {"glyphs": "g"}
+    assert told_data({"questions_fingerprint": "q", "missing": ["OCR"]}) == {}
+    assert told_data({"questions_fingerprint": "q", "missing": [], "incomplete": []}) == {"questions": "q"}
 
 
 def test_timings_of_other_machines_are_not_compared(program, call, tmp_path):

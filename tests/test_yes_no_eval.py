@@ -12,6 +12,7 @@ from PIL import Image
 from semhitok import SemHiTokModel
 from unimllm import inference, questions, report
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
 from unimllm.metrics.intervals import bootstrap, percentiles, resampled_sums
@@ -335,6 +336,11 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert call(program, "score", *written, "--label-file", *files, "--json", scores).code == 0
     again = json.loads(scores.read_text())
     assert (again["splits"], again["intervals"]) == (results["splits"], results["intervals"])
+    assert results["pictures_fingerprint"] == fingerprint(*sorted(coco.iterdir()))
+    prints = {entry["questions_fingerprint"] for entry in results["splits"].values()}
+    assert len(prints) == 1 and len(prints.pop()) == 16  # of the same questions, whatever the split's name
+    assert call(program, "score", *written, "--json", scores).code == 0
+    assert "questions_fingerprint" not in json.loads(scores.read_text())["splits"]["random"]
     assert again["model"] == out.name  # not that of the first split
 
     assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
@@ -497,6 +503,7 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     results = json.loads(scores.read_text())
     again = scored(call, program, tmp_path, out)
     assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
+    assert len(results["pictures_fingerprint"]) == len(results["questions_fingerprint"]) == 16
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
     assert "OCR.txt would be" in call(program, "score", out, "--json", out / "OCR.txt").refusal()

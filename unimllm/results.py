@@ -1,13 +1,13 @@
 """Result files of eval/*.py as measures that stand side by side in columns, one for each model."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.json_rows import read_text
-from unimllm.result_measures import MEASURES, Measure
+from unimllm.result_measures import MEASURES, Measure, told_data
 
 FACTS = (
     "program", "model", "fingerprint", "commit", "command", "versions", "seed", "num_samples", "limited",
@@ -31,6 +31,8 @@ class Result:
         program: that wrote it, such as "eval/scenes.py".
         measures: in the order in which they are shown.
         missing: what of FACTS it lacks: an earlier version wrote it.
+        data: see `told_data`.
+        apart: what of its data tells it from results that would be in its groups, see `tell_apart`; in brackets.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class Result:
     program: str
     measures: list[Measure]
     missing: list[str]
+    data: dict[str, str] = field(default_factory=dict)
+    apart: str = ""
 
     @property
     def model(self) -> str:
@@ -104,7 +108,23 @@ def read_results(paths: list[Path]) -> tuple[list[Result], list[str]]:
         where = ", ".join(map(str, paths))
         found = f" ({'; '.join(refused)})" if refused else ""
         raise UserError(f"no results in {where}{found}: `python eval/scenes.py --json FILE` makes one")
-    return results, refused
+    return tell_apart(results), refused
+
+
+def tell_apart(results: list[Result]) -> list[Result]:
+    """The results, those of one group over other data in groups that tell it."""
+    groups = [{measure.group for measure in result.measures} for result in results]
+    told = []
+    for result, own in zip(results, groups, strict=True):
+        beside = [other for other, theirs in zip(results, groups, strict=True) if own & theirs]
+        differs = [
+            f"{what} {digest}" for what, digest in result.data.items()
+            if {other.data.get(what, digest) for other in beside} != {digest}
+        ]  # fmt: skip
+        apart = f" ({', '.join(differs)})" if differs else ""
+        measures = [replace(measure, group=measure.group + apart) for measure in result.measures]
+        told.append(replace(result, measures=measures, apart=apart))
+    return told
 
 
 def json_files(paths: list[Path]) -> list[Path]:
@@ -130,12 +150,12 @@ def read_result(path: Path) -> Result:
         told = f"of {program!r}, which is" if program else "of"
         raise UserError(f"{path} is {told} none of {', '.join(MEASURES)}")
     try:
-        measures = list(MEASURES[program](content))
+        measures, data = list(MEASURES[program](content)), told_data(content)
         check_gallery(content.get("gallery", {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"{path} is no whole result of {program}: {lacks}") from error
-    return Result(path, content, program, measures, [name for name in FACTS if name not in content])
+    return Result(path, content, program, measures, [name for name in FACTS if name not in content], data)
 
 
 def check_gallery(gallery: dict) -> None:

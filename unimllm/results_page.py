@@ -219,7 +219,7 @@ def tries_by(columns: list[Column], part: str, names: tuple[str, ...]) -> dict[t
     for i, column in enumerate(columns):
         for result in column.results:
             for row, file in result.shown(part):
-                key = (told_set(result.content), *(str(row[name]) for name in names))
+                key = (told_set(result.content) + result.apart, *(str(row[name]) for name in names))
                 of_columns = tries.setdefault(key, [None] * len(columns))
                 of_columns[i] = of_columns[i] or Try(row, file)
     return tries
