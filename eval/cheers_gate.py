@@ -15,7 +15,7 @@ from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, write_atomically
 from unimllm.inference import checkpoint_of
-from unimllm.report import about_model, describe_run, write_json
+from unimllm.report import about_model, describe_run, describe_start, model_told, write_json
 
 WIDTH, HEIGHT, MARGIN = 480, 300, 48  # of the plot, in pixels
 
@@ -35,9 +35,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), describe_start(__file__, argv)
     checkpoint = checkpoint_of(args.model)
-    model, processor = open_model(checkpoint, args.device)
+    model, processor = open_model(checkpoint, args.device, args.dtype)
     about = about_model(checkpoint, args.model)
     from unimllm.training.presets import SftRecipe
 
@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
         write_atomically(args.plot, lambda file: file.write(plot(curve).encode()))
     if args.json:
         results = {"t": [t for t, _ in curve], "intensity": [i for _, i in curve]}
-        results |= {"prompts": prompts, "drawing": options} | describe_run(
-            __file__, argv, **about, seed=0, num_samples={"pictures": len(prompts)}, limited=False
+        results |= (
+            {"prompts": prompts, "drawing": options}
+            | model_told(model)
+            | describe_run(start, **about, seed=0, num_samples={"pictures": len(prompts)}, limited=False)
         )
         write_json(args.json, results)
 

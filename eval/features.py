@@ -27,7 +27,15 @@ from unimllm.fingerprint import weights_fingerprint
 from unimllm.images import check_writable
 from unimllm.inference import folder_of
 from unimllm.metrics.intervals import percentiles, resampled_sums
-from unimllm.report import as_range, describe_run, open_table, print_table, write_json
+from unimllm.report import (
+    as_range,
+    describe_run,
+    describe_start,
+    model_told,
+    open_table,
+    print_table,
+    write_json,
+)
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS, Scene
@@ -57,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), describe_start(__file__, argv)
     if args.json:
         check_writable(args.json)
     silence_libraries()
@@ -80,9 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     right = {name: ((fitted[name](unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS}
     results = summarize(right, is_object.sum(1).numpy())
     results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
-    results |= world_told(world)
+    results |= world_told(world) | model_told(tokenizer)
     results |= describe_run(
-        __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
+        start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=args.seed, num_samples={"pictures": len(examined), "training pictures": len(probed)},
         limited=len(examined) < NUM_EXAMINED or len(probed) < NUM_TRAINING,
     )  # fmt: skip

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     check_writable(args.out)
-    model, processor = open_model(args.model, args.device)
+    model, processor = open_model(args.model, args.device, args.dtype)
     from unimllm.inference import draw
 
     with out_of_memory_told(len(PROMPTS), "draw with --device cpu"):

@@ -5,11 +5,11 @@
     python eval/geneval.py score pictures/ --detections seen.jsonl                   # again, in a second
     python eval/geneval.py score --official-results results.jsonl
 
-`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, if the
-weights are the same, and under torchrun every process draws its share. `score` takes any model's folder in that layout.
-MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP openai/clip-vit-large-patch14, by folder or hub
-id. The rules are GenEval's; the detector is not, so the scores are called "GenEval-style (HF detector)" and are not
-GenEval's.
+`generate` writes GenEval's own folder layout, four pictures a prompt; called again it draws what is missing, if
+weights, settings, code, dtype and GPU are the same, and under torchrun every process draws its share. `score` takes any
+model's folder in that layout. MASK2FORMER is facebook/mask2former-swin-small-coco-instance and CLIP
+openai/clip-vit-large-patch14, by folder or hub id. The rules are GenEval's; the detector is not, so the scores are
+called "GenEval-style (HF detector)" and are not GenEval's.
 --official-results sums up what the official evaluate_images.py wrote, as its summary_scores.py does.
 Intervals: 95 %, Wilson's for a tag with its prompts as trials, else bootstrap over the prompts of each tag.
 """
@@ -39,7 +39,14 @@ from unimllm.command_line import (
 from unimllm.distributed import adopt_launcher, local_gpu
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
-from unimllm.fingerprint import DIGITS, fingerprint, weights_fingerprint
+from unimllm.fingerprint import (
+    DIGITS,
+    code_fingerprint,
+    commit_of,
+    fingerprint,
+    settings_fingerprint,
+    weights_fingerprint,
+)
 from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_outputs, open_picture, save_picture, write_atomically
 from unimllm.inference import DEFAULT_NAME, check_prompts, checkpoint_of, draw, load
@@ -59,7 +66,15 @@ from unimllm.metrics.geneval_records import (
     uncolored,
     verdicts,
 )
-from unimllm.report import as_range, describe_run, open_table, print_table, write_json
+from unimllm.report import (
+    as_range,
+    describe_run,
+    describe_start,
+    open_table,
+    print_table,
+    rounding_told,
+    write_json,
+)
 from unimllm.scenes.examination import picture_seed
 
 LABEL, OFFICIAL = "GenEval-style (HF detector)", "GenEval (official results)"
@@ -91,16 +106,16 @@ def parse_generate(argv: list[str]) -> argparse.Namespace:
 
 def generate(argv: list[str]) -> None:
     """Draw what is missing of this process's share of the prompts."""
-    args = parse_generate(argv)
+    args, commit = parse_generate(argv), commit_of(__file__)
     adopt_launcher()
     prompts = read_prompts(args.prompts)[: args.limit]
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     silence_libraries()
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
-    model, processor = load(checkpoint, args.device or local_gpu())
+    model, processor = load(checkpoint, args.device or local_gpu(), dtype=args.dtype)
     check_prompts(model, processor, [prompt["prompt"] for prompt in prompts])
     sampling = choose_drawing(model, given_drawing(args))
-    lay_out(args, checkpoint, prompts, sampling)
+    lay_out(args, settings_of(args, checkpoint, model, sampling), commit, prompts)
     wanted = [
         (index, image, path)
         for index in range(rank, len(prompts), world_size)
@@ -119,45 +134,69 @@ def generate(argv: list[str]) -> None:
     print(f"{args.out}: {len(wanted):,} pictures drawn" + (f", {rate:.2f} pictures/s" if wanted else ""))
 
 
-def lay_out(args: argparse.Namespace, checkpoint: str, prompts: list[dict], sampling: dict[str, float]) -> None:
-    """Write the settings and every prompt into the folder, or see that they are the ones already there.
+def settings_of(args: argparse.Namespace, checkpoint: str, model, sampling: dict[str, float]) -> dict:
+    """All that a picture depends on beside its number.
 
     Args:
         checkpoint: that draws; weights of one fingerprint are the same wherever they lie.
-
-    Raises:
-        UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
     """
-    settings = {
+    return {
         "model": checkpoint if args.model else DEFAULT_NAME,
         "fingerprint": weights_fingerprint(checkpoint),
         "prompts_sha256": hashlib.sha256(args.prompts.read_bytes()).hexdigest(),
         "seed": args.seed,
         "sampling": sampling,
-    }
+        "settings_fingerprint": settings_fingerprint(checkpoint),
+        "code_fingerprint": code_fingerprint(),
+    } | rounding_told(model, args.batch_size)
+
+
+def lay_out(args: argparse.Namespace, settings: dict, commit: str | None, prompts: list[dict]) -> None:
+    """Write the settings and every prompt into the folder, or see that they are the ones already there.
+
+    Args:
+        settings: of `settings_of`.
+        commit: of the program; a folder tells that of its first run.
+
+    Raises:
+        UserError: the folder holds pictures of another model, other prompts or other settings; they would mix.
+    """
+    facts = {"batch_size": args.batch_size, "images_per_prompt": args.images_per_prompt, "commit": commit}
     told = args.out / SETTINGS
     # Looked at before the settings, which are written first: another process may be laying out the same run.
     occupied = args.out.is_dir() and any(path.name.isdecimal() for path in args.out.iterdir())
     if told.is_file():
         before = read_settings(told)
-        if "fingerprint" not in before:  # an earlier version drew these pictures
-            del settings["fingerprint"]
-            print(f"note: nobody knows of which weights the pictures in {args.out} are: {SETTINGS} does not tell",
-                  file=sys.stderr)  # fmt: skip
-        if settings.get("fingerprint") and before["fingerprint"] == settings["fingerprint"]:
-            settings["model"] = before.get("model")
-        for name in (name for name in settings if before.get(name) != settings[name]):
-            other = f"its {name} is {before.get(name)}, now it is {settings[name]}"
-            if name == "prompts_sha256":
-                other = f"its prompts are not those of {args.prompts}"
-            raise UserError(f"{args.out} holds pictures of another run: {other}; choose another --out")
+        check_settings(args, before, settings)
+        settings, facts = before, {}
+        if type(before.get("images_per_prompt")) is int:
+            facts["images_per_prompt"] = max(before["images_per_prompt"], args.images_per_prompt)
     elif occupied:
         raise UserError(
             f"{args.out} holds pictures but no {SETTINGS}: those of two runs would mix; choose another --out"
         )
-    write_json(told, settings)
+    write_json(told, settings | facts)
     for index, prompt in enumerate(prompts):
         write_rows(args.out / f"{index:05d}" / "metadata.jsonl", [prompt])
+
+
+def check_settings(args: argparse.Namespace, before: dict, settings: dict) -> None:
+    """UserError where a setting is not as the folder's pictures were drawn; a note of what nobody knows.
+
+    Args:
+        before: what the folder tells.
+    """
+    for name in (name for name in settings if name in before and before[name] != settings[name]):
+        if name == "model" and settings["fingerprint"] and before.get("fingerprint") == settings["fingerprint"]:
+            continue  # its weights lie elsewhere now
+        other = f"its {name} is {before[name]}, now it is {settings[name]}"
+        if name == "prompts_sha256":
+            other = f"its prompts are not those of {args.prompts}"
+        raise UserError(f"{args.out} holds pictures of another run: {other}; choose another --out")
+    unknown = [name for name in settings if name not in before]
+    if unknown:  # an earlier version drew these pictures
+        print(f"note: nobody knows with which {', '.join(unknown)} the pictures in {args.out} were drawn: {SETTINGS} "
+              "does not tell", file=sys.stderr)  # fmt: skip
 
 
 def read_settings(path: Path) -> dict:
@@ -202,7 +241,7 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 
 def score(argv: list[str]) -> None:
     """Score a folder or sum up official results: a table, and JSON where it is asked for."""
-    args = parse_score(argv)
+    args, start = parse_score(argv), describe_start(__file__, ["score", *argv])
     pictures = read_folder(args.folder) if args.folder else {}
     written, read = [args.json, args.results], [args.official_results]
     read += files_of(args.folder, pictures) if args.folder else []
@@ -240,7 +279,7 @@ def score(argv: list[str]) -> None:
             write_results(args.results, args.folder, pictures, lacks)
     results |= summary(tags, prompts, correct) | {"intervals": intervals(tags, prompts, correct, args.seed)}
     results |= describe_run(
-        __file__, ["score", *argv], model=args.name or name, **prints, seed=args.seed,
+        start, model=args.name or name, **prints, seed=args.seed,
         num_samples={"pictures": results["num_pictures"], "prompts": results["num_prompts"]},
         limited=not results["complete"],
     )  # fmt: skip

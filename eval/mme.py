@@ -20,13 +20,24 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.metrics import mme
 from unimllm.metrics.intervals import percentiles
 from unimllm.questions import KeptAnswers, answer_questions
-from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
+from unimllm.report import (
+    about_model,
+    as_range,
+    describe_run,
+    describe_start,
+    model_told,
+    open_table,
+    print_table,
+    rounding_told,
+    speed_told,
+    write_json,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,20 +56,20 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 
 def score(argv: list[str]) -> None:
     """Score a folder of result files."""
-    args = parse_score(argv)
+    args, start = parse_score(argv), describe_start(__file__, ["score", *argv])
     check_outputs([args.json], [args.results_dir / f"{task}.txt" for task in mme.PERCEPTION | mme.COGNITION])
     results = score_folder(args.results_dir, args.seed)
     files = [args.results_dir / f"{task}.txt" for task in results["subtasks"]]
     name = args.name or args.results_dir.resolve().name
-    tell(args, results, ["score", *argv], model=name, fingerprint=fingerprint(*files), fingerprint_of="answers")
+    tell(args, results, start, model=name, fingerprint=fingerprint(*files), fingerprint_of="answers")
 
 
-def tell(args: argparse.Namespace, results: dict, words: list[str], **about: str | None) -> None:
-    """A table, and JSON where it is asked for; `about` is for `describe_run`."""
+def tell(args: argparse.Namespace, results: dict, start: dict, **about: str | None) -> None:
+    """A table, and JSON where it is asked for; `start` and `about` are for `describe_run`."""
     limited = bool(results["missing"] or results["incomplete"])
     results = {"benchmark": "MME"} | results
     results |= describe_run(
-        __file__, words, seed=args.seed, num_samples={"questions": results["num_questions"]}, limited=limited, **about
+        start, seed=args.seed, num_samples={"questions": results["num_questions"]}, limited=limited, **about
     )
     if args.json:
         write_json(args.json, results)
@@ -84,19 +95,20 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
 
 def answer(argv: list[str]) -> None:
     """Ask the model, write result files as the official calculation reads them, and score them."""
-    args = parse_answer(argv)
+    args, start = parse_answer(argv), describe_start(__file__, ["answer", *argv])
     asked = mme.read_release(args.release)
     pictures = dict.fromkeys(row.picture for of_task in asked.values() for row in of_task)
     texts = (path for task in asked for path in (args.release / task).rglob("*.txt"))
     check_outputs([*(args.out / f"{task}.txt" for task in asked), args.json], [*texts, *pictures])
     check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
-    model, processor = open_model(checkpoint, args.device)
+    model, processor = open_model(checkpoint, args.device, args.dtype)
     about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
     questions = [(str(row.picture), row.question) for _, row in rows]
-    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
-    keep = KeptAnswers(args.out, checkpoint, made_by)
+    data = {"pictures_fingerprint": fingerprint(*pictures)}
+    keep = KeptAnswers(args.out, checkpoint, about | data | rounding_told(model, args.batch_size))
+    data["questions_fingerprint"] = json_fingerprint([[task, r.picture.name, r.question, r.label] for task, r in rows])
     with out_of_memory_told(args.batch_size):
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
@@ -105,8 +117,8 @@ def answer(argv: list[str]) -> None:
     for task, of_task in answered.items():
         mme.write_results(args.out / f"{task}.txt", of_task)
     keep.remove()
-    results = score_tasks(answered, args.seed) | {"speed": said.speed}
-    tell(args, results, ["answer", *argv], **about)
+    results = score_tasks(answered, args.seed) | {"speed": said.speed} | data | model_told(model)
+    tell(args, results, start, **about)
 
 
 # ---- score ---------------------------------------------------------------------------------------------------------

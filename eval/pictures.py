@@ -55,7 +55,16 @@ from unimllm.metrics.geneval_records import read_folder
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.metrics.networks import FeatureNet
 from unimllm.metrics.reconstruction import WINDOW
-from unimllm.report import as_range, describe_run, open_table, print_table, write_json
+from unimllm.report import (
+    as_range,
+    describe_run,
+    describe_start,
+    device_told,
+    model_told,
+    open_table,
+    print_table,
+    write_json,
+)
 
 PROGRAM = "eval/pictures.py"
 
@@ -83,7 +92,7 @@ def parse_compare(argv: list[str]) -> argparse.Namespace:
 
 def compare(argv: list[str]) -> None:
     """Compare two folders: a table, and JSON where it is asked for."""
-    args = parse_compare(argv)
+    args, start = parse_compare(argv), describe_start(__file__, ["compare", *argv])
     if args.json:
         check_writable(args.json)
     reference, generated = named_pictures(args.reference), named_pictures(args.generated)
@@ -94,7 +103,8 @@ def compare(argv: list[str]) -> None:
             "give --inception-weights or --features"
         )
     silence_libraries()
-    nets, lpips = open_networks(args, torch.device(choose_device(args.device)))
+    device = torch.device(choose_device(args.device))
+    nets, lpips = open_networks(args, device)
     only = [{name: path for name, path in a.items() if name not in b}
             for a, b in ((reference, generated), (generated, reference))]  # fmt: skip
     comparisons = [FrechetComparison() for _ in nets]
@@ -117,12 +127,13 @@ def compare(argv: list[str]) -> None:
         "num_pairs": len(common),
         "size": args.size,
     }
+    results |= device_told(device)
     results |= summarize_pairs(scores, args.seed) | compare_sets(nets, comparisons)
     results["warnings"] += differing(only, args)
     if lpips:
         results |= {"lpips_backbone": lpips.backbone, "lpips_library": lpips.library}
     results |= describe_run(
-        __file__, ["compare", *argv], model=args.name or str(args.generated),
+        start, model=args.name or str(args.generated),
         fingerprint=fingerprint(*generated.values()), fingerprint_of="pictures", seed=args.seed,
         num_samples={"pictures": len(generated), "pairs": len(common)}, limited=bool(common and only[0]),
     )  # fmt: skip
@@ -238,7 +249,7 @@ def parse_clipscore(argv: list[str]) -> argparse.Namespace:
 
 def clipscore(argv: list[str]) -> None:
     """Score a folder: a table, and JSON where it is asked for."""
-    args = parse_clipscore(argv)
+    args, start = parse_clipscore(argv), describe_start(__file__, ["clipscore", *argv])
     if args.json:
         check_writable(args.json)
     prompts = list(read_prompts(args.folder, args.prompts).items())
@@ -246,8 +257,8 @@ def clipscore(argv: list[str]) -> None:
     scorer = ClipScorer.load(args.clip, args.device)
     values = []
     with out_of_memory_told(args.batch_size):
-        for start in tqdm(range(0, len(prompts), args.batch_size), desc="scoring", unit="batch"):
-            files, texts = zip(*prompts[start : start + args.batch_size], strict=True)
+        for first in tqdm(range(0, len(prompts), args.batch_size), desc="scoring", unit="batch"):
+            files, texts = zip(*prompts[first : first + args.batch_size], strict=True)
             values.append(scorer.score([open_picture(args.folder / file) for file in files], list(texts)))
     scores = np.concatenate(values)
     results = {
@@ -261,8 +272,8 @@ def clipscore(argv: list[str]) -> None:
         "clip_score_paper": float(WEIGHT * scores.mean() / 100),
         "intervals": {"clip_score": bootstrap_mean(scores, args.seed)},
     }
-    results |= describe_run(
-        __file__, ["clipscore", *argv], model=args.name or str(args.folder),
+    results |= model_told(scorer.clip) | describe_run(
+        start, model=args.name or str(args.folder),
         fingerprint=fingerprint(*(args.folder / file for file, _ in prompts)), fingerprint_of="pictures",
         seed=args.seed, num_samples={"pictures": results["num_pictures"]}, limited=False,
     )  # fmt: skip

@@ -29,14 +29,25 @@ from rich.table import Table
 
 from unimllm.command_line import CommandLine, check_given, number, open_model, out_of_memory_told, run, run_command
 from unimllm.errors import UserError
-from unimllm.fingerprint import fingerprint
+from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.images import check_outputs, check_readable, open_picture
 from unimllm.inference import checkpoint_of
 from unimllm.json_rows import read_rows, write_rows
 from unimllm.metrics import pope
 from unimllm.metrics.intervals import percentiles
 from unimllm.questions import KeptAnswers, answer_questions
-from unimllm.report import about_model, as_range, describe_run, open_table, print_table, speed_told, write_json
+from unimllm.report import (
+    about_model,
+    as_range,
+    describe_run,
+    describe_start,
+    model_told,
+    open_table,
+    print_table,
+    rounding_told,
+    speed_told,
+    write_json,
+)
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
 LABEL_FILES = "*pope*.json"  # POPE's question files in their folder
@@ -62,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     run_command({"answer": answer, "score": score}, __doc__, argv)
 
 
-def tell(args: argparse.Namespace, splits: list[Split], results: dict, words: list[str], **about: str | None) -> None:
-    """A table, and JSON where it is asked for; `about` is for `describe_run`."""
+def tell(args: argparse.Namespace, splits: list[Split], results: dict, start: dict, **about: str | None) -> None:
+    """A table, and JSON where it is asked for; `start` and `about` are for `describe_run`."""
     results = {"benchmark": "POPE"} | score_splits(splits, args.seed) | results
     results |= describe_run(
-        __file__, words, seed=args.seed, num_samples={"questions": results["num_questions"]},
+        start, seed=args.seed, num_samples={"questions": results["num_questions"]},
         limited=not is_whole(splits), **about,
     )  # fmt: skip
     if args.json:
@@ -102,11 +113,11 @@ def parse_score(argv: list[str]) -> argparse.Namespace:
 
 def score(argv: list[str]) -> None:
     """Score files of answers."""
-    args = parse_score(argv)
+    args, start = parse_score(argv), describe_start(__file__, ["score", *argv])
     labels = args.annotation_dir.glob(LABEL_FILES) if args.annotation_dir else args.label_file or ()
     check_outputs([args.json], [*args.answers, *labels, args.question_file])
     tell(
-        args, list(read_splits(args)), {}, ["score", *argv], model=args.name or name_of(args.answers),
+        args, list(read_splits(args)), {}, start, model=args.name or name_of(args.answers),
         fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
     )  # fmt: skip
 
@@ -138,7 +149,7 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
 
 def answer(argv: list[str]) -> None:
     """Ask the model, write files of answers, and score them."""
-    args = parse_answer(argv)
+    args, start = parse_answer(argv), describe_start(__file__, ["answer", *argv])
     check_names(args.questions)
     asked = {path: read_questions(path, args.pictures)[: args.limit] for path in args.questions}
     written = {path: args.out / f"{path.stem}.jsonl" for path in asked}
@@ -146,11 +157,11 @@ def answer(argv: list[str]) -> None:
     check_outputs([*written.values(), args.json], [*asked, *pictures])
     check_readable(pictures)
     checkpoint = checkpoint_of(args.model)  # once: a folder that is trained in may hold a newer one any time
-    model, processor = open_model(checkpoint, args.device)
+    model, processor = open_model(checkpoint, args.device, args.dtype)
     about = about_model(checkpoint, args.name or args.model)
     questions = [(row["image"], row["text"] + args.suffix) for rows in asked.values() for row in rows]
-    made_by = about | {"pictures": fingerprint(*pictures), "device": str(model.device)}
-    keep = KeptAnswers(args.out, checkpoint, made_by)
+    data = {"pictures_fingerprint": fingerprint(*sorted(pictures))}
+    keep = KeptAnswers(args.out, checkpoint, about | data | rounding_told(model, args.batch_size))
     with out_of_memory_told(args.batch_size):
         said = answer_questions(
             model, processor, questions, lambda n: open_picture(args.pictures / n), args.batch_size, keep=keep
@@ -160,8 +171,8 @@ def answer(argv: list[str]) -> None:
         splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
         write_answers(written[path], splits[-1])
     keep.remove()
-    more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed}
-    tell(args, splits, more, ["answer", *argv], **about)
+    more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed} | data | model_told(model)
+    tell(args, splits, more, start, **about)
 
 
 def read_questions(path: Path, pictures: Path) -> list[dict]:
@@ -305,6 +316,7 @@ def score_splits(splits: list[Split], seed: int) -> dict:
     for split in splits:
         labels = [question["label"] for question in split.questions]
         entry = {"file": split.file, "edition": pope.edition(split.name, len(labels)), "num_questions": len(labels)}
+        entry |= questions_told(split.questions)
         results["splits"][split.name] = entry | {
             parsing: pope.score(labels, split.answers, parsing) for parsing in pope.PARSERS
         }
@@ -317,6 +329,13 @@ def score_splits(splits: list[Split], seed: int) -> dict:
         results["intervals"]["mean"][parsing] = {n: percentiles(v.mean(1)) for n, v in resampled.items()}
     results["num_questions"] = sum(entry["num_questions"] for entry in results["splits"].values())
     return results
+
+
+def questions_told(questions: list[dict]) -> dict[str, str]:
+    """What tells questions from others of a file of the same name; nothing of answers with labels of their own."""
+    asked = [[question.get(key) for key in ("image", "text", "label")] for question in questions]
+    known = all(None not in row for row in asked) and not any("prompt" in question for question in questions)
+    return {"questions_fingerprint": json_fingerprint(asked)} if known else {}
 
 
 def is_whole(splits: list[Split]) -> bool:

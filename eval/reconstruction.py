@@ -13,6 +13,7 @@ Intervals: 95 %, bootstrap over pictures.
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from collections import defaultdict
@@ -32,7 +33,7 @@ from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
-from unimllm.fingerprint import weights_fingerprint
+from unimllm.fingerprint import DIGITS, weights_fingerprint
 from unimllm.grid import draw_grid
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable, picture_format, save_picture
@@ -49,7 +50,15 @@ from unimllm.metrics.comparison import (
 )
 from unimllm.metrics.frechet import FrechetComparison
 from unimllm.metrics.networks import FeatureNet, PairDistance, tokenizer_net
-from unimllm.report import add_code_use, describe_run, device_told, open_table, print_table, write_json
+from unimllm.report import (
+    add_code_use,
+    describe_run,
+    describe_start,
+    model_told,
+    open_table,
+    print_table,
+    write_json,
+)
 from unimllm.scenes.examination import examined_scenes
 from unimllm.scenes.objects import CLASSES_24
 from unimllm.scenes.program import SPLITS
@@ -84,12 +93,14 @@ class Measured:
     Args:
         scores: key of SCORES -> (n,) in batches.
         codes: (n, N, 2) int32 in batches; none of a tokenizer without codes.
+        sha256: of all pictures as they were cropped, which tells them from others under the same path.
         seconds: "encode" and "decode" -> (pictures, seconds) of each batch.
         shown: (original, reconstruction, label) of the first GRID_PICTURES pictures.
     """
 
     scores: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     codes: list[np.ndarray] = field(default_factory=list)
+    sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     seconds: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
     shown: list[tuple[Image.Image, Image.Image, str]] = field(default_factory=list)
 
@@ -110,7 +121,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), describe_start(__file__, argv)
     if args.json:
         check_writable(args.json)
     if args.grid:
@@ -134,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
-        __file__, argv, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
+        start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]}, limited=args.limit is not None,
     )  # fmt: skip
     if args.json:
@@ -168,6 +179,7 @@ def measure(
     total = min(len(source), args.limit or len(source))
     with tqdm(total=total, desc="reconstructing", unit="picture") as progress:
         for keys, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
+            measured.sha256.update(pictures.data)
             encoded, decoded = reconstruct(tokenizer, pictures, measured.seconds)
             if not encoded.is_floating_point():
                 measured.codes.append(encoded.cpu().numpy().astype(np.int32))
@@ -220,7 +232,8 @@ def synchronize(device: torch.device) -> None:
 def summarize(measured: Measured, tokenizer: PreTrainedModel) -> dict:
     """Means over pictures with their intervals, code use if there are codes, and pictures a second."""
     config, count = tokenizer.config, sum(map(len, measured.scores["psnr"]))
-    results = {"num_pictures": count, "num_positions": count * config.num_positions} | summarize_pairs(measured.scores)
+    results = {"num_pictures": count, "pictures_fingerprint": measured.sha256.hexdigest()[:DIGITS]}
+    results |= {"num_positions": count * config.num_positions} | summarize_pairs(measured.scores)
     for name, batches in measured.seconds.items():
         counted = batches[1:] or batches  # the first one warms up
         results[f"{name}_pictures_per_second"] = sum(n for n, _ in counted) / sum(s for _, s in counted)
@@ -246,7 +259,7 @@ def describe_data(
         "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
     }
-    facts |= device_told(tokenizer.device)
+    facts |= model_told(tokenizer)
     if isinstance(source, HeldOutPictures):
         facts |= world_told(source.world)
     if lpips:

@@ -19,7 +19,7 @@ from unimllm.command_line import CommandLine, run
 from unimllm.errors import UserError
 from unimllm.images import check_writable, write_atomically
 from unimllm.results import Column, Result, make_columns, make_groups, read_results
-from unimllm.results_page import embed, make_page
+from unimllm.results_page import embed, in_words, make_page
 
 STDOUT = Path("-")
 
@@ -114,13 +114,17 @@ def notes_under(columns: list[Column]) -> Iterator[str]:
 
 
 def source(result: Result) -> str:
-    """Command, commit, seed and fingerprint of a result."""
-    content = result.content
+    """Command, commit, seed, fingerprint, dtype, device and sampling of a result, as far as they are told."""
+    content, made = result.content, result.made
     command = " ".join(str(content.get("command") or result.program).replace("`", "'").split())
-    commit, _, dirty = str(content.get("commit") or "unknown").partition("-")
-    facts = [f"commit {commit[:7]}{' with changes' if dirty else ''}", f"seed {content.get('seed')}"]
+    commit, _, dirty = str(made.get("commit") or "unknown").partition("-")
+    drawn = "" if made is content else "drawn at "
+    facts = [f"{drawn}commit {commit[:7]}{' with changes' if dirty else ''}", f"seed {made.get('seed')}"]
     if content.get("fingerprint"):
         facts.append(f"{content.get('fingerprint_of', 'weights')} {content['fingerprint']}")
+    if made.get("dtype"):
+        facts.append(f"{made['dtype']} on {made.get('gpu') or made.get('device')}")
+    facts += filter(None, [in_words(made.get("sampling"))])
     return f"`{command}`, {cell(', '.join(facts))}"
 
 

@@ -29,7 +29,7 @@ from unimllm.gallery import folder_from
 from unimllm.image_tokenizer import load_image_tokenizer
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_NAME, checkpoint_of, folder_of, load
-from unimllm.report import describe_run, device_told, print_table, write_json
+from unimllm.report import describe_run, describe_start, model_told, print_table, write_json
 from unimllm.scenes import GlyphAtlas, Renderer, World
 from unimllm.scenes.examination import spread_prompts
 from unimllm.scenes.program import SPLITS
@@ -63,11 +63,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.model and args.tokenizer_only:
         raise UserError("--model and --tokenizer-only name two things to examine; choose one")
+    if args.tokenizer_only and args.dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is for models: an image tokenizer is float32 always; leave it out")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    args, start = parse_args(argv), describe_start(__file__, argv)
     check_outputs(args)
     silence_libraries()
     if args.tokenizer_only:
@@ -75,12 +77,13 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, image_processor = load_image_tokenizer(str(folder), args.device)
     else:
         folder = Path(checkpoint_of(args.model))  # once: a folder that is trained in may hold a newer one any time
-        model, processor = load(folder, args.device)
+        model, processor = load(folder, args.device, dtype=args.dtype)
         tokenizer, image_processor = model.image_tokenizer, processor.image_processor
         sampling = choose_drawing(model, given_drawing(args))
     weights = weights_fingerprint(folder)  # now: a run that goes on may delete it meanwhile
     bench = open_bench(args, image_processor.image_size, str(tokenizer.device), folder)
-    results: dict = {"intervals": {}}
+    judge = {"glyphs_digest": bench.world.atlas.digest(), "reader_fingerprint": weights_fingerprint(args.reader)}
+    results: dict = {"intervals": {}} | judge
     if args.save_pictures:
         results["gallery"] = {"folder": folder_from(args.json or Path("results.json"), args.save_pictures)}
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             examine_drawing(
                 results, bench, model, processor, prompts, args.images_per_prompt, sampling, args.save_pictures
             )
-    results |= describe(results, args, argv, weights) | device_told(tokenizer.device)
+    results |= describe(results, args, start, weights) | model_told(tokenizer if model is None else model)
     if args.json:
         write_json(args.json, results)
     print_table(make_table(results), 110)
@@ -142,10 +145,10 @@ def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: P
 # ---- the results ---------------------------------------------------------------------------------------------------
 
 
-def describe(results: dict, args: argparse.Namespace, argv: list[str] | None, weights: str | None) -> dict:
+def describe(results: dict, args: argparse.Namespace, start: dict, weights: str | None) -> dict:
     """What was examined and how: enough to repeat it, and to judge its timings."""
     told = describe_run(
-        __file__, argv, model=str(args.tokenizer_only or args.model or DEFAULT_NAME), seed=args.seed,
+        start, model=str(args.tokenizer_only or args.model or DEFAULT_NAME), seed=args.seed,
         fingerprint=weights, fingerprint_of="weights", limited=args.limit is not None,
         num_samples={what: results[key] for what, key in SAMPLES.items() if key in results},
     )  # fmt: skip

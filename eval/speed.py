@@ -352,8 +352,8 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
     start_process()
     config = tiny_config() if args.tiny else semhitok_256_pixel().model
+    where = describe_machine(__file__)  # now: the files may change while it measures
     rows = {name: MEASUREMENTS[name].measure(config) for name in args.only}
-    where = describe_machine(__file__)
     Console(width=max(110, Console().width)).print(make_table(rows, where))
     if args.json:
         figures = figures_of([row for group in rows.values() for row in group])

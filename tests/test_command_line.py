@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from semhitok.checkpoints import choose_device
 from semhitok.errors import first_line
 from unimllm import chat, generate
-from unimllm.command_line import CommandLine, nearest, out_of_memory_told, run
+from unimllm.command_line import CommandLine, nearest, open_model, out_of_memory_told, run
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, folder_of, load
 
@@ -225,6 +226,15 @@ def test_weights_that_lack_a_tensor_are_refused(tiny_checkpoint, tmp_path):
 def test_devices_that_are_not_there(call, tiny_checkpoint, tmp_path, device):
     options = ("--prompt", APPLE, "--out", tmp_path / "a.png", "--model", tiny_checkpoint, "--device", device)
     assert f"device {device!r} cannot be used here" in call(generate, *options).refusal()
+
+
+def test_weights_are_of_the_dtype_that_is_asked_for(call, tiny_checkpoint, tmp_path):
+    for dtype, expected in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model, _ = open_model(str(tiny_checkpoint), "cpu", dtype)
+        assert model.language_model.dtype == expected and model.image_tokenizer.dtype == torch.float32
+    options = ("--prompt", APPLE, "--out", tmp_path / "a.png", "--model", tiny_checkpoint, "--device", "cpu", "--dtype")
+    assert "argument --dtype: invalid choice: 'float16'" in call(generate, *options, "float16").refusal()
+    assert call(generate, *options, "bfloat16").code == 0
 
 
 # ---- what both share -----------------------------------------------------------------------------------------------

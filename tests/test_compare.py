@@ -152,7 +152,8 @@ def test_what_cannot_be_compared_is_refused(program, call, tmp_path):
     refusal = call(program, tmp_path).refusal()
     assert "phased/seed-0/tokenizer.json has split 'validation' and joint/seed-0/tokenizer.json 'test'" in refusal
     change(tmp_path / "joint" / "seed-0" / "tokenizer.json", split="validation")
-    for file, values in (("tokenizer", {"classes_digest": "aa"}), ("features", {"image_size": 32})):
+    for file, values in (("tokenizer", {"classes_digest": "aa"}), ("features", {"image_size": 32}),
+                         ("tokenizer", {"glyphs_digest": "bb"})):  # fmt: skip
         change(tmp_path / "joint" / "seed-0" / f"{file}.json", **values)
         assert call(program, tmp_path).code == 0  # the other file is of an earlier version, which did not tell
         ((key, value),) = values.items()

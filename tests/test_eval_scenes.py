@@ -19,7 +19,7 @@ from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint
 from unimllm.inference import load
 from unimllm.metrics.geneval import TAGS
-from unimllm.report import device_told, write_json
+from unimllm.report import device_told, rounding_told, write_json
 from unimllm.scenes import CLASSES_24, GlyphAtlas
 from unimllm.scenes.glyphs import FONT_ENV
 from unimllm.scenes.language import KINDS
@@ -52,7 +52,7 @@ def no_font(monkeypatch, fake_atlas):
     monkeypatch.setattr(GlyphAtlas, "from_font", lambda names, font_path=None: fake_atlas)
 
 
-def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):
+def test_all_results_are_there(program, no_font, fake_atlas, tiny_checkpoint, reader, tmp_path, capsys):
     out, pictures = tmp_path / "new" / "scores.json", tmp_path / "pictures"
     options = ["--model", str(tiny_checkpoint), "--reader", str(reader), "--limit", "4", "--device", "cpu"]
     program.main([*options, "--json", str(out), "--save-pictures", str(pictures), "--images-per-prompt", "2"])
@@ -77,8 +77,12 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
         assert low <= high
 
     assert results["program"] == "eval/scenes.py" and results["limited"] is True and results["versions"]["torch"]
-    assert results["device"] == "cpu" and results["threads"] > 0 and "gpu" not in results
+    assert (
+        (results["device"], results["dtype"]) == ("cpu", "float32") and results["threads"] > 0 and "gpu" not in results
+    )
     assert results["fingerprint"] == fingerprint(tiny_checkpoint / "model.safetensors")
+    assert results["glyphs_digest"] == fake_atlas.digest()
+    assert results["reader_fingerprint"] == fingerprint(reader / "model.safetensors")
     assert results["command"].startswith("python eval/scenes.py --model ") and results["num_samples"]["questions"] == 4
     for key in ("pope_f1", "pope_f1_random", "pope_f1_strict", "mme_total", "objects_read_in_true_renders"):
         low, high = results["intervals"][key]
@@ -161,6 +165,8 @@ def test_wrong_options_are_told(program, no_font, tiny_checkpoint, reader, tmp_p
         program.main([*model, "--limit", "0"])
     with pytest.raises(UserError, match="choose one"):
         program.main([*model, "--tokenizer-only", str(tmp_path)])
+    with pytest.raises(UserError, match="an image tokenizer is float32 always"):
+        program.main(["--tokenizer-only", str(tmp_path), "--dtype", "bfloat16"])
     with pytest.raises(UserError, match="no reader in"):
         program.main([*model, "--reader", str(tmp_path / "none")])
     with pytest.raises(UserError, match="reads 24 pixels, the model draws 16"):
@@ -207,3 +213,11 @@ def test_a_gpu_is_told_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     assert device_told(torch.device("cuda:0")) == {"device": "cuda:0", "gpu": "a GPU"}
     assert device_told(torch.device("cpu")) == {"device": "cpu"}
+
+
+def test_the_batch_is_told_where_numbers_depend_on_it(tiny_checkpoint):
+    exact = rounding_told(load(tiny_checkpoint, "cpu")[0], 3)
+    assert (exact["dtype"], exact["device"], "batch_size" in exact) == ("float32", "cpu", False)
+    assert set(exact["versions"]) == {"torch", "transformers"}
+    half = load(tiny_checkpoint, "cpu", dtype="bfloat16")[0]  # its image tokenizer is float32
+    assert rounding_told(half, 3) == exact | {"dtype": "bfloat16", "batch_size": 3}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,13 +141,40 @@ def test_runs_do_not_mix(program, call, tiny_checkpoint, tiny_cheers, prompts, t
     del settings["fingerprint"]  # as earlier versions wrote it
     (out / "generation.json").write_text(json.dumps(settings))
     ended = call(program, *words, "--images-per-prompt", 1)
-    assert ended.code == 0 and f"note: nobody knows of which weights the pictures in {out} are" in ended.err
+    assert (
+        ended.code == 0 and f"note: nobody knows with which fingerprint the pictures in {out} were drawn" in ended.err
+    )
     assert "fingerprint" not in json.loads((out / "generation.json").read_text())  # nobody knows of which weights
     for damaged in ("{", "[]"):
         (out / "generation.json").write_text(damaged)
         assert "generation.json is damaged" in call(program, *words).refusal()
     (out / "generation.json").unlink()
     assert "holds pictures but no generation.json" in call(program, *words).refusal()
+
+
+def test_pictures_are_drawn_on_as_they_were_begun(program, call, tiny_checkpoint, prompts, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    words = ("generate", "--model", tiny_checkpoint, "--prompts", prompts, "--device", "cpu", "--out", out)
+    monkeypatch.setattr(program, "commit_of", lambda _: "first")
+    assert call(program, *words, "--images-per-prompt", 1).code == 0
+    told = json.loads((out / "generation.json").read_text())
+    assert (told["dtype"], told["device"], told["batch_size"], told["images_per_prompt"]) == ("float32", "cpu", 32, 1)
+    assert told["commit"] == "first" and set(told["versions"]) == {"torch", "transformers"}
+    assert len(told["settings_fingerprint"]) == len(told["code_fingerprint"]) == 16
+
+    monkeypatch.setattr(program, "commit_of", lambda _: "second")  # of other files than those that draw
+    assert "2 pictures drawn" in call(program, *words, "--images-per-prompt", 2, "--batch-size", 1).out
+    again = json.loads((out / "generation.json").read_text())
+    assert again == told | {"images_per_prompt": 2}  # the first run's; in float32 the batch changes nothing
+    told = call(program, *words, "--dtype", "bfloat16").refusal()
+    assert "its dtype is float32, now it is bfloat16; choose another --out" in told
+    monkeypatch.setattr(program, "code_fingerprint", lambda: "edited")
+    assert f"its code_fingerprint is {again['code_fingerprint']}, now it is edited" in call(program, *words).refusal()
+
+    monkeypatch.undo()
+    half = (*words[:-1], tmp_path / "half", "--images-per-prompt", 1, "--dtype", "bfloat16", "--batch-size")
+    assert call(program, *half, 2).code == 0
+    assert "its batch_size is 2, now it is 1; choose another --out" in call(program, *half, 1).refusal()
 
 
 def test_a_folder_whose_name_is_a_digit_but_no_number_holds_no_pictures(
@@ -193,6 +222,7 @@ def test_a_folder_is_looked_at_once_and_scored_again(
     assert set(first["intervals"]) == {*first["scores"], "correct_pictures", "correct_prompts"}
     assert (first["program"], first["limited"]) == ("eval/geneval.py", True)
     assert first["fingerprint"] == weights_fingerprint(tiny_checkpoint) and first["fingerprint_of"] == "weights"
+    assert first["generation"] == json.loads((out / "generation.json").read_text())
     shown = first["gallery"]["drawings"]
     assert [row["filename"] for row in shown] == ["00000/samples/0000.png", "00001/samples/0000.png"]
     assert first["gallery"]["folder"] == "out" and all(row["found"] for row in shown)
@@ -257,6 +287,18 @@ def test_a_record_of_another_detector_is_not_added_to(program, call, mask2former
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     words = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", tmp_path / "seen.jsonl")
     assert "is the record of another" in call(program, "score", folder, *words).refusal()
+
+
+def test_a_record_of_other_weights_of_a_detector_s_name_is_not_added_to(program, call, mask2former, clip, tmp_path):
+    folder, record = one_picture(tmp_path / "out", PROMPTS[0], noise(16, 16)), tmp_path / "seen.jsonl"
+    detector = tmp_path / "detector"
+    words = ("--detector", detector, "--clip", clip, "--device", "cpu", "--detections", record)
+    shutil.copytree(mask2former, detector)
+    assert call(program, "score", folder, *words).code == 0
+    assert re.fullmatch(rf"{detector} \([0-9a-f]{{12}}\) and {clip} \([0-9a-f]{{12}}\), transformers .*",
+                        read_records(record)[PICTURE].detector)  # fmt: skip
+    tiny_mask2former().save_pretrained(detector)
+    assert f"is the record of {detector} (" in call(program, "score", folder, *words).refusal()
 
 
 def test_a_folder_gives_its_whole_name_and_a_file_loses_its_suffix(program, call, tmp_path):

@@ -12,6 +12,7 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import add_lora, load_lora, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint, settings_fingerprint, weights_fingerprint
 from unimllm.training.presets import SFT_PRESETS
 from unimllm.training.sft import SftTask
 from unimllm.training.start_model import choose_trained, start_model, train_image_tokens
@@ -80,6 +81,18 @@ def test_a_merged_checkpoint_needs_no_peft_and_an_adapter_lies_over_its_model(ad
     for model in (merged.eval(), laid):
         for value, wanted in zip(outputs(model), expected, strict=True):
             torch.testing.assert_close(value, wanted)
+
+
+def test_an_adapter_s_fingerprints_are_of_its_model_too(adapted, base, tmp_path):
+    save_lora(adapted, tmp_path / "lora", str(shutil.copytree(base, tmp_path / "base")))
+    weights, settings = weights_fingerprint(tmp_path / "lora"), settings_fingerprint(tmp_path / "lora")
+    files = ("base/model", "lora/adapter_model", "lora/trained_in_full")
+    assert weights == fingerprint(*(tmp_path / f"{file}.safetensors" for file in files))
+    (tmp_path / "base" / "chat_template.jinja").write_text("another")
+    assert weights_fingerprint(tmp_path / "lora") == weights and settings_fingerprint(tmp_path / "lora") != settings
+    with (tmp_path / "base" / "model.safetensors").open("ab") as file:
+        file.write(b"other weights")
+    assert weights_fingerprint(tmp_path / "lora") != weights
 
 
 def test_adapters_that_do_not_fit_are_told(adapted, tiny_checkpoint, tmp_path):

@@ -285,6 +285,7 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
 
     ((_, pictures),) = cropped_batches(FolderPictures(folder), 16, 9, None)
     decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_pixel_values(pictures))))
+    assert results["pictures_fingerprint"] == hashlib.sha256(pictures.tobytes()).hexdigest()[:16]  # of any batches
     assert results["psnr"] == pytest.approx(psnr(pictures, decoded).mean(), abs=0.01)
     assert results["ssim"] == pytest.approx(ssim(pictures, decoded).mean(), abs=1e-3)
     assert results["ssim_data_range_2"] > results["ssim"] and results["intervals"]["psnr"][0] <= results["psnr"]
@@ -341,6 +342,7 @@ def test_scenes_and_a_whole_model(program, tiny_checkpoint, fake_atlas, monkeypa
     results = json.loads(out.read_text())
     assert results["num_pictures"] == 3 and results["crop"].startswith("none")
     assert (results["image_size"], results["num_classes"]) == (16, 24) and len(results["classes_digest"]) == 16
+    assert results["glyphs_digest"] == fake_atlas.digest() and results["dtype"] == "float32"
     assert results["intervals"]["ssim"][0] <= results["ssim"] <= results["intervals"]["ssim"][1]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from unimllm.fingerprint import fingerprint, weights_fingerprint
 from unimllm.gallery import first_drawings, first_of_each, folder_from, kept_questions
 from unimllm.metrics.geneval_records import OWN_PROMPTS
-from unimllm.result_measures import MEASURES
+from unimllm.result_measures import MEASURES, told_data
 from unimllm.results import shortest_labels
 
 EVIL = '<script>alert("1")</script>|`x`'
@@ -158,6 +158,40 @@ def test_scenes_of_another_reader_are_not_compared(program, call, tmp_path):
     assert "**Scenes, test split, seed 0, reader runs/reader_256: reconstruction**" in out
 
 
+def test_results_over_other_data_of_one_name_are_not_compared(program, call, tmp_path):
+    told = {"glyphs_digest": "g1", "reader_fingerprint": "r1"}
+    save(tmp_path / "old.json", scenes("OLD"))  # does not tell, and stays beside all
+    save(tmp_path / "a.json", scenes("A", **told))
+    save(tmp_path / "b.json", scenes("B", **told))
+    group, n = "Scenes, test split, seed 0: reconstruction", 1000
+    groups = table_of(call(program, tmp_path).out)
+    assert f"**{group}**" in groups and not any("g1" in name for name in groups)
+    save(tmp_path / "b.json", scenes("B", **told | {"glyphs_digest": "g2"}))
+    groups = table_of(call(program, tmp_path).out)
+    assert {f"**{group}**", f"**{group} (glyphs g1)**", f"**{group} (glyphs g2)**"} <= set(groups)
+
+    for name, digest in (("a", "p1"), ("b", "p2")):
+        rebuilt = facts("reconstruction", name, data="FOLDER", resolution=16, num_pictures=n, frechet={}) | {
+            "psnr": 30.0, "intervals": {"psnr": [29, 31]}, "pictures_fingerprint": digest,
+        }  # fmt: skip
+        save(tmp_path / "rebuilt" / f"{name}.json", rebuilt)
+        save(tmp_path / "part" / f"{name}.json", rebuilt | {"limit": 3, "limited": True})
+    group = "Reconstruction of FOLDER, 16 x 16"
+    groups = table_of(call(program, tmp_path / "rebuilt").out)
+    assert f"**{group} (pictures p1)**" in groups and f"**{group} (pictures p2)**" in groups
+    assert f"**{group}**" in table_of(call(program, tmp_path / "part").out)  # marked as a part
+
+
+def test_a_digest_is_of_the_questions_of_a_whole_set():
+    split = {"questions_fingerprint": "q"}
+    assert told_data({"splits": {"random": split}, "pictures_fingerprint": "p"}) == {
+        "pictures": "p", "random questions": "q",
+    }  # fmt: skip
+    assert told_data({"splits": {"random": split}, "limit": 3, "glyphs_digest": "g"}) == {"glyphs": "g"}
+    assert told_data({"questions_fingerprint": "q", "missing": ["OCR"]}) == {}
+    assert told_data({"questions_fingerprint": "q", "missing": [], "incomplete": []}) == {"questions": "q"}
+
+
 def test_timings_of_other_machines_are_not_compared(program, call, tmp_path):
     unknown = scenes("A")
     del unknown["device"]
@@ -218,6 +252,26 @@ def test_one_name_is_one_column_unless_it_measured_the_same_twice_or_is_another_
 )
 def test_runs_of_one_name_are_told_apart_by_as_little_of_their_files_as_will_do(files, labels):
     assert shortest_labels([Path(file) for file in files]) == list(labels)
+
+
+def test_a_run_s_facts_are_those_of_the_drawing(program, call, tmp_path):
+    drawn = {"seed": 7, "sampling": {"guidance_scale": 4.0}, "commit": "fedcba9876", "dtype": "bfloat16",
+             "device": "cuda", "gpu": "a GPU"}  # fmt: skip
+    scored = facts("geneval", "A", benchmark="GenEval", detector="D", generation=drawn, scores={"overall": 0.5}) | {
+        "intervals": {"overall": [0.4, 0.6]}, "num_pictures": 4, "num_prompts": 1, "num_pictures_by_tag": {},
+        "correct_pictures": 0.5, "correct_prompts": 1.0,
+    }  # fmt: skip
+    save(tmp_path / "scored.json", scored)
+    save(tmp_path / "asked.json", mme("A", dtype="float32"))
+    out = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-").out
+    told = "drawn at commit fedcba9, seed 7, weights 0123456789abcdef, bfloat16 on a GPU, guidance scale 4.0"
+    assert f"- A: `python eval/geneval.py --model 'A'`, {told}\n" in out
+    assert "commit abcdef0 with changes, seed 0, answers 0123456789abcdef, float32 on cpu\n" in out
+    text = (tmp_path / "report.html").read_text()
+    for name, value in (("seed of the drawing", "7"), ("device of the drawing", "a GPU"), ("dtype", "float32")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
+    save(tmp_path / "scored.json", scored | {"generation": {"seed": 7}})  # as earlier versions wrote it
+    assert "drawn at commit unknown, seed 7, weights 0123456789abcdef\n" in call(program, tmp_path).out
 
 
 def test_names_are_whole_on_the_page(program, call, tmp_path):

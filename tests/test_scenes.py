@@ -72,6 +72,14 @@ def test_objects_stand_out_from_their_ground(fake_world, seed, split):
         assert np.mean(GROUNDS[scene.ground]) > 100
 
 
+def test_a_digest_tells_glyphs_of_other_pixels_and_other_names(fake_atlas):
+    glyphs = fake_atlas.glyphs
+    assert GlyphAtlas(dict(reversed(glyphs.items()))).digest() == fake_atlas.digest()
+    brighter = glyphs | {"dog": glyphs["dog"] + np.float32(1 / 255)}
+    renamed = {name + "s": glyph for name, glyph in glyphs.items()}
+    assert len({GlyphAtlas(some).digest() for some in (glyphs, brighter, renamed)}) == 3
+
+
 @settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_render_composes_the_sprites(fake_world, seed):

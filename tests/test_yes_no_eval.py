@@ -10,8 +10,9 @@ from conftest import load_program
 from PIL import Image
 
 from semhitok import SemHiTokModel
-from unimllm import inference, questions
+from unimllm import inference, questions, report
 from unimllm.errors import UserError
+from unimllm.fingerprint import fingerprint
 from unimllm.json_rows import read_rows
 from unimllm.metrics import mme, pope
 from unimllm.metrics.intervals import bootstrap, percentiles, resampled_sums
@@ -335,6 +336,11 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert call(program, "score", *written, "--label-file", *files, "--json", scores).code == 0
     again = json.loads(scores.read_text())
     assert (again["splits"], again["intervals"]) == (results["splits"], results["intervals"])
+    assert results["pictures_fingerprint"] == fingerprint(*sorted(coco.iterdir()))
+    prints = {entry["questions_fingerprint"] for entry in results["splits"].values()}
+    assert len(prints) == 1 and len(prints.pop()) == 16  # of the same questions, whatever the split's name
+    assert call(program, "score", *written, "--json", scores).code == 0
+    assert "questions_fingerprint" not in json.loads(scores.read_text())["splits"]["random"]
     assert again["model"] == out.name  # not that of the first split
 
     assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
@@ -354,6 +360,49 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
     assert "lacks 1 of the 3 pictures" in call(program, "answer", *files, *words).refusal()
     assert "--pictures is missing" in call(program, "answer", *files).refusal()
     assert "the question files are missing" in call(program, "answer", *words).refusal()
+
+
+def test_the_commit_is_that_of_the_start(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    rows = [{"image": "0.png", "text": "Is there a dog in the image?", "label": "yes"}]
+    commits, open_model = ["before"], program.open_model
+
+    def opened_late(*given):
+        commits.append("after")
+        return open_model(*given)
+
+    monkeypatch.setattr(report, "commit_of", lambda _: commits[-1])
+    monkeypatch.setattr(program, "open_model", opened_late)
+    words = ("answer", write_rows(tmp_path / "coco_pope_random.json", rows), "--pictures", coco, "--device", "cpu")
+    words += ("--model", tiny_checkpoint, "--out", tmp_path / "out", "--json", tmp_path / "scores.json")
+    assert call(program, *words, "--dtype", "bfloat16").code == 0
+    results = json.loads((tmp_path / "scores.json").read_text())
+    assert (results["commit"], results["dtype"], results["device"]) == ("before", "bfloat16", "cpu")
+
+
+def test_kept_answers_are_of_the_same_rounding(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
+    rows = [{"image": f"{i}.png", "text": "Is there a dog in the image?", "label": "yes"} for i in range(3)]
+    words = ("answer", write_rows(tmp_path / "coco_pope_random.json", rows), "--pictures", coco, "--device", "cpu")
+    words += ("--model", tiny_checkpoint, "--out", tmp_path / "out")
+    encode, left = questions.encode, []
+
+    def breaks_off(*given):
+        left.pop()
+        return encode(*given)
+
+    monkeypatch.setattr(questions, "encode", breaks_off)
+    for options, others, taken in (
+        (("--batch-size", 1), ("--batch-size", 2), True),
+        (("--batch-size", 1), ("--batch-size", 1, "--dtype", "bfloat16"), False),
+        (("--batch-size", 1, "--dtype", "bfloat16"), ("--batch-size", 2, "--dtype", "bfloat16"), False),
+    ):
+        left[:] = [1, 1]
+        with pytest.raises(IndexError):  # at the third picture
+            program.main([str(word) for word in (*words, *options)])
+        left[:] = [1, 1, 1]
+        ended = call(program, *words, *others)
+        assert ended.code == 0 and ("2 answers of a run that was broken off" in ended.err) == taken, ended.err
+        for kept in (tmp_path / "out").glob(".answers-*"):
+            kept.unlink()
 
 
 def test_kept_answers_are_of_the_same_pictures(call, program, tiny_checkpoint, coco, tmp_path, monkeypatch):
@@ -454,6 +503,7 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     results = json.loads(scores.read_text())
     again = scored(call, program, tmp_path, out)
     assert (again["subtasks"], again["intervals"]) == (results["subtasks"], results["intervals"])
+    assert len(results["pictures_fingerprint"]) == len(results["questions_fingerprint"]) == 16
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
     assert "OCR.txt would be" in call(program, "score", out, "--json", out / "OCR.txt").refusal()

@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     pictures = [open_picture(path) for path in args.image]
     if args.question is not None:
-        model, processor = open_model(args.model, args.device)
+        model, processor = open_model(args.model, args.device, args.dtype)
         print(answer(model, processor, pictures, args.question))
         return
     person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     terminal = RichTerminal() if person else PlainTerminal()
     with terminal.busy("loading the model"):
-        model, processor = open_model(args.model, args.device)
+        model, processor = open_model(args.model, args.device, args.dtype)
     about = f"talking about {' and '.join(args.image)}" if args.image else "no picture yet: /image PATH or /draw PROMPT"
     terminal.greet(f"{about}; /help lists the commands")
     Chat(Conversation(model, processor, pictures), terminal).run()

@@ -1,4 +1,4 @@
-"""What unimllm's command lines share beyond `semhitok.command_line`: --model, --device, and how to draw.
+"""What unimllm's command lines share beyond `semhitok.command_line`: --model, --device, --dtype, and how to draw.
 
 Nothing here imports torch or transformers at the top, so a misspelt option is told at once.
 """
@@ -18,14 +18,24 @@ __all__ = [
     "run", "run_command", "silence_libraries",
 ]  # fmt: skip
 
+DTYPES = ("auto", "float32", "bfloat16")
+
 
 class CommandLine(command_line.CommandLine):
     """The parser of a program that runs a model."""
 
     def add_model_options(self) -> None:
-        """--model and --device."""
-        self.add_argument("--model", help="folder or hub id of a checkpoint; scenes (default) and scenes-cheers ship")
+        """--model, --device and --dtype."""
+        self.add_model_option()
         self.add_device_option()
+        self.add_argument(
+            "--dtype", choices=DTYPES, default=DTYPES[0],
+            help="of the weights; auto (default): as they are stored on a GPU, float32 on a CPU",
+        )  # fmt: skip
+
+    def add_model_option(self) -> None:
+        """--model alone."""
+        self.add_argument("--model", help="folder or hub id of a checkpoint; scenes (default) and scenes-cheers ship")
 
     def add_drawing_options(self) -> None:
         """Those of all families; what is left out is as the model's generation_config.json has it."""
@@ -63,12 +73,12 @@ def given_drawing(args: argparse.Namespace) -> dict[str, float | None]:
     return {name: getattr(args, name) for name in FLAGS}
 
 
-def open_model(model: str | None, device: str | None):
+def open_model(model: str | None, device: str | None, dtype: str = DTYPES[0]):
     """`unimllm.load` without the noise: (model, processor)."""
     silence_libraries()
     from unimllm.inference import load
 
-    return load(model, device)
+    return load(model, device, dtype=dtype)
 
 
 def run_command(commands: dict[str, Callable[[list[str]], None]], about: str, argv: list[str] | None) -> None:

@@ -19,7 +19,7 @@ WORKING_NAME = ".{}.partial"
 
 def main(argv: list[str] | None = None) -> None:
     parser = CommandLine("python -m unimllm.export", "Write a trained model as a small folder to ship.")
-    parser.add_model_options()
+    parser.add_model_option()
     parser.add_argument("--out-dir", type=Path, help="folder to write; its other files stay")
     parser.add_argument("--image-tokenizer", help="take the pixel decoder from this SemHiTok checkpoint")
     args = parser.parse_args(argv)

@@ -49,7 +49,8 @@ def weights_fingerprint(checkpoint: str | Path) -> str | None:
     """`fingerprint` of a checkpoint's safetensors in the order of their names, None where there are none.
 
     Args:
-        checkpoint: a folder (that of a LoRA adapter: of the adapter alone), or a hub id that was loaded before.
+        checkpoint: a folder (that of a LoRA adapter: of the model that it belongs over, too), or a hub id that was
+            loaded before.
     """
     files = _files_of(checkpoint, (".safetensors",))
     return fingerprint(*files) if files else None
@@ -61,8 +62,16 @@ def settings_fingerprint(checkpoint: str | Path) -> str:
 
 
 def _files_of(checkpoint: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """A checkpoint's files of some kinds in the order of their names; none where it is not on this machine."""
-    folder = Path(checkpoint)
+    """A checkpoint's files of some kinds in the order of their names; none where it is not on this machine.
+
+    Those of a LoRA adapter follow those of the model that it belongs over.
+    """
+    folder, below = Path(checkpoint), []
+    if (folder / "adapter_config.json").is_file():
+        from unimllm.discrete.lora import base_of
+        from unimllm.inference import checkpoint_of
+
+        below = _files_of(checkpoint_of(base_of(folder)), suffixes)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -71,4 +80,4 @@ def _files_of(checkpoint: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
             folder = Path(snapshot_download(str(checkpoint), local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
             return []
-    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    return below + sorted(path for path in folder.iterdir() if path.suffix in suffixes)

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs = plan(args)
     for job in jobs:
         check_writable(job.path)
-    model, processor = open_model(args.model, args.device)
+    model, processor = open_model(args.model, args.device, args.dtype)
     options = choose_drawing(model, given_drawing(args))
     check_prompts(model, processor, list(dict.fromkeys(job.prompt for job in jobs)))
     if args.out_dir:  # an earlier run's would speak of other pictures than lie there, were this one broken off

@@ -32,7 +32,7 @@ def load(
     model: str | Path | None = None,
     device: str | None = None,
     option: str = "--model",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str = "auto",
 ):
     """Load a model and its processor.
 
@@ -40,9 +40,10 @@ def load(
         model: folder or hub id of a checkpoint; an output folder of `train/sft.py` means its newest checkpoint; the
             folder `lora` of a checkpoint means the model that it was trained on with the adapter merged into it; one of
             SHIPPED_MODELS; None: the first of those.
-        device: "cpu", "cuda", ...; None: a GPU if there is one. On a CPU the weights are float32.
+        device: "cpu", "cuda", ...; None: a GPU if there is one.
         option: of the command line that named it, for the messages.
-        dtype: of the weights, the image tokenizer's aside, which are always float32.
+        dtype: of the weights, or its name, the image tokenizer's aside, which are always float32; "auto": as they are
+            stored on a GPU, float32 on a CPU.
 
     Returns:
         (model in evaluation mode, processor).
@@ -63,7 +64,8 @@ def load(
     import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
 
     device = choose_device(device)
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = torch.float32
     try:
         config = AutoConfig.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)

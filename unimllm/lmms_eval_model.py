@@ -12,7 +12,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
@@ -82,8 +81,7 @@ class UniMLLM(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             device = str(self.accelerator.device)
-        weights = getattr(torch, dtype) if dtype else None
-        self.model, self.processor = load(pretrained, device, "--model_args pretrained", weights)
+        self.model, self.processor = load(pretrained, device, "--model_args pretrained", dtype or "auto")
         self.device = self.model.device
 
     def generate_until(self, requests: list) -> list[str]:

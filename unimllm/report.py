@@ -14,6 +14,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedModel
 
 import unimllm
 from unimllm.fingerprint import commit_of, weights_fingerprint
@@ -68,9 +69,19 @@ def add_code_use(table: Table, results: dict) -> None:
     table.add_row("perplexity: semantic/pixel/flat", "/".join(f"{p:.0f}" for p in perplexities))
 
 
+def describe_start(program: str, argv: list[str] | None) -> dict:
+    """What is told of a run before its long work, while the files are those that it runs: see `describe_run`.
+
+    Args:
+        program: `__file__` of the program.
+        argv: see `command_told`.
+    """
+    name = "/".join(Path(program).parts[-2:])
+    return describe_machine(program) | {"program": name, "command": command_told(name, argv)}
+
+
 def describe_run(
-    program: str,
-    argv: list[str] | None,
+    start: dict,
     *,
     model: str,
     fingerprint: str | None,
@@ -82,8 +93,7 @@ def describe_run(
     """What every result carries: of what it is, how to repeat it, and what to know of its timings.
 
     Args:
-        program: `__file__` of the program.
-        argv: see `command_told`.
+        start: of `describe_start`.
         model: as the user named it.
         fingerprint: see unimllm/fingerprint.py.
         fingerprint_of: "weights", or what alone was scored: "answers", "pictures".
@@ -91,10 +101,7 @@ def describe_run(
         num_samples: what was measured on -> how many: "pictures", "questions", "prompts", ...
         limited: whether that is only a part of the set.
     """
-    name = "/".join(Path(program).parts[-2:])
-    return describe_machine(program) | {
-        "program": name,
-        "command": command_told(name, argv),
+    return start | {
         "model": model,
         "fingerprint": fingerprint,
         "fingerprint_of": fingerprint_of,
@@ -125,18 +132,37 @@ def describe_machine(program: str) -> dict:
     return {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-            "unimllm": unimllm.__version__,
-        },
+        "versions": library_versions() | {"unimllm": unimllm.__version__},
         "load_average": round(os.getloadavg()[0], 1),
         "commit": commit_of(program),
     }
 
 
+def library_versions() -> dict[str, str]:
+    """Those of the libraries that compute."""
+    return {"torch": torch.__version__, "transformers": version("transformers")}
+
+
+def model_told(model: PreTrainedModel) -> dict[str, str]:
+    """What a model or an image tokenizer runs in and on: `dtype`, that of its language model if it has one, and
+    `device_told`.
+    """
+    dtype = getattr(model, "language_model", model).dtype
+    return {"dtype": str(dtype).removeprefix("torch.")} | device_told(model.device)
+
+
+def rounding_told(model: PreTrainedModel, batch_size: int) -> dict:
+    """What rounds a model's numbers beside its code: runs that differ in it may answer and draw differently.
+
+    Args:
+        batch_size: told where the model is not in float32, in which alone it changes nothing.
+    """
+    told = model_told(model) | {"device": model.device.type, "versions": library_versions()}  # any GPU of that name
+    return told if told["dtype"] == "float32" else told | {"batch_size": batch_size}
+
+
 def device_told(device: torch.device) -> dict[str, str]:
-    """What a model ran on, for its timings: `device`, and `gpu`, the GPU's name, where it is one."""
+    """What a model ran on: `device`, and `gpu`, the GPU's name, where it is one."""
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"device": str(device)} | gpu
 

@@ -92,6 +92,18 @@ def told_set(r: dict) -> str:
     return f"Scenes, {r.get('split', 'test')} split, seed {r['seed']}{read_by}"
 
 
+def told_data(r: dict) -> dict[str, str]:
+    """What a result was measured with and on -> its digest; nothing of what earlier versions did not tell.
+
+    The questions and pictures of a part of a set are those of the whole and are not told: the report marks parts.
+    """
+    told = {"glyphs": r.get("glyphs_digest"), "reader": r.get("reader_fingerprint")}
+    if r.get("limit") is None and not r.get("missing") and not r.get("incomplete"):
+        told |= {"pictures": r.get("pictures_fingerprint"), "questions": r.get("questions_fingerprint")}
+        told |= {f"{name} questions": s.get("questions_fingerprint") for name, s in r.get("splits", {}).items()}
+    return {what: str(digest) for what, digest in told.items() if digest}
+
+
 def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
     on, intervals = told_set(r), r["intervals"]

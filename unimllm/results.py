@@ -1,13 +1,13 @@
 """Result files of eval/*.py as measures that stand side by side in columns, one for each model."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.json_rows import read_text
-from unimllm.result_measures import MEASURES, Measure
+from unimllm.result_measures import MEASURES, Measure, told_data
 
 FACTS = (
     "program", "model", "fingerprint", "commit", "command", "versions", "seed", "num_samples", "limited",
@@ -31,6 +31,8 @@ class Result:
         program: that wrote it, such as "eval/scenes.py".
         measures: in the order in which they are shown.
         missing: what of FACTS it lacks: an earlier version wrote it.
+        data: see `told_data`.
+        apart: what of its data tells it from results that would be in its groups, see `tell_apart`; in brackets.
     """
 
     path: Path
@@ -38,6 +40,8 @@ class Result:
     program: str
     measures: list[Measure]
     missing: list[str]
+    data: dict[str, str] = field(default_factory=dict)
+    apart: str = ""
 
     @property
     def model(self) -> str:
@@ -53,6 +57,12 @@ class Result:
         """The fingerprint of the model's weights, None if unknown."""
         known = self.content.get("fingerprint") and self.content.get("fingerprint_of") == "weights"
         return str(self.content["fingerprint"]) if known else None
+
+    @property
+    def made(self) -> dict:
+        """Where it is told how the answers or pictures were made: those of GenEval are drawn by another run."""
+        drawn = self.content.get("generation")
+        return drawn if isinstance(drawn, dict) else self.content
 
     def shown(self, part: str) -> list[tuple[dict, Path]]:
         """Rows of a part of the gallery with their pictures."""
@@ -98,7 +108,23 @@ def read_results(paths: list[Path]) -> tuple[list[Result], list[str]]:
         where = ", ".join(map(str, paths))
         found = f" ({'; '.join(refused)})" if refused else ""
         raise UserError(f"no results in {where}{found}: `python eval/scenes.py --json FILE` makes one")
-    return results, refused
+    return tell_apart(results), refused
+
+
+def tell_apart(results: list[Result]) -> list[Result]:
+    """The results, those of one group over other data in groups that tell it."""
+    groups = [{measure.group for measure in result.measures} for result in results]
+    told = []
+    for result, own in zip(results, groups, strict=True):
+        beside = [other for other, theirs in zip(results, groups, strict=True) if own & theirs]
+        differs = [
+            f"{what} {digest}" for what, digest in result.data.items()
+            if {other.data.get(what, digest) for other in beside} != {digest}
+        ]  # fmt: skip
+        apart = f" ({', '.join(differs)})" if differs else ""
+        measures = [replace(measure, group=measure.group + apart) for measure in result.measures]
+        told.append(replace(result, measures=measures, apart=apart))
+    return told
 
 
 def json_files(paths: list[Path]) -> list[Path]:
@@ -124,12 +150,12 @@ def read_result(path: Path) -> Result:
         told = f"of {program!r}, which is" if program else "of"
         raise UserError(f"{path} is {told} none of {', '.join(MEASURES)}")
     try:
-        measures = list(MEASURES[program](content))
+        measures, data = list(MEASURES[program](content)), told_data(content)
         check_gallery(content.get("gallery", {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"{path} is no whole result of {program}: {lacks}") from error
-    return Result(path, content, program, measures, [name for name in FACTS if name not in content])
+    return Result(path, content, program, measures, [name for name in FACTS if name not in content], data)
 
 
 def check_gallery(gallery: dict) -> None:

@@ -219,7 +219,7 @@ def tries_by(columns: list[Column], part: str, names: tuple[str, ...]) -> dict[t
     for i, column in enumerate(columns):
         for result in column.results:
             for row, file in result.shown(part):
-                key = (told_set(result.content), *(str(row[name]) for name in names))
+                key = (told_set(result.content) + result.apart, *(str(row[name]) for name in names))
                 of_columns = tries.setdefault(key, [None] * len(columns))
                 of_columns[i] = of_columns[i] or Try(row, file)
     return tries
@@ -305,13 +305,16 @@ def runs(columns: list[Column]) -> Iterator[str]:
 
 def told_of(result: Result) -> dict[str, str]:
     """The facts of a run in words; what is not known is left out."""
-    content = result.content
-    told = {name: content.get(name) for name in ("command", "commit")}
+    content, made = result.content, result.made
+    of = "" if made is content else " of the drawing"
+    told = {"command": content.get("command"), f"commit{of}": made.get("commit")}
     if content.get("fingerprint"):
         told["fingerprint"] = f"{content['fingerprint']}, of the {content.get('fingerprint_of', 'weights')}"
-    told["seed"] = content.get("seed")
+    told[f"seed{of}"] = made.get("seed")
     told["samples"] = in_words(content.get("num_samples")) + (", a part of the set" if result.limited else "")
-    told |= {"versions": in_words(content.get("versions")), "processor": content.get("processor"), "file": result.path}
+    told |= {f"sampling{of}": in_words(made.get("sampling")), f"dtype{of}": made.get("dtype")}
+    told |= {f"device{of}": made.get("gpu") or made.get("device"), f"versions{of}": in_words(made.get("versions"))}
+    told |= {"processor": content.get("processor"), "file": result.path}
     told["not told by the file"] = ", ".join(result.missing)
     return {name: str(value) for name, value in told.items() if value not in (None, "")}
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from semhitok.checkpoints import choose_device, may_be_hub_id
 from semhitok.errors import first_line
+from semhitok.fingerprint import weights_digest
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import THRESHOLD
 from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record
@@ -168,7 +169,7 @@ class GenEvalDetector:
 
         Args:
             mask2former: a `Mask2FormerForUniversalSegmentation` of COCO's 80 classes.
-            name: of both models, for records and reports.
+            name: of both models, for records and reports, with the digests of their weights.
         """
         self.mask2former, self.colors, self.name = mask2former, colors, name
 
@@ -196,7 +197,9 @@ class GenEvalDetector:
         colors = ColorClassifier(
             load_named(CLIPModel, clip, options[1]).to(device), load_named(AutoTokenizer, clip, options[1])
         )
-        return cls(mask2former, colors, f"{detector} and {clip}, transformers {version('transformers')}")
+        names = (f"{name} ({weights_digest(model.state_dict())})"
+                 for name, model in ((detector, mask2former), (clip, colors.clip)))  # fmt: skip
+        return cls(mask2former, colors, f"{' and '.join(names)}, transformers {version('transformers')}")
 
     @torch.inference_mode()
     def look(self, image: Image.Image, file: str, metadata: dict) -> Record:

@@ -1,5 +1,6 @@
 """The glyph atlas: emoji of Noto Color Emoji as small premultiplied RGBA sprites in any size and tint."""
 
+import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unimllm.errors import UserError
+from unimllm.fingerprint import DIGITS
 from unimllm.scenes.objects import COLORS, NAMELESS_TINTS, OBJECTS
 
 FONT_ENV = "UNIMLLM_EMOJI_FONT"
@@ -126,6 +128,14 @@ class GlyphAtlas:
     @classmethod
     def from_font(cls, names: tuple[str, ...], font_path: str | Path | None = None) -> "GlyphAtlas":
         return cls(load_glyphs(names, font_path))
+
+    def digest(self) -> str:
+        """What tells these glyphs from those of another font, or of another version of it."""
+        sha256 = hashlib.sha256()
+        for name, glyph in sorted(self.glyphs.items()):
+            sha256.update(f"{name} {glyph.shape}".encode())
+            sha256.update(np.ascontiguousarray(glyph).data)
+        return sha256.hexdigest()[:DIGITS]
 
     def _sprite(self, name: str, color: str | None, size: int) -> np.ndarray:
         if color is None:

@@ -46,9 +46,9 @@ class WorldConfig:
 
 
 def world_told(world: World) -> dict[str, int | str]:
-    """What tells the worlds of results apart; the digest is of the objects in their order."""
+    """What tells the worlds of results apart; the digests are of the objects in their order and of their glyphs."""
     classes = {"num_classes": len(world.classes), "classes_digest": json_fingerprint(list(world.classes))}
-    return {"image_size": world.image_size} | classes
+    return {"image_size": world.image_size} | classes | {"glyphs_digest": world.atlas.digest()}
 
 
 def check_size(world: World, read: int) -> None:
