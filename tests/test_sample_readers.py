@@ -123,6 +123,11 @@ def test_lines_of_path_and_caption(tmp_path):
         open_samples(str(path), "llava", None).read(0)
 
 
+def messages(question, answer, **more) -> dict:
+    answer = [{"text": answer}] if isinstance(question, list) else answer  # in a table both are of one type
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | more]}
+
+
 DEEP = "[" * 100_000
 LONG = '{"id": ' + "1" * 5000 + "}"  # Python makes no number of it
 
@@ -150,6 +155,18 @@ LONG = '{"id": ' + "1" * 5000 + "}"  # Python makes no number of it
         ({"image": 5, "caption": "a"}, "no picture"),
         ({"caption": "a"}, "no picture"),
         ({"caption": " ", "prompt": "", "image": "10.png"}, "an empty caption"),
+        ({"image": "10.png", "prompt": "What is it?", "response": "Red."}, "an answer beside a caption"),
+        ({"image": "10.png", "text": '{"question": "a?", "chosen": "b"}'}, "an answer beside a caption"),
+        (llava("a", "b") | {"image_url": "https://x/1.png"}, "an unread picture or video"),
+        (llava("a", "b") | {"image_id": 5}, "an unread picture or video"),
+        (llava("<video> a", "b") | {"video": "1.mp4"}, "an unread picture or video"),
+        (llava("<image> <audio> a", "b", "10.png"), "an unread picture or video"),
+        (llava("<image> a", "b", "https://x/1.png"), "a URL"),
+        (llava("a", "b") | {"label": False}, "not to be learnt"),
+        (messages("a", "b", weight=0), "not to be learnt"),
+        (messages([{"type": "video", "video": "1.mp4"}], "b"), "an unknown part"),
+        ({"texts": ["a", None], "images": [None, "10.png"]}, "no picture"),
+        ({"texts": ["a", None]}, "no conversation"),
     ],
 )
 def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
@@ -189,19 +206,61 @@ def test_parts_may_name_their_pictures_themselves(tmp_path, part):
     assert [picture.path for picture in pictures_of(sample.variants[0])] == [tmp_path / "10.png"]
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (messages([{"image": "10.png"}, {"text": "a"}], "b"), ["<image>a", "b"]),  # Qwen's
+        (messages([{"type": "image", "url": "10.png"}, {"type": "text", "text": "a"}], "b"), ["<image>a", "b"]),
+        (messages([{"type": "input_text", "text": "a"}], "b"), ["a", "b"]),
+        (messages("a", "b") | {"images": ["10.png", "20.png"]}, ["<image><image>a", "b"]),
+        (messages("a", "b") | {"image_path": "10.png"}, ["<image>a", "b"]),
+        (messages("a <image>b", "c") | {"image": "10.png"}, ["<image>a b", "c"]),
+        (messages("a.<image>b", "c") | {"image": "10.png"}, ["<image>a. b", "c"]),
+        (messages("a", "b") | {"system": "s"}, ["s", "a", "b"]),
+        (messages("a", "b") | {"system": ""}, ["a", "b"]),
+        ({"messages": [{"role": "system", "content": " "}, *messages("a", "b")["messages"]]}, ["a", "b"]),
+        (llava("<image>a", "b", "file:///10.png"), ["<image>a", "b"]),
+        ({"image": "10.png", "prompt": "Describe it.", "caption": "c", "text": "alt"}, ["c", "<image>"]),
+        ({"image": "10.png", "text": "['c', 'd']"}, ["c", "<image>"]),
+    ],
+)
+def test_conversations_and_captions_as_others_write_them(tmp_path, row, expected):
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data.parquet")
+    for name in ("data.jsonl", "data.parquet"):
+        (sample,) = read_all(open_samples(str(tmp_path / name), None, None))
+        assert words(sample) == expected
+        for found in pictures_of(sample.variants[0]):
+            assert found.path.name in ("10.png", "20.png")
+
+
+def test_parts_of_tables_hold_their_pictures(tmp_path):
+    parts = [{"type": "image", "image": {"bytes": encoded(picture(10)), "path": "10.png"}, "text": None}]
+    parts.append({"type": "text", "image": None, "text": "a"})
+    answer = [{"type": "text", "image": None, "text": "b"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "data.parquet")
+    datasets.Dataset.from_list([{"messages": turns}]).save_to_disk(str(tmp_path / "saved"))
+    for name in ("data.parquet", "saved"):
+        (sample,) = read_all(open_samples(str(tmp_path / name), None, None))
+        assert words(sample) == ["<image>a", "b"] and colours(sample) == [10]
+
+
 def test_a_picture_may_be_a_data_url(tmp_path):
     held = base64.b64encode(encoded(picture(10))).decode()
     rows = []
-    for url in (f"data:image/png;base64,{held}", "data:image/png;base64,no picture", "x" * 5000):
+    for url in (f"data:image/png;base64,{held}", "data:image/png;base64,no picture", held, "x" * 5000):
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "a"}]
         rows.append({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "b"}]})
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    first, second, third = read_all(open_samples(str(path), None, None))
-    assert colours(first) == [10]
+    index = open_samples(str(path), None, None)
+    first, second, bare = map(index.read, range(3))
+    assert colours(first) == colours(bare) == [10]
     with pytest.raises(UnreadablePicture, match="its data URL is no base64"):
         colours(second)
-    assert not pictures_of(third.variants[0])[0].is_there()  # the name is too long for a file
+    with pytest.raises(BadSample, match=r"^a name of 5,000 characters, x{60}\.\.\., which"):
+        index.read(3)
 
 
 def test_pictures_have_keys_by_where_they_lie(tmp_path, monkeypatch):
@@ -472,7 +531,7 @@ def test_rows_without_bytes_name_their_files(tmp_path):
     there = [pictures_of(sample.variants[0])[0].is_there() for sample in read_all(none)]
     assert there == [True, False]
     assert colours(some.read(0)) == [20] and colours(some.read(2)) == colours(mask.read(0)) == [10]
-    with pytest.raises(BadSample, match="0 pictures"):
+    with pytest.raises(BadSample, match="nothing under image, images, "):
         some.read(1)
 
 
@@ -481,6 +540,7 @@ def test_rows_without_bytes_name_their_files(tmp_path):
     [
         ({"url": ["x"], "image": [b"1"]}, "has the columns url, image, none of conversations"),
         ({"text": ["x"], "left": [b"1"], "right": [b"2"]}, r"several columns of bytes \(left, right\)"),
+        ({"prompt": ["x"], "completion": ["y"]}, "it holds 'prompt' and 'completion': write it as a conversation"),
     ],
 )
 def test_tables_that_are_unclear(tmp_path, columns, message):

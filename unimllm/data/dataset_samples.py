@@ -7,7 +7,7 @@ from pathlib import Path
 
 from semhitok.errors import first_line
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks
-from unimllm.data.samples import Sample, make_sample, place_of
+from unimllm.data.samples import Sample, make_sample, pictures_in_parts, place_of
 from unimllm.data.table_rows import picture_column, pictures_in, text_columns
 from unimllm.errors import UserError
 
@@ -35,7 +35,7 @@ class DatasetSamples:
         self.name, self.image_root = name, image_root
         self.place = place_of(Path(name)) if Path(name).is_dir() else name
         schema = dataset.features.arrow_schema
-        texts, self.layout = text_columns(schema.names, layout, name)
+        texts, self.layout = text_columns(schema, layout, name)
         self.picture_column = picture_column(schema, name)
         columns = [*texts, *([self.picture_column] if self.picture_column else [])]
         self.rows = dataset.with_format("arrow", columns=columns)  # nothing is decoded
@@ -49,7 +49,9 @@ class DatasetSamples:
     def read(self, i: int) -> Sample:
         row = self.rows[i : i + 1].to_pylist()[0]
         row.setdefault("caption", row.get("txt"))
-        pictures = pictures_in(row.get(self.picture_column), f"{self.place}:row {i}", self.image_root)
+        place = f"{self.place}:row {i}"
+        pictures = pictures_in(row.get(self.picture_column), place, self.image_root)
+        pictures = pictures or pictures_in(pictures_in_parts(row), place, self.image_root)
         return make_sample(row, pictures, self.layout)
 
     def digest(self) -> bytes:

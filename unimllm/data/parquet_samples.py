@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from semhitok.errors import first_line
 from unimllm.data.picture_shards import ROW_GROUPS
-from unimllm.data.samples import Picture, Sample, StoredPicture, make_sample, place_of
+from unimllm.data.samples import Picture, Sample, StoredPicture, make_sample, pictures_in_parts, place_of
 from unimllm.data.table_rows import picture_column, pictures_in, text_columns
 from unimllm.images import UnreadablePicture
 
@@ -38,7 +38,7 @@ class ParquetSamples:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             groups = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
-        self.text_columns, self.layout = text_columns(schema.names, layout, str(path))
+        self.text_columns, self.layout = text_columns(schema, layout, str(path))
         self.picture_column = picture_column(schema, str(path))
         kind = schema.field(self.picture_column).type if self.picture_column else pa.null()
         self.has_paths = pa.types.is_struct(kind) and any(field.name == "path" for field in kind)
@@ -53,7 +53,8 @@ class ParquetSamples:
     def read(self, i: int) -> Sample:
         row = {name: self._cell(i, name) for name in self.text_columns}
         row.setdefault("caption", row.get("txt"))
-        return make_sample(row, self._pictures(i), self.layout)
+        pictures = self._pictures(i) or pictures_in(pictures_in_parts(row), f"{self.place}:row {i}", self.image_root)
+        return make_sample(row, pictures, self.layout)
 
     def _pictures(self, i: int) -> list[Picture]:
         place = f"{self.place}:row {i}"

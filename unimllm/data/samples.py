@@ -4,14 +4,16 @@
     llava      conversations: [{from, value}], or messages: [{role, content}]  that conversation
                and image or images; `<image>` in a text stands for the next
                (or the parts of a turn name their pictures themselves)
-               texts: [{user, assistant}], as FineVision and the Cauldron    that conversation, the pictures first
-               have it; and image or images
-    captions   caption, captions, prompt or text; and one picture             the picture, drawn for the text
+               messages without `<image>`, or texts: [{user, assistant}] as    that conversation, the pictures first
+               FineVision and the Cauldron have it; and image or images
+    captions   caption, captions, else text, else prompt; and one picture      the picture, drawn for the text
 
 Messages are as in `unimllm.conversation`; the picture of an image part lies under its key "image".
 """
 
+import ast
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -30,13 +32,23 @@ IMAGE = IMAGE_TOKENS["image"]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PAIRS_KEY = "texts"
 CONVERSATION_KEYS = ("conversations", "messages", PAIRS_KEY)
-CAPTION_KEYS = ("caption", "captions", "prompt", "text")
-PICTURE_KEYS = {
-    "llava": ("image", "images"),
-    "captions": ("image", "images", "path", "file_name", "filename", "file", "img"),
-}
+CAPTION_KEYS = ("caption", "captions", "text", "prompt")
+CAPTION_CHOICES = (("caption", "captions"), ("text",), ("prompt",))
+"""Of several only the first is drawn for: an instruction or a web page's text may stand beside a caption."""
+ANSWER_KEYS = ("question", "question_id", "answer", "answers", "completion", "response", "chosen", "rejected")
+"""What makes a question or an instruction of a text that would else be a caption."""
+IMAGE_KEYS = ("image", "images", "image_path", "image_file", "img", "img_path")
+PICTURE_KEYS = {"llava": IMAGE_KEYS, "captions": (*IMAGE_KEYS, "path", "file_name", "filename", "file")}
+UNREAD_KEYS = ("video", "videos", "audio", "audios", "image_url", "image_urls", "image_id")
+UNREAD_MARKS = ("<video>", "<audio>")
+SYSTEM_KEYS = ("system", "system_prompt")
 
-PART_KEYS = ("image", "path", "image_url")
+PART_KEYS = ("image", "path", "image_url", "url")
+PART_KINDS = {"text": "text", "input_text": "text", "output_text": "text"} | {
+    "image": "image", "image_url": "image", "input_image": "image"
+}  # fmt: skip
+BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")  # of JPEG, PNG, WebP and GIF
+SHORTEST_BASE64, LONGEST_NAME = 60, 1024  # characters of a picture in base64, and of a path
 
 
 class BadSample(ValueError):
@@ -130,33 +142,49 @@ def pictures_of(messages: list[dict]) -> list[Picture]:
 
 
 def picture_named(name: str, root: Path) -> Picture:
-    """The picture that data names by a path, relative to `root` or absolute, or holds as a data URL."""
-    if name.startswith("data:"):
-        return StoredPicture(f"data-url-{hashlib.sha256(name.encode()).hexdigest()[:16]}", partial(_read_url, name))
-    name = name.replace("\\", "/")  # of Windows
+    """The picture that data names by a path, relative to `root` or absolute, or holds in base64, as a data URL or bare.
+
+    Raises:
+        BadSample: none of these.
+    """
+    if name.startswith("data:") or (len(name) > SHORTEST_BASE64 and name.startswith(BASE64_STARTS) and "." not in name):
+        return StoredPicture(f"data-url-{hashlib.sha256(name.encode()).hexdigest()[:16]}", partial(_read_base64, name))
+    if len(name) > LONGEST_NAME:
+        raise BadSample("no path", f"a name of {len(name):,} characters, {name[:60]}..., which is no picture in base64")
+    if name.startswith(("http://", "https://")):
+        raise BadSample("a URL", f"{name} is not fetched: download the pictures first, for instance with img2dataset")
+    name = name.removeprefix("file://").replace("\\", "/")  # of Windows
     key = posixpath.normpath(name)
     if posixpath.isabs(key):
         key = key.removeprefix(os.path.join(os.path.abspath(root), ""))
     return PictureOnDisk(key, root / name)
 
 
-def _read_url(url: str) -> bytes:
-    """What a data URL in base64 holds."""
+def _read_base64(text: str) -> bytes:
+    """What base64 holds, alone or in a data URL."""
     try:
-        return base64.b64decode(url.partition(";base64,")[2], validate=True)
+        return base64.b64decode(text.partition(";base64,")[2] if text.startswith("data:") else text, validate=True)
     except ValueError as error:
-        raise UnreadablePicture("damaged", f"its data URL is no base64: {error}") from error
+        what = "its data URL" if text.startswith("data:") else f"{text[:60]}..."
+        raise UnreadablePicture("damaged", f"{what} is no base64: {error}") from error
 
 
 def layout_of(names) -> str:
     """The layout of a row with these keys.
 
     Raises:
-        BadSample: none.
+        BadSample: none, or what looks like captions has answers beside them.
     """
     if any(key in names for key in CONVERSATION_KEYS if key != PAIRS_KEY):
         return "llava"
-    if any(key in names for key in CAPTION_KEYS):
+    caption = next((key for key in CAPTION_KEYS if key in names), None)
+    if caption:
+        answer = next((key for key in ANSWER_KEYS if key in names), None)
+        if answer:
+            raise BadSample(
+                "an answer beside a caption",
+                f"it holds {caption!r} and {answer!r}: write it as a conversation, or say --format captions",
+            )
         return "captions"
     if PAIRS_KEY in names:
         return "llava"
@@ -166,9 +194,19 @@ def layout_of(names) -> str:
 
 def make_sample(row: dict, pictures: list[Picture], layout: str) -> Sample:
     """A sample from a row of a file and the pictures that belong to it; BadSample if it is none."""
+    if not pictures:
+        refuse_unread(row)
     variants = conversation(row, pictures) if layout == "llava" else drawings(row, pictures)
     number = row.get("id")
     return Sample(variants, "" if number is None else str(number))
+
+
+def refuse_unread(row: dict) -> None:
+    """BadSample where a row without pictures names one, or a video or sound, in a way that is not read."""
+    unread = next((key for key in UNREAD_KEYS if row.get(key)), None)
+    if unread:
+        wanted = ", ".join(PICTURE_KEYS["llava"])
+        raise BadSample("an unread picture or video", f"{unread!r} is not read; pictures on the disk go under {wanted}")
 
 
 # ---- conversations --------------------------------------------------------------------------------------------------
@@ -176,15 +214,18 @@ def make_sample(row: dict, pictures: list[Picture], layout: str) -> Sample:
 
 def conversation(row: dict, pictures: list[Picture]) -> list[list[dict]]:
     """The conversation of a row in LLaVA's or OpenAI's words, as the only variant."""
-    turns = read_turns(row)
-    if turns_key(row) == PAIRS_KEY and not any(IMAGE in text for _, text in turns):
-        turns[0] = turns[0][0], IMAGE * len(pictures) + turns[0][1]
-    turns = check_turns(turns)
+    if row.get("label") is False:  # of KTO: not to be preferred
+        raise BadSample("not to be learnt", "its label is false")
+    turns = check_turns(read_turns(row))
+    if turns_key(row) != "conversations" and not any(IMAGE in text for _, text in turns):
+        first = next(number for number, (role, _) in enumerate(turns) if role == "user")
+        turns[first] = "user", IMAGE * len(pictures) + turns[first][1]
     count = sum(text.count(IMAGE) for _, text in turns)
     if count > len(pictures):
         raise BadSample("<image> without an image", f"{count} times {IMAGE} but {len(pictures)} pictures")
     if count < len(pictures):
-        raise BadSample("an image without <image>", f"{len(pictures)} pictures but {count} times {IMAGE}")
+        told = f"{len(pictures)} pictures but {count} times {IMAGE}; put it where they belong"
+        raise BadSample("an image without <image>", told)
     queue = iter(pictures)
     return [[{"role": role, "content": split_text(role, text, queue)} for role, text in turns]]
 
@@ -209,6 +250,8 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
         if isinstance(found, dict):  # datasets' old way with lists of structs: a struct of lists
             found = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
         if turns_key(row) == PAIRS_KEY:
+            if not all(isinstance(pair, dict) for pair in found):
+                raise BadSample("no conversation", "its texts are no pairs of user and assistant")
             found = [{"role": role, "content": pair[role]} for pair in found for role in ("user", "assistant")]
         turns = [_read_turn(turn) for turn in found or []]
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -217,38 +260,55 @@ def read_turns(row: dict) -> list[tuple[str, str]]:
         raise BadSample("no conversation", f"its turns cannot be read: {error}") from error
     if not turns:
         raise BadSample("no conversation", "it has no turns")
-    return turns
+    instruction = next((row[key] for key in SYSTEM_KEYS if isinstance(row.get(key), str)), "")
+    return [("system", instruction), *turns] if instruction and turns[0][0] != "system" else turns
 
 
 def _read_turn(turn: dict) -> tuple[str, str]:
     speaker = turn.get("from") or turn.get("role")
     if speaker not in ROLES:
         raise BadSample("unknown speaker", f"{speaker!r} is none of {', '.join(ROLES)}")
+    if turn.get("weight") == 0:  # OpenAI's
+        raise BadSample("not to be learnt", f"a turn of {speaker} has the weight 0")
     text = turn["value"] if turn.get("value") is not None else turn.get("content")
     if isinstance(text, list):  # OpenAI's parts
-        text = "".join(part["text"] if part["type"] == "text" else IMAGE for part in text)
+        text = "".join(part["text"] if kind_of_part(part) == "text" else IMAGE for part in text)
     if not isinstance(text, str):
         raise BadSample("no text", f"a turn of {speaker} holds {type(text).__name__}, not text")
+    unread = next((mark for mark in UNREAD_MARKS if mark in text), None)
+    if unread:
+        raise BadSample("an unread picture or video", f"a turn of {speaker} holds {unread}, which is not read")
     return ROLES[speaker], text
 
 
+def kind_of_part(part: dict) -> str:
+    """Text or image; BadSample for any other part of a turn. Qwen's have no type, but a text or a picture."""
+    kind = part.get("type") or ("text" if part.get("text") is not None else "image")
+    if kind not in PART_KINDS:
+        raise BadSample("an unknown part", f"a part of a turn is of the type {kind!r}; text and images are read")
+    return PART_KINDS[kind]
+
+
 def pictures_in_parts(row: dict) -> list:
-    """What OpenAI's parts of a row name as their pictures, in reading order: paths, if it is a good row."""
+    """What OpenAI's parts of a row name as their pictures, in reading order: paths, if it is a good row; in tables also
+    {bytes, path}.
+    """
     turns = next((row[key] for key in CONVERSATION_KEYS if isinstance(row.get(key), list)), [])
     contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    parts = [part for part in parts if kind_of_part(part) == "image"]
     found = [next((part[key] for key in PART_KEYS if part.get(key)), None) for part in parts]
     return [name["url"] if isinstance(name, dict) and "url" in name else name for name in found if name is not None]
 
 
 def check_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The turns without answers to nothing at their beginning (LLaVA drops them too).
+    """The turns without answers to nothing at their beginning (LLaVA drops them too) and without empty instructions.
 
     Raises:
         BadSample: speakers do not alternate, or an answer or a question is empty or missing.
     """
-    system = turns[:1] if turns[0][0] == "system" else []
-    rest = turns[len(system) :]
+    has_system = turns[0][0] == "system"
+    system, rest = (turns[:1] if has_system and turns[0][1].strip() else []), turns[has_system:]
     while rest and rest[0][0] == "assistant":
         rest = rest[1:]
     for number, (role, text) in enumerate(rest):
@@ -266,7 +326,9 @@ def check_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def split_text(role: str, text: str, pictures) -> list[dict]:
     """The parts of a turn; a question's only picture comes first, wherever it stood (as LLaVA has it)."""
     if role == "user" and text.count(IMAGE) == 1:
-        text = IMAGE + text.replace(IMAGE, "").strip()
+        before, after = text.split(IMAGE)
+        glued = before[-1:].strip() and after[:1].strip()
+        text = IMAGE + f"{before}{' ' if glued else ''}{after}".strip()
     parts: list[dict] = []
     for number, piece in enumerate(text.strip().split(IMAGE)):
         parts += [{"type": "image", "image": next(pictures)}] if number else []
@@ -279,9 +341,12 @@ def split_text(role: str, text: str, pictures) -> list[dict]:
 
 def drawings(row: dict, pictures: list[Picture]) -> list[list[dict]]:
     """For each caption of a row's picture the conversation that asks for it."""
-    if len(pictures) != 1:
-        raise BadSample("no picture" if not pictures else "several pictures", f"{len(pictures)} pictures, not 1")
-    texts = [text for key in CAPTION_KEYS if row.get(key) for text in caption_texts(row[key])]
+    if not pictures:
+        raise BadSample("no picture", f"nothing under {', '.join(PICTURE_KEYS['captions'])}")
+    if len(pictures) > 1:
+        raise BadSample("several pictures", f"{len(pictures)} pictures, not 1")
+    found = ([text for key in keys if row.get(key) for text in caption_texts(row[key])] for keys in CAPTION_CHOICES)
+    texts = next(filter(None, found), None)
     if not texts:
         raise BadSample("an empty caption", f"no text under {', '.join(CAPTION_KEYS)}")
     return [drawing(text, pictures[0]) for text in dict.fromkeys(texts)]
@@ -296,11 +361,14 @@ def drawing(text: str, picture: Picture) -> list[dict]:
 
 
 def caption_texts(value) -> list[str]:
-    """Captions from one text, a list of them, or BAGEL's JSON object of them, as a text or read already."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass  # a caption that happens to begin so
+    """Captions from one text, a list of them, or BAGEL's JSON object of them, as a text or read already; BadSample for
+    an object of a question and its answers.
+    """
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        read = ast.literal_eval if value.lstrip().startswith("['") else json.loads  # a list as Python writes it
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # a caption that begins so
+            value = read(value)
+    if isinstance(value, dict) and any(key in value for key in ANSWER_KEYS):
+        raise BadSample("an answer beside a caption", f"its caption is an object of {', '.join(map(str, value))}")
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]

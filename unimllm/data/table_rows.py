@@ -1,7 +1,6 @@
 """What parquet files and Hugging Face datasets share: which columns hold texts and pictures, and cells as pictures."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +9,8 @@ from unimllm.data.samples import (
     CAPTION_KEYS,
     CONVERSATION_KEYS,
     PICTURE_KEYS,
+    SYSTEM_KEYS,
+    UNREAD_KEYS,
     BadSample,
     Picture,
     StoredPicture,
@@ -18,23 +19,26 @@ from unimllm.data.samples import (
 )
 from unimllm.errors import UserError
 
-TEXT_COLUMNS = ("id", *CONVERSATION_KEYS, *CAPTION_KEYS)
+TEXT_COLUMNS = ("id", *CONVERSATION_KEYS, *CAPTION_KEYS, *SYSTEM_KEYS, "label")
 PICTURE_COLUMNS = ("image", "images", "jpg", "png", "jpeg", "webp")
 
 
-def text_columns(names: Sequence[str], layout: str | None, place: str) -> tuple[list[str], str]:
+def text_columns(schema: pa.Schema, layout: str | None, place: str) -> tuple[list[str], str]:
     """The columns to read besides the pictures', and the layout that they make.
 
     Raises:
-        UserError: there is none that is known.
+        UserError: there is none that is known, or a caption's has answers beside it.
     """
     known = {"txt": "caption"}  # a webdataset that became a table
-    found = [name for name in names if name in TEXT_COLUMNS or name in known]
+    unread = [name for name in UNREAD_KEYS if name in schema.names and holds_paths(schema.field(name).type)]
+    found = [name for name in schema.names if name in TEXT_COLUMNS or name in known or name in unread]
     try:
-        return found, layout or layout_of([known.get(name, name) for name in found])
-    except BadSample:
+        return found, layout or layout_of([known.get(name, name) for name in schema.names])
+    except BadSample as error:
+        if error.reason != "unknown layout":
+            raise UserError(f"{place}: {error}") from error
         wanted = ", ".join(CONVERSATION_KEYS + CAPTION_KEYS)
-        raise UserError(f"{place} has the columns {', '.join(names)}, none of {wanted}") from None
+        raise UserError(f"{place} has the columns {', '.join(schema.names)}, none of {wanted}") from None
 
 
 def picture_column(schema: pa.Schema, place: str) -> str:
