@@ -405,6 +405,11 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
     assert told == "POPE (coco_pope, older random file), official parsing"
     asked = pope("gqa_pope_random.json", suffix="\nAnswer with one word.")
     assert asked == "POPE (gqa_pope, questions followed by 'Answer with one word.'), official parsing"
+    mme = {"perception": None, "cognition": None, "intervals": {}, "subtasks": {}}
+    assert group("mme", mme) == group("mme", mme | {"suffix": " Please answer yes or no."}) == "MME"
+    asked = group("mme", mme | {"suffix": "\nAnswer with one\nword."})
+    assert asked == "MME (questions followed by 'Answer with one word.')"
+    assert group("mme", mme | {"suffix": ""}) == "MME (questions followed by '')"
 
     drawn = {"benchmark": "GenEval", "scores": {"overall": 0.5}, "intervals": {"overall": None}, "num_pictures": 2212,
              "num_pictures_by_tag": {}, "num_prompts": 553, "detector": "D", "prompts_digest": OWN_PROMPTS}  # fmt: skip

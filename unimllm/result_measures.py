@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimllm.metrics.geneval_records import NUM_PROMPTS, OWN_PROMPTS
+from unimllm.metrics.mme import SUFFIX
 from unimllm.metrics.pope import OLDER_RANDOM
 
 DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
@@ -161,10 +162,15 @@ def of_drawings(r: dict, group: str) -> Iterator[Measure]:
 def pope_set(r: dict) -> str:
     """The question files without their splits' names, which random file, and what followed each question."""
     sets = sorted({Path(s["file"]).stem.replace(name, "").strip("_-. ") for name, s in r["splits"].items()} - {""})
-    suffix = f"questions followed by {r['suffix'].strip()!r}" if r.get("suffix", "").strip() else ""
+    suffix = followed_by(r["suffix"]) if r.get("suffix", "").strip() else ""
     older = r["splits"].get("random", {}).get("num_questions") == OLDER_RANDOM
     told = ", ".join(filter(None, (*sets, "older random file" if older else "", suffix)))
     return f"POPE ({told})" if told else "POPE"
+
+
+def followed_by(suffix: str) -> str:
+    """What follows each question in the prompts, as files of one line each hold it."""
+    return f"questions followed by {' '.join(suffix.split())!r}"
 
 
 def of_pope(r: dict) -> Iterator[Measure]:
@@ -185,13 +191,14 @@ def of_pope(r: dict) -> Iterator[Measure]:
 
 def of_mme(r: dict) -> Iterator[Measure]:
     """eval/mme.py."""
-    subtasks = r["subtasks"]
+    subtasks, suffix = r["subtasks"], r.get("suffix")  # None: earlier versions did not tell, or the questions do not
+    on = "MME" if suffix is None or suffix.split() == SUFFIX.split() else f"MME ({followed_by(suffix)})"
     for group, top in (("perception", 2000), ("cognition", 800)):
         title = f"{group}, of {top:,}"
-        yield Measure("MME", title, r[group], r["intervals"].get(group), digits=1, top=top, main=True)
+        yield Measure(on, title, r[group], r["intervals"].get(group), digits=1, top=top, main=True)
     for task, entry in subtasks.items():
         n = entry["num_questions"]
-        yield Measure("MME", f"{plain(task)}, of 200", entry["score"], r["intervals"][task], n, digits=1, top=200)
+        yield Measure(on, f"{plain(task)}, of 200", entry["score"], r["intervals"][task], n, digits=1, top=200)
 
 
 def of_geneval(r: dict) -> Iterator[Measure]:
