@@ -7,7 +7,7 @@ from unimllm.metrics import pope
 from unimllm.metrics.codes import code_use, perplexity
 from unimllm.metrics.geneval import Detection, is_correct, relations, summarize
 from unimllm.metrics.intervals import bootstrap, wilson
-from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.metrics.reconstruction import psnr, ssim, ssim_uniform
 
 
 def at(x: float, y: float, side: float = 10.0) -> tuple[float, float, float, float]:
@@ -238,6 +238,21 @@ def test_ssim_of_one_window_by_hand():
             (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
         )
     assert ssim(x, y)[0] == pytest.approx(np.mean(values))
+
+
+def test_uniform_ssim_is_scikit_image_s():
+    # structural_similarity(x, y, data_range=..., channel_axis=-1): windows of 7 x 7 in the interior, samples' moments
+    x, y = np.random.default_rng(2).integers(0, 256, (2, 1, 9, 12, 3), dtype=np.uint8)
+    windows = [np.lib.stride_tricks.sliding_window_view(p[0].astype(float), (7, 7), (0, 1)) for p in (x, y)]
+    a, b = (w.reshape(3 * 6 * 3, 49) for w in windows)
+    covariances = [np.cov(*pair) for pair in zip(a, b, strict=True)]  # divided by 48
+    for data_range in (255, 510):
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        values = [
+            (2 * m * n + c1) * (2 * c[0, 1] + c2) / ((m**2 + n**2 + c1) * (c[0, 0] + c[1, 1] + c2))
+            for m, n, c in zip(a.mean(1), b.mean(1), covariances, strict=True)
+        ]
+        assert ssim_uniform(x, y, data_range)[0] == pytest.approx(np.mean(values))
 
 
 def test_reconstruction_refuses_what_is_no_picture():
