@@ -240,14 +240,24 @@ def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
             yield Measure(group, title, r[key], r["intervals"][key], n, digits=digits, top=top)
 
 
-def of_sets(r: dict, group: str, n: int) -> Iterator[Measure]:
-    """What `comparison.compare_sets` measured."""
+def of_sets(r: dict, group: str, *counts: int) -> Iterator[Measure]:
+    """What `comparison.compare_sets` measured on sets of so many pictures, which move a Frechet distance."""
+    n, sizes = min(counts), " and ".join(f"{count:,}" for count in dict.fromkeys(counts))
     for name, values in r["frechet"].items():
         told = "less is better" + (", for tokenizers over one SigLIP only" if "own SigLIP" in name else "")
-        yield Measure(group, f"{name}, {told}", values["distance"], num_samples=n, digits=2, top=None)
+        on = group + told_siglip(values)
+        yield Measure(
+            f"{on}, sets of {sizes} pictures", f"{name}, {told}", values["distance"], num_samples=n, digits=2, top=None
+        )
         if "kid_mean" in values:
             title = f"{values['kid_name']} x 1000, {told}"
-            yield Measure(group, title, 1000 * values["kid_mean"], num_samples=n, digits=2, top=None)
+            yield Measure(on, title, 1000 * values["kid_mean"], num_samples=n, digits=2, top=None)
+
+
+def told_siglip(distance: dict) -> str:
+    """Which SigLIP a distance was measured in, see `networks.siglip_told`; earlier versions did not tell."""
+    told = (part for part in str(distance.get("library")).split(", ") if part.startswith("SigLIP "))
+    return "".join(f", {part}" for part in told)
 
 
 def of_pictures(r: dict) -> Iterator[Measure]:
@@ -262,7 +272,7 @@ def of_pictures(r: dict) -> Iterator[Measure]:
     size = f", {r['size']} x {r['size']}" if r["size"] else ""
     group = f"Pictures beside {r['reference']}{size}"
     yield from of_pairs(r, group, r["num_pairs"])
-    yield from of_sets(r, group, min(r["num_reference"], r["num_generated"]))
+    yield from of_sets(r, group, r["num_reference"], r["num_generated"])
 
 
 def of_features(r: dict) -> Iterator[Measure]:
