@@ -243,7 +243,7 @@ def make_columns(results: Results) -> list[Column]:
 
 
 def null_values(results: Results, columns: list[Column]) -> list[str]:
-    """Which values are null, as infinite ones are, a line each; UserError for what is no number."""
+    """Which values are null, as infinite ones are and means of a part, a line each; UserError for what is no number."""
     nulls = []
     for (name, seed, file), content in results.found.items():
         for column in (column for column in columns if column.file == file):
@@ -254,7 +254,8 @@ def null_values(results: Results, columns: list[Column]) -> list[str]:
             except TypeError as error:
                 raise UserError(f"{name}/seed-{seed}/{file} is damaged: no {column.title} ({error})") from error
             if value is None:
-                nulls.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
+                reason = "means of a part" if file == UNDERSTANDING else "infinite values"
+                nulls.append(f"{name}, seed {seed}: {column.title} (null in {file}, as {reason} are)")
             elif type(value) not in (int, float) or not math.isfinite(value):
                 raise UserError(f"{name}/seed-{seed}/{file}: {column.title} is {value!r}, no number")
     return nulls

@@ -132,6 +132,9 @@ def test_a_value_that_is_null_is_named(program, call, tmp_path):
     told = call(program, tmp_path).out
     assert "phased, seed 1: PSNR, dB (null in tokenizer.json, as infinite values are)" in told
     assert "| SemHiTok, trained in phases | 27.00 | 0.900 +- 0.000 (2) |" in told
+    write(tmp_path, "flat", 0, right=0.5, geneval={"overall": None})
+    told = call(program, tmp_path).out
+    assert "flat, seed 0: GenEval-style drawing (null in understanding.json, as means of a part are)" in told
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from unimllm.lmms_eval_requests import (
     user_turn,
 )
 from unimllm.metrics import mme
-from unimllm.metrics.geneval import Detection
+from unimllm.metrics.geneval import TAGS, Detection
 from unimllm.scenes import GlyphAtlas
 
 TASKS = Path(__file__).parents[1] / "eval" / "tasks"
@@ -417,7 +417,9 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
     entered = [geneval_tasks.process_results(doc, [said]) for doc, said in zip(docs, answers, strict=True)]
     entries = [entry["geneval_hf_overall"] for entry in entered]
     assert [entry["correct"] for entry in entries] == [True, True, False, False]
-    assert geneval_tasks.overall(entries) == 0.5 and geneval_tasks.single_object(entries) == 1
+    assert math.isnan(geneval_tasks.overall(entries)) and geneval_tasks.single_object(entries) == 1
+    others = [{"tag": tag, "correct": True} for tag in TAGS[1:] if tag != "counting"]
+    assert geneval_tasks.overall(entries + others) == pytest.approx(5 / 6)
     assert geneval_tasks.counting(entries) == 0 and math.isnan(geneval_tasks.colors(entries))
     named = re.findall(r"metric: (\w+)", (TASKS / "geneval.yaml").read_text())
     assert set(named) == set(entered[0])

@@ -5,7 +5,8 @@ import pytest
 
 from unimllm.metrics import pope
 from unimllm.metrics.codes import code_use, perplexity
-from unimllm.metrics.geneval import Detection, is_correct, relations, summarize
+from unimllm.metrics.geneval import TAGS, Detection, is_correct, relations, summarize
+from unimllm.metrics.geneval import intervals as geneval_intervals
 from unimllm.metrics.intervals import bootstrap, wilson
 from unimllm.metrics.reconstruction import psnr, ssim, ssim_uniform
 
@@ -123,9 +124,15 @@ def test_at_most_sixteen_boxes_of_a_class_are_kept():
 
 def test_overall_is_the_mean_of_the_tags_not_of_the_pictures():
     tags = ["single_object"] * 4 + ["counting"]
-    assert summarize(tags, [True, True, True, False, False]) == {
-        "single_object": 0.75, "counting": 0.0, "overall": 0.375,
-    }  # fmt: skip
+    right = [True, True, True, False, False]
+    some = {"single_object": 0.75, "counting": 0.0}
+    assert summarize(tags, right) == some | {"overall": None}  # of a part of the tags there is no mean
+    others = [tag for tag in TAGS if tag not in tags]
+    scores = summarize(tags + others, right + [True] * 4)
+    assert scores == some | dict.fromkeys(others, 1.0) | {"overall": 4.75 / 6}
+    assert geneval_intervals(tags, right, range(5))["overall"] is None
+    low, high = geneval_intervals(tags + others, right + [True] * 4, range(9))["overall"]
+    assert low < 4.75 / 6 < high
     with pytest.raises(ValueError):
         summarize(tags, [True])
 

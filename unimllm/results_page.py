@@ -109,9 +109,9 @@ def introduction(columns: list[Column], refused: list[str]) -> Iterator[str]:
     """How to read the page, whose bars are which, and what could not be read."""
     yield (
         "<p>Whiskers are 95 % intervals, of each model alone. Where those of two do not overlap, their difference is "
-        "hardly chance. Where they do, it may be real all the same: both saw the same pictures, and a paired test, which "
-        "is not made here, can tell more. A dashed line is a ceiling, what a perfect model would get from the same "
-        "judge.</p>"
+        "hardly chance. Where they do, it may be real all the same: both saw the same pictures, and a paired test, "
+        "which is not made here, can tell more. A dashed line is a ceiling, what a perfect model would get from the "
+        "same judge.</p>"
     )
     if any(result.limited for column in columns for result in column.results):
         yield "<p>* measured on a part of the set alone.</p>"

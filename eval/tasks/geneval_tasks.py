@@ -95,8 +95,9 @@ def picture_of(doc: dict, answer: str) -> str:
 
 
 def score(entries: list[dict], name: str) -> float:
-    """A tag's share of right pictures, or `overall`, the mean of the tags; nan: --limit left the tag out."""
-    return summarize([e["tag"] for e in entries], [e["correct"] for e in entries]).get(name, math.nan)
+    """A tag's share of right pictures, or `overall`, the mean of the tags; nan: --limit left the tag, or one, out."""
+    value = summarize([e["tag"] for e in entries], [e["correct"] for e in entries]).get(name)
+    return math.nan if value is None else value
 
 
 overall = partial(score, name="overall")
