@@ -119,6 +119,30 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     assert all(results[key] == repeated[key] for key in ("geneval", "pope", "mme"))
 
 
+def test_a_run_that_broke_off_is_begun_anew(program, call, no_font, tiny_checkpoint, reader, tmp_path, monkeypatch):
+    words = ("--model", tiny_checkpoint, "--reader", reader, "--limit", 4, "--device", "cpu")
+    words += ("--save-pictures", tmp_path / "runs" / "pictures")
+
+    def breaks_off(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(program, "examine_drawing", breaks_off)
+        program.main([str(word) for word in words])
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert call(program, *words).code == 0  # the same command
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pictures"]
+    assert len(list((tmp_path / "runs" / "pictures").glob("*/samples/0000.png"))) == 4
+
+    def meanwhile(*given):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "picture.png").write_bytes(b"x")
+
+    monkeypatch.setattr(program, "examine_drawing", meanwhile)
+    assert f"cannot write the pictures to {tmp_path / 'other'}" in call(program, *words[:-1], tmp_path / "other").err
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["picture.png"]
+
+
 def test_a_tokenizer_is_examined_alone(program, no_font, tiny_checkpoint, reader, tmp_path, capsys):
     from unimllm import load
 
