@@ -105,6 +105,7 @@ def test_all_results_are_there(program, no_font, tiny_checkpoint, reader, tmp_pa
     table, progress = capsys.readouterr()
     for words in ("PSNR", "POPE F1, adversarial", "MME count", "GenEval: overall", "seconds per answer", "test split"):
         assert words in table
+    assert "objects read from reconstructions / from true renders  " in table  # uncut
     assert "Drawing (4 prompts)" in table and "batch/s" not in table
     names = [bar.partition(":")[0] for bar in re.split(r"[\r\n]", progress) if bar]
     told = ["reconstructing", "ceilings of drawing", "POPE random"]  # no two bars of one name

@@ -114,6 +114,7 @@ def test_two_models_stand_side_by_side(program, call, two):
     evil = '&lt;script>alert("1")&lt;/script>&#124;`x`'
     assert table["measure"] == ["samples", "A", evil]
     assert table["PSNR, dB"] == ["1,000", "28.33 (28.10 to 28.50)", r"28.33\* (28.10 to 28.50)"]
+    assert table["objects read from reconstructions / from true renders"][1] == "0.750 (0.700 to 0.800)"
     assert table["questions: color yes no"][:2] == ["250", "0.700 (0.600 to 0.800)"]
     assert table["GenEval-style: colors"][1] == "0.438 (0.300 to 0.580), ceiling 0.854"
     assert table["**GenEval-style: overall**"][0] == "500 / 6"

@@ -100,7 +100,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     yield psnr_measure(r, group, n)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
     yield Measure(
-        group, "objects read from reconstructions, of those read from true renders", r["objects_read"],
+        group, "objects read from reconstructions / from true renders", r["objects_read"],
         intervals["objects_read"], n,
     )  # fmt: skip
     yield from of_codes(r, group)

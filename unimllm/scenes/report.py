@@ -32,7 +32,7 @@ def _add_tokenizer(table: Table, results: dict) -> None:
     table.add_row("PSNR, dB", f"{results['psnr']:.2f}", as_range(intervals["psnr"], 2))
     table.add_row("SSIM", f"{results['ssim']:.3f}", as_range(intervals["ssim"]))
     table.add_row(
-        "objects read, of those in true renders",
+        "objects read from reconstructions / from true renders",
         f"{results['objects_read']:.3f}", as_range(intervals["objects_read"]), true_rate,
     )  # fmt: skip
     add_code_use(table, results)
