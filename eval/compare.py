@@ -4,7 +4,7 @@
 
 Reads what scripts/ablate_tokenizer.sh leaves in RESULTS/VARIANT/seed-N/: tokenizer.json (eval/reconstruction.py),
 features.json (eval/features.py) and understanding.json (eval/scenes.py). A folder without its file is a run that has
-not ended, and is named below, as are values that are null and the commits that measured.
+not ended, and is named below, as are split, limit and samples, values that are null and the commits that measured.
 """
 
 import json
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         write_json(args.json, summarize(results, columns))
     print("\n\n".join(table for group in GROUPS if (table := make_table(group, results, columns))))
+    print("\n" + "\n".join(f"{file}: {told_alike(values)}" for file, values in measured_on(results).items()))
     commits = commits_of(results)
     print(f"\ncommits: {', '.join(commits)}")
     if len(commits) > 1:
@@ -206,6 +207,24 @@ def commits_of(results: Results) -> list[str]:
     return sorted(f"{commit[:7]}{' with changes' if dirty else ''}" for commit, _, dirty in commits)
 
 
+def measured_on(results: Results) -> dict[str, dict]:
+    """Name of a file -> split, limit and numbers of samples, which all files of that name share."""
+    shared: dict[str, dict] = {}
+    for (_, _, file), content in results.found.items():
+        told = {k: content[k] for k in ("split", "limit", *ALIKE[file]) if k in content}  # features had no limit once
+        shared.setdefault(file, {k: v for k, v in told.items() if k in ("split", "limit") or type(v) is int})
+    return {file: shared[file] for file in FILES if file in shared}
+
+
+def told_alike(values: dict) -> str:
+    """A value of `measured_on` in words."""
+    words = [f"{values['split']} split"] if "split" in values else []
+    words += [f"limit {values['limit'] or 'none'}"] if "limit" in values else []
+    counts = {name.removeprefix("num_"): n for name, n in values.items() if name.startswith("num_")}
+    words += [f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()]
+    return ", ".join(words)
+
+
 def check_alike(results: Results) -> None:
     """UserError where two files of a name were not measured in the same way."""
     first: dict[tuple[str, str], tuple[str, object]] = {}
@@ -246,7 +265,7 @@ def make_columns(results: Results) -> list[Column]:
 
 
 def null_values(results: Results, columns: list[Column]) -> list[str]:
-    """Which values are null, as infinite ones are, a line each; UserError for what is no number."""
+    """Which values are null, as infinite ones are and means of a part, a line each; UserError for what is no number."""
     nulls = []
     for (name, seed, file), content in results.found.items():
         for column in (column for column in columns if column.file == file):
@@ -257,7 +276,8 @@ def null_values(results: Results, columns: list[Column]) -> list[str]:
             except TypeError as error:
                 raise UserError(f"{name}/seed-{seed}/{file} is damaged: no {column.title} ({error})") from error
             if value is None:
-                nulls.append(f"{name}, seed {seed}: {column.title} (null in {file}, as infinite values are)")
+                reason = "means of a part" if file == UNDERSTANDING else "infinite values"
+                nulls.append(f"{name}, seed {seed}: {column.title} (null in {file}, as {reason} are)")
             elif type(value) not in (int, float) or not math.isfinite(value):
                 raise UserError(f"{name}/seed-{seed}/{file}: {column.title} is {value!r}, no number")
     return nulls
@@ -291,7 +311,8 @@ def make_table(group: str, results: Results, columns: list[Column]) -> str:
 
 def summarize(results: Results, columns: list[Column]) -> dict:
     """The numbers behind the tables, by variant and measure."""
-    summary: dict = {"missing": results.missing, "commits": commits_of(results), "variants": {}}
+    summary: dict = {"missing": results.missing, "commits": commits_of(results), "measured_on": measured_on(results)}
+    summary["variants"] = {}
     for variant in dict.fromkeys(name for name, _, _ in results.found):
         measured = {c.title: values for c in columns if (values := results.values(variant, c))}
         summary["variants"][variant] = {

@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
     parser.add_argument("--split", choices=SPLITS, default="test", help="compare variants on validation, not on test")
     parser.add_argument("--training", type=number(int, 1), default=NUM_TRAINING, help="pictures (%(default)s)")
-    parser.add_argument("--limit", type=number(int, 1), default=NUM_EXAMINED, help="pictures examined (%(default)s)")
+    parser.add_argument("--limit", type=number(int, 1), help=f"the first so many pictures, of {NUM_EXAMINED:,}")
     parser.add_argument("--batch-size", type=number(int, 1), default=100)
     parser.add_argument("--seed", type=number(int, 0), default=0, help="of the pictures examined")
     parser.add_device_option()
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
     world, renderer = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24).open()
     probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]
-    examined = examined_scenes(world, args.seed, args.limit, args.split)
+    examined = examined_scenes(world, args.seed, args.limit or NUM_EXAMINED, args.split)
     patch_size, ground = tokenizer.config.patch_size, len(world.classes)
     labels, true = (
         torch.from_numpy(np.stack([patch_owners(s, world, renderer, patch_size) for s in scenes]))
@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     fitted[CODES] = fit_table(inputs[CODES], labels, tokenizer.config.num_codes)
     right = {name: ((fitted[name](unseen[name]) == true) & is_object).sum(1).numpy() for name in INPUTS}
     results = summarize(right, is_object.sum(1).numpy())
-    results |= {"num_pictures": len(examined), "num_training_pictures": len(probed), "split": args.split}
+    results |= {"num_pictures": len(examined), "num_training_pictures": len(probed)}
+    results |= {"split": args.split, "limit": args.limit}
     results |= world_told(world) | model_told(tokenizer)
     results |= describe_run(
         start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",

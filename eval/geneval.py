@@ -51,7 +51,7 @@ from unimllm.gallery import drawing_row, first_drawings, folder_from
 from unimllm.images import check_outputs, open_picture, save_picture, write_atomically
 from unimllm.inference import DEFAULT_NAME, check_prompts, checkpoint_of, draw, load
 from unimllm.json_rows import read_text, write_rows
-from unimllm.metrics.geneval import in_words
+from unimllm.metrics.geneval import TAGS, in_words
 from unimllm.metrics.geneval_records import (
     IMAGES_PER_PROMPT,
     NUM_PROMPTS,
@@ -351,16 +351,24 @@ def make_table(results: dict) -> Table:
     size = f"{results['num_pictures']:,} pictures of {results['num_prompts']:,} prompts"
     part = "" if results["complete"] else f", not GenEval's {IMAGES_PER_PROMPT} of each of its own {NUM_PROMPTS}"
     title = f"{results['benchmark']}, {results['model']}"
-    table = open_table(title, ("", "score", "95 %", "pictures"), [f"{size}{part}; {results['detector']}"])
+    notes, intervals = [f"{size}{part}; {results['detector']}"], results["intervals"]
+    absent = [tag for tag in TAGS if tag not in results["scores"]]
+    notes += [f"no overall without {', '.join(absent)}"] if absent else []
+    if any(interval and interval[0] == interval[1] for interval in intervals.values()):
+        notes.append("an interval without width, as at 0 and 1: all pictures scored alike, which is no certainty")
+    table = open_table(title, ("", "score", "95 %", "pictures"), notes)
     for tag, value in results["scores"].items():
         if tag == "overall":
             table.add_section()
         number_of = f"{results['num_pictures_by_tag'].get(tag, results['num_pictures']):,}"
         name, style = ("overall (mean of tags)", "bold") if tag == "overall" else (tag, None)
-        table.add_row(name, f"{value:.4f}", as_range(results["intervals"][tag]), number_of, style=style)
+        if value is None:
+            table.add_row(name, "none", style=style)
+        else:
+            table.add_row(name, f"{value:.4f}", as_range(intervals[tag]), number_of, style=style)
     for name in ("correct_pictures", "correct_prompts"):
         title = "correct pictures" if name == "correct_pictures" else "prompts with any correct"
-        table.add_row(title, f"{results[name]:.4f}", as_range(results["intervals"][name]))
+        table.add_row(title, f"{results[name]:.4f}", as_range(intervals[name]))
     return table
 
 

@@ -4,8 +4,9 @@
     python eval/mme.py score RESULTS_DIR --json mme.json     # RESULTS_DIR/existence.txt, count.txt, ... OCR.txt, ...
 
 MME_RELEASE holds a folder for each sub-task, in either layout of the release; what is missing is not asked. The prompt
-is the release's own. Each picture is encoded once for its two questions; killed, the same command goes on where it was.
-Totals: perception of 2,000, cognition of 800.
+is the release's own, "... Please answer yes or no."; --suffix puts other words in the place of these, LLaVA's are
+$'\\nAnswer the question using a single word or phrase.' Each picture is encoded once for its two questions; killed, the
+same command goes on where it was. Totals: perception of 2,000, cognition of 800.
 
 A line of a file is `picture <tab> question <tab> label <tab> answer`, the two questions about a picture in neighbouring
 lines: what the official eval_tool/calculation.py --results_dir reads. A sub-task without its file is named, and its
@@ -13,6 +14,7 @@ group has no total. Intervals: 95 %, bootstrap over the pictures of each sub-tas
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,7 @@ def parse_answer(argv: list[str]) -> argparse.Namespace:
     parser = CommandLine("eval/mme.py answer", __doc__)
     parser.add_argument("release", nargs="?", type=Path, help="the folder of MME's release")
     parser.add_argument("--out", type=Path, help="the folder for <sub-task>.txt")
+    parser.add_argument("--suffix", help=f"what follows each question in the prompt (the release's {mme.SUFFIX!r})")
     parser.add_argument("--batch-size", type=number(int, 1), default=64, help="questions at once (%(default)s)")
     parser.add_model_options()
     parser.add_report_options()
@@ -105,6 +108,8 @@ def answer(argv: list[str]) -> None:
     model, processor = open_model(checkpoint, args.device, args.dtype)
     about = about_model(checkpoint, args.name or args.model)
     rows = [(task, row) for task, of_task in asked.items() for row in of_task]
+    if args.suffix is not None:
+        rows = [(task, replace(row, question=mme.with_suffix(row.question, args.suffix))) for task, row in rows]
     questions = [(str(row.picture), row.question) for _, row in rows]
     data = {"pictures_fingerprint": fingerprint(*pictures)}
     keep = KeptAnswers(args.out, checkpoint, about | data | rounding_told(model, args.batch_size))
@@ -113,7 +118,8 @@ def answer(argv: list[str]) -> None:
         said = answer_questions(model, processor, questions, open_picture, args.batch_size, keep=keep)
     answered: dict[str, list[mme.Answered]] = {task: [] for task in asked}
     for (task, row), text in zip(rows, said.texts, strict=True):
-        answered[task].append(mme.Answered(row.picture.name, row.question, row.label, " ".join(text.split())))
+        question = row.question.replace("\n", " ").replace("\t", " ")  # one field of one line
+        answered[task].append(mme.Answered(row.picture.name, question, row.label, " ".join(text.split())))
     for task, of_task in answered.items():
         mme.write_results(args.out / f"{task}.txt", of_task)
     keep.remove()
@@ -156,6 +162,7 @@ def score_tasks(found: dict[str, list[mme.Answered]], seed: int) -> dict:
             results[group] = None
     full = mme.PERCEPTION | mme.COGNITION
     results["num_questions"] = sum(len(rows) for rows in found.values())
+    results["suffix"] = mme.suffix_of(row.question for rows in found.values() for row in rows)
     results["missing"] = [task for task in full if task not in found]
     results["incomplete"] = [task for task, rows in found.items() if len(rows) != full[task]]
     return results

@@ -6,10 +6,11 @@
 
 PSNR, SSIM and LPIPS are of the pictures that have one name in both folders, endings aside; FID and KID are of all.
 "FID" stands only over the TF-2015 Inception; with --features it is FD(network). Pictures are taken as they are unless
---size crops them as ADM does. CLIPScore is 100 * max(cos, 0); `clip_score_paper` in the JSON has the paper's weight,
-2.5 * max(cos, 0), without the "A photo depicts" that its script puts before each text. The prompts are in GENERATED's
-index.jsonl (unimllm.generate), in its folders (GenEval's layout), or in --prompts FILE of rows with "file" and
-"prompt". Intervals: 95 %, bootstrap over pictures.
+--size crops them as ADM does; all are opened beforehand, so that a damaged one is told at once. CLIPScore is
+100 * max(cos, 0); `clip_score_paper` in the JSON has the paper's weight, 2.5 * max(cos, 0), without the "A photo
+depicts" that its script puts before each text. The prompts are in GENERATED's index.jsonl (unimllm.generate), in its
+folders (GenEval's layout), or in --prompts FILE of rows with "file" and "prompt". Intervals: 95 %, bootstrap over
+pictures.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from unimllm.command_line import (
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.generate import INDEX_FILE
-from unimllm.images import check_writable, open_picture
+from unimllm.images import check_readable, check_writable, open_picture
 from unimllm.json_rows import read_rows
 from unimllm.metrics.clip_score import WEIGHT, ClipScorer
 from unimllm.metrics.comparison import (
@@ -105,6 +106,7 @@ def compare(argv: list[str]) -> None:
     silence_libraries()
     device = torch.device(choose_device(args.device))
     nets, lpips = open_networks(args, device)
+    check_readable(tqdm([*reference.values(), *generated.values()], desc="checking", unit="picture"))
     only = [{name: path for name, path in a.items() if name not in b}
             for a, b in ((reference, generated), (generated, reference))]  # fmt: skip
     comparisons = [FrechetComparison() for _ in nets]
@@ -255,6 +257,7 @@ def clipscore(argv: list[str]) -> None:
     prompts = list(read_prompts(args.folder, args.prompts).items())
     silence_libraries()
     scorer = ClipScorer.load(args.clip, args.device)
+    check_readable(tqdm([args.folder / file for file, _ in prompts], desc="checking", unit="picture"))
     values = []
     with out_of_memory_told(args.batch_size):
         for first in tqdm(range(0, len(prompts), args.batch_size), desc="scoring", unit="batch"):

@@ -20,8 +20,8 @@ nothing else, or it is wrong. Intervals: 95 %, bootstrap over pictures (over que
 
 import argparse
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ from unimllm.report import (
 )
 
 ANSWER_KEYS, QUESTION_KEYS = ("answer", "text"), ("question", "prompt")  # POPE's and LLaVA's name for each
+LABELLED_KEYS = ("text", "question")  # of a question beside its label
 LABEL_FILES = "*pope*.json"  # POPE's question files in their folder
 SCORES = ("accuracy", "precision", "recall", "f1", "yes_ratio", "other_ratio")
 
@@ -61,12 +62,14 @@ class Split:
     Args:
         name: of the split.
         file: that holds the labels, without its folder.
+        suffixes: what followed the questions in the prompts, as far as the answers tell it.
     """
 
     name: str
     file: str
     questions: list[dict]
     answers: list[str]
+    suffixes: set[str] = field(default_factory=set)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,8 +119,11 @@ def score(argv: list[str]) -> None:
     args, start = parse_score(argv), describe_start(__file__, ["score", *argv])
     labels = args.annotation_dir.glob(LABEL_FILES) if args.annotation_dir else args.label_file or ()
     check_outputs([args.json], [*args.answers, *labels, args.question_file])
+    splits = list(read_splits(args))
+    suffixes = sorted(set().union(*(split.suffixes for split in splits)))  # one, but for answers to mixed prompts
+    more = {"suffix": suffixes[0] if len(suffixes) == 1 else " or ".join(map(repr, suffixes))} if suffixes else {}
     tell(
-        args, list(read_splits(args)), {}, start, model=args.name or name_of(args.answers),
+        args, splits, more, start, model=args.name or name_of(args.answers),
         fingerprint=fingerprint(*args.answers), fingerprint_of="answers",
     )  # fmt: skip
 
@@ -169,7 +175,7 @@ def answer(argv: list[str]) -> None:
     texts, splits = iter(said.texts), []
     for path, rows in asked.items():
         splits.append(Split(split_name(path), path.name, rows, [next(texts) for _ in rows]))
-        write_answers(written[path], splits[-1])
+        write_answers(written[path], splits[-1], args.suffix)
     keep.remove()
     more = {"suffix": args.suffix, "limit": args.limit, "speed": said.speed} | data | model_told(model)
     tell(args, splits, more, start, **about)
@@ -195,12 +201,13 @@ def read_questions(path: Path, pictures: Path) -> list[dict]:
     return rows
 
 
-def write_answers(path: Path, split: Split) -> None:
-    """Rows as the official script reads them, which carry their label and their picture too."""
+def write_answers(path: Path, split: Split, suffix: str) -> None:
+    """Rows as the official script reads them, which carry their label, their picture and the prompt too."""
     rows = [
-        {"question": question["text"], "answer": text, "label": question["label"], "image": question["image"]}
+        {"question": question["text"], "answer": text, "label": question["label"], "image": question["image"],
+         "prompt": question["text"] + suffix}
         for question, text in zip(split.questions, split.answers, strict=True)
-    ]
+    ]  # fmt: skip
     write_rows(path, rows)
 
 
@@ -256,16 +263,28 @@ def join(name: str, questions: list[dict], rows: list[dict], labels: Path, path:
         if image is not None and type(image) not in (str, int):
             raise UserError(f"{labels}, row {n}: 'image' is {image!r}, neither text nor a whole number")
         asked, said = first_of(row, QUESTION_KEYS) or "", first_of(row, ANSWER_KEYS)
-        wanted = asked if labels == path else first_of(question, ("text", "question")) or ""
-        # LLaVA's prompts go on after the question; the older random file misspells one word.
-        if asked and not asked.replace("imange", "image").startswith(wanted.replace("imange", "image")):
+        wanted = asked if labels == path else first_of(question, LABELLED_KEYS) or ""
+        if asked and not mended(asked).startswith(mended(wanted)):  # LLaVA's prompts go on after the question
             raise UserError(f"{path}, row {n} answers {asked!r}, but {labels} asks {wanted!r} there")
         if said and (said == wanted or (labels == path and not asked and "answer" not in row)):
             raise UserError(f"{path}, row {n}: {said!r} is a question; name a file of answers, labels by --label-file")
     answers = [first_of(row, ANSWER_KEYS) for row in rows]
     if None in answers:
         raise UserError(f"{path}, row {answers.index(None) + 1} has no answer under {' or '.join(ANSWER_KEYS)}")
-    return Split(name, labels.name, questions, answers)
+    wanted = [first_of(question, QUESTION_KEYS if labels == path else LABELLED_KEYS) for question in questions]
+    return Split(name, labels.name, questions, answers, suffixes_of(wanted, rows))
+
+
+def suffixes_of(questions: Sequence[str | None], rows: list[dict]) -> set[str]:
+    """What follows the questions in the prompts of rows of answers; nothing of rows that do not tell their prompt."""
+    prompts = [first_of(row, QUESTION_KEYS[::-1]) for row in rows]
+    pairs = [(mended(q), mended(prompt)) for q, prompt in zip(questions, prompts, strict=True) if q and prompt]
+    return {prompt[len(q) :] for q, prompt in pairs if prompt.startswith(q)}
+
+
+def mended(question: str) -> str:
+    """A question without the older random file's misspelt word."""
+    return question.replace("imange", "image")
 
 
 def check_ids(rows: list[dict], path: Path) -> None:

@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
         start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
-        seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]}, limited=args.limit is not None,
+        seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]},
+        limited=args.limit is not None or bool(source.skipped),
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)

@@ -74,7 +74,7 @@ def as_bytes(text: str) -> bytes:
 
 
 def make_markdown(columns: list[Column]) -> str:
-    """The table, and under it what marks mean and how every column was measured."""
+    """The table, and under it what marks mean, how every column was measured, and what to beware of."""
     head = ["measure", "samples", *(cell(column.title) for column in columns)]
     lines = [head, ["---", "---:", *("---" for _ in columns)]]
     for group, names in make_groups(columns).items():
@@ -103,14 +103,16 @@ def row(columns: list[Column], key: tuple[str, str]) -> list[str]:
 
 
 def notes_under(columns: list[Column]) -> Iterator[str]:
-    """How to read the table, and the command behind every column."""
+    """How to read the table, and the command behind every column with its warnings."""
     results = [result for column in columns for result in column.results]
     yield "In brackets 95 % intervals; the ceiling is what a perfect model would get from the same judge."
     if any(result.limited for result in results):
         yield "\\* measured on a part of the set alone."
     yield ""
     for column in columns:
-        yield from (f"- {cell(column.title)}: {source(result)}" for result in column.results)
+        for result in column.results:
+            yield f"- {cell(column.title)}: {source(result)}"
+            yield from (f"  - Warning: {cell(warning)}." for warning in result.warnings)
 
 
 def source(result: Result) -> str:

@@ -16,6 +16,9 @@ With --json and --save-pictures, eval/report.py shows the first drawings and ans
 """
 
 import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -87,15 +90,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.save_pictures:
         results["gallery"] = {"folder": folder_from(args.json or Path("results.json"), args.save_pictures)}
     prompts = spread_prompts(sample_prompts(bench.world, args.seed, args.split), args.limit)
-    with out_of_memory_told(args.batch_size):
+    with out_of_memory_told(args.batch_size), written_whole(args.save_pictures) as pictures:
         examine_tokenizer(results, bench, tokenizer)
         examine_ceilings(results, bench, tokenizer, prompts, args.images_per_prompt)
         if model is not None:
-            examine_understanding(results, bench, model, processor, args.save_pictures)
+            examine_understanding(results, bench, model, processor, pictures)
         if model is not None and not args.no_drawing:
-            examine_drawing(
-                results, bench, model, processor, prompts, args.images_per_prompt, sampling, args.save_pictures
-            )
+            examine_drawing(results, bench, model, processor, prompts, args.images_per_prompt, sampling, pictures)
     results |= describe(results, args, start, weights) | model_told(tokenizer if model is None else model)
     if args.json:
         write_json(args.json, results)
@@ -110,6 +111,29 @@ def check_outputs(args: argparse.Namespace) -> None:
         if args.save_pictures.is_dir() and any(args.save_pictures.iterdir()):
             raise UserError(f"--save-pictures {args.save_pictures} is not empty: pictures of two runs would mix")
         check_writable(args.save_pictures / "00000")
+        check_writable(args.save_pictures.resolve().parent / "00000")  # see `written_whole`
+
+
+@contextmanager
+def written_whole(folder: Path | None) -> Iterator[Path | None]:
+    """A place beside a folder, which becomes that folder in the end: what is killed leaves none of its pictures there.
+
+    Raises:
+        UserError: meanwhile another run wrote into the folder.
+    """
+    if folder is None:
+        yield None
+        return
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as place:
+        pictures = Path(place) / folder.name  # not the place itself, which nobody else may read
+        pictures.mkdir()
+        yield pictures
+        try:
+            pictures.replace(folder)
+        except OSError as error:
+            raise UserError(f"cannot write the pictures to {folder}: {error.strerror or error}") from error
 
 
 def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: Path) -> Bench:

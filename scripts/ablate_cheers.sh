@@ -23,7 +23,8 @@
 #
 # Results: OUT/results/VARIANT/seed-N/understanding.json (eval/scenes.py), and of cheers gate.json and gate.svg
 # (eval/cheers_gate.py). Run it again after a kill: what is finished or measured is passed over, the broken step goes on
-# from its last checkpoint. PROCESSES and MASTER_PORT as in install.sh.
+# from its last checkpoint. What was trained or measured otherwise than these options say is named in one line: choose
+# another --out for it. PROCESSES and MASTER_PORT as in install.sh.
 set -euo pipefail
 
 # shellcheck source=scripts/install.sh
@@ -74,13 +75,13 @@ run_variant() { # VARIANT with $seed
         understanding_only) part=(--drawing_share 0) reading=(--no-drawing) ;;
     esac
     mkdir -p "$results"
-    if [ ! -s "$results/understanding.json" ]; then
-        train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" \
-            --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.validate_every "$((steps / 4))" \
-            --train.batch_size "$batch_size" "${part[@]}" "${smoke_sft[@]}"
-        measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
-            "${smoke_eval[@]}"
-    fi
+    measured=""
+    [ ! -s "$results/understanding.json" ] || measured=yes
+    train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" \
+        --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.validate_every "$((steps / 4))" \
+        --train.batch_size "$batch_size" "${part[@]}" "${smoke_sft[@]}"
+    measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
+        "${smoke_eval[@]}"
     [ "$1" = cheers ] || return 0
     measure "$results/gate.json" eval/cheers_gate.py --model "$model" --plot "$results/gate.svg" "${smoke_gate[@]}"
 }

@@ -17,7 +17,8 @@
 #
 # Run it again after a kill: what is finished is passed over, the broken step goes on from its last checkpoint. What has
 # been measured stays and is not trained again, so OUT/results is all that another machine needs to go on; remove a
-# variant's folder there to measure it again. PROCESSES and MASTER_PORT as in install.sh.
+# variant's folder there to measure it again. What was trained or measured otherwise than these options say is named in
+# one line: choose another --out for it. PROCESSES and MASTER_PORT as in install.sh.
 set -euo pipefail
 
 # shellcheck source=scripts/install.sh
@@ -101,7 +102,8 @@ is_measured() { # VARIANT RESULTS: whether every file that run_variant writes is
 
 run_variant() { # VARIANT with $seed
     local results="$out/results/$1/seed-$seed" here="$out/seed-$seed" of="$1" drawing=() reading=(--no-drawing)
-    ! is_measured "$1" "$results" || return 0
+    measured=""
+    ! is_measured "$1" "$results" || measured=yes
     mkdir -p "$results" # from here on a missing file is named as such
     if [[ " $HEADS " == *" $1 "* ]]; then
         of=phased drawing=(--drawing_share 0.55 --model.image_head "$1") reading=()

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.errors import UserError
+from unimllm.report import write_json
 
 ROOT = Path(__file__).parents[1]
 PROGRAM, SCRIPT = ROOT / "eval" / "cheers_gate.py", ROOT / "scripts" / "ablate_cheers.sh"
@@ -35,14 +36,18 @@ measuring() { echo "python $*"; echo '{}' > "$3"; }
 
 def plan(place: Path, *options: str) -> list[list[str]]:
     """The commands that the script would have run in a folder."""
+    ended = run_script(place, *options)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    return [line.split() for line in ended.stdout.splitlines() if line.startswith(("launch", "python"))]
+
+
+def run_script(place: Path, *options: str) -> subprocess.CompletedProcess:
     (place / "scripts").mkdir(exist_ok=True)
     (place / "scripts" / "install.sh").write_text(STUB)
     for script in (SCRIPT, SCRIPT.with_name("ablation.sh")):
         (place / "scripts" / script.name).write_bytes(script.read_bytes())
     words = ["bash", str(place / "scripts" / SCRIPT.name), *options]
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=place)
-    assert ended.returncode == 0 and not ended.stderr, ended.stderr
-    return [line.split() for line in ended.stdout.splitlines() if line.startswith(("launch", "python"))]
+    return subprocess.run(words, capture_output=True, text=True, cwd=place)
 
 
 def after(command: list[str], option: str) -> str | None:
@@ -86,6 +91,27 @@ def test_a_smoke_test_leaves_nothing_that_the_real_thing_would_go_on_over(tmp_pa
     assert folders == [f"{out}/scenes_64/teacher", f"{out}/scenes_64_cheers/vae", f"{out}/seed-0/cheers"]
     assert after(commands[2], "--teacher") == folders[0] and after(commands[2], "--image-tokenizer") == folders[1]
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["ablation_cheers_smoke"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "600"), "here/seed-0/no_decoder was trained by `train/sft.py"),
+        (
+            ("--batch-size", "8"),
+            "--train.batch_size 48 --model.decode_before_siglip false`, asked for is `train",
+        ),
+        (("--split", "test"), 'understanding.json was measured with split "validation", asked for is "test"'),
+    ],
+)
+def test_other_options_over_an_earlier_run_are_refused(tmp_path, options, message):
+    earlier = ("--only", "no_decoder", "--teacher", "T", "--vae", "V", "--out", "here")
+    plan(tmp_path, *earlier)
+    file = tmp_path / "here" / "results" / "no_decoder" / "seed-0" / "understanding.json"
+    write_json(file, {"split": "validation", "limit": None})
+    assert plan(tmp_path, *earlier) == []
+    ended = run_script(tmp_path, *earlier, *options)
+    assert ended.returncode == 2 and message in ended.stderr and ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import load_program
 
+from unimllm.report import write_json
 from unimllm.training.presets import (
     DECODER_PRESETS,
     JOINT_PRESETS,
@@ -99,6 +100,20 @@ def test_the_state_of_the_code_stands_below_the_tables(program, call, tmp_path):
     assert commits == ["0123456", "0123456 with changes", "unknown"]
 
 
+def test_what_was_measured_stands_below_the_tables(program, call, tmp_path):
+    write(tmp_path, "phased", 0, 27.0, 0.5)
+    told = call(program, tmp_path, "--json", tmp_path / "table.json").out.split("\n\n")[-3]
+    assert told.splitlines() == [
+        "tokenizer.json: validation split, limit none, 1,000 pictures",
+        "features.json: validation split, 1,000 pictures, 4,000 training pictures",
+        "understanding.json: validation split, limit none, 2,000 questions, 600 pope questions",
+    ]
+    change(tmp_path / "phased" / "seed-0" / "features.json", limit=8, num_pictures=8)
+    assert "\nfeatures.json: validation split, limit 8, 8 pictures, " in call(program, tmp_path).out
+    measured_on = json.loads((tmp_path / "table.json").read_text())["measured_on"]
+    assert measured_on["understanding.json"]["split"] == "validation"
+
+
 def test_a_file_of_another_program_or_of_another_run_s_model_is_refused(program, call, tmp_path):
     write(tmp_path, "flat", 0, right=0.5, fingerprint="aa", program="eval/scenes.py")
     write(tmp_path, "factorised", 0, right=0.5, fingerprint="aa")
@@ -117,6 +132,9 @@ def test_a_value_that_is_null_is_named(program, call, tmp_path):
     told = call(program, tmp_path).out
     assert "phased, seed 1: PSNR, dB (null in tokenizer.json, as infinite values are)" in told
     assert "| SemHiTok, trained in phases | 27.00 | 0.900 +- 0.000 (2) |" in told
+    write(tmp_path, "flat", 0, right=0.5, geneval={"overall": None})
+    told = call(program, tmp_path).out
+    assert "flat, seed 0: GenEval-style drawing (null in understanding.json, as means of a part are)" in told
 
 
 @pytest.mark.parametrize(
@@ -197,14 +215,25 @@ PRESETS = {
 
 def plan(place: Path, *options: str, fails: bool = False) -> list[list[str]]:
     """The commands that the script would have run in a folder."""
+    ended = run_script(place, *options)
+    assert (ended.returncode != 0) == fails and not ended.stderr, ended.stderr
+    return [line.split() for line in ended.stdout.splitlines()]
+
+
+def run_script(place: Path, *options: str) -> subprocess.CompletedProcess:
     (place / "scripts").mkdir(exist_ok=True)
     (place / "scripts" / "install.sh").write_text(STUB)
     for script in (SCRIPT, SCRIPT.with_name("ablation.sh")):
         (place / "scripts" / script.name).write_bytes(script.read_bytes())
     words = ["bash", str(place / "scripts" / SCRIPT.name), *options]
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=place)
-    assert (ended.returncode != 0) == fails and not ended.stderr, ended.stderr
-    return [line.split() for line in ended.stdout.splitlines()]
+    return subprocess.run(words, capture_output=True, text=True, cwd=place)
+
+
+def refusal(place: Path, *options: str) -> str:
+    """The one line of a script that refuses before it does anything."""
+    ended = run_script(place, *options)
+    assert ended.returncode == 2 and not ended.stdout and ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr
 
 
 def after(command: list[str], option: str) -> str | None:
@@ -254,3 +283,31 @@ def test_results_alone_are_enough_to_go_on_elsewhere(tmp_path):
     assert [command[1] for command in commands] == [
         "train/tokenizer.py", "train/sft.py", "eval/scenes.py", "eval/compare.py",
     ]  # fmt: skip
+
+
+def test_what_was_measured_otherwise_is_not_passed_over(tmp_path):
+    options = ("--only", "phased,m4", "--teacher", "T", "--out", "here")
+    plan(tmp_path, *options)
+    file = tmp_path / "here" / "results" / "m4" / "seed-0" / "features.json"
+    write_json(file, {"split": "validation", "limit": None})
+    (again,) = plan(tmp_path, *options)
+    assert again[1] == "eval/compare.py"
+    told = refusal(tmp_path, *options, "--split", "test")
+    name = "here/results/m4/seed-0/features.json"
+    assert told.startswith(f'error: {name} was measured with split "validation", asked for is "test": choose another')
+    write_json(file, {"split": "validation", "limit": 8})
+    assert f"{name} was measured with limit 8, asked for is null" in refusal(tmp_path, *options)
+
+
+def test_what_was_trained_otherwise_is_not_passed_over(tmp_path):
+    options = ("--only", "m4", "--out")
+    plan(tmp_path, *options, "here", "--teacher", "T")
+    (tmp_path / "here").rename(tmp_path / "there")
+    (again,) = plan(tmp_path, *options, "there", "--teacher", "T")
+    assert again[1] == "eval/compare.py"
+    told = refusal(tmp_path, *options, "there", "--teacher", "U")
+    assert "error: there/seed-0/semantic was trained by `train/tokenizer.py --train.seed 0 --preset ablation" in told
+    assert "--teacher T`, asked for is `train/tokenizer.py" in told
+    for mark in (tmp_path / "there").rglob("finished"):
+        mark.write_text("")  # of an earlier version, which did not keep the command
+    assert len(plan(tmp_path, *options, "there", "--teacher", "U")) == 1

@@ -108,6 +108,17 @@ def test_pairs_of_two_sizes_are_cropped_where_it_is_asked_for(call, program, tmp
     assert "FID" not in table and "Size: 16" in table
 
 
+def test_a_damaged_picture_is_told_before_any_is_compared(call, program, clip, tmp_path):
+    reference, generated = (write(tmp_path / n, {f"{i}.png": noise(i) for i in range(3)}) for n in ("one", "two"))
+    (generated / "2.png").write_bytes((generated / "2.png").read_bytes()[:60])
+    rows = "".join(json.dumps({"file": f"{i}.png", "prompt": "a red apple"}) + "\n" for i in range(3))
+    (generated / "index.jsonl").write_text(rows)
+    for words in (("compare", reference, generated), ("clipscore", generated, "--clip", clip)):
+        ended = call(program, *words, "--device", "cpu")
+        assert ended.code == 2 and "two/2.png does not decode" in ended.err.splitlines()[-1]
+        assert "comparing" not in ended.err and "scoring" not in ended.err
+
+
 def test_mistakes_of_compare_are_one_line(call, program, tmp_path):
     reference, generated = (write(tmp_path / n, {f"{n}.png": noise(0)}) for n in ("one", "two"))
     for words, message in (

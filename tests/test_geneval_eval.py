@@ -216,7 +216,11 @@ def test_a_folder_is_looked_at_once_and_scored_again(
     look = ("--detector", mask2former, "--clip", clip, "--device", "cpu", "--detections", record)
     ended = call(program, "score", out, *look, "--json", scores, "--results", tmp_path / "results.jsonl")
     assert ended.code == 0 and "GenEval-style (HF detector)" in ended.out, ended.err
+    told = " ".join(ended.out.split())
+    assert "no overall without two_object, counting, position, color_attr" in told and "overall (mean of tags)" in told
+    assert "an interval without width, as at 0 and 1: all pictures scored alike" in told
     first = json.loads(scores.read_text())
+    assert first["scores"]["overall"] is first["intervals"]["overall"] is None
     assert first["num_pictures"] == first["num_prompts"] == 2 and first["benchmark"] == "GenEval-style (HF detector)"
     assert set(first["scores"]) == {"single_object", "colors", "overall"} and str(mask2former) in first["detector"]
     assert set(first["intervals"]) == {*first["scores"], "correct_pictures", "correct_prompts"}

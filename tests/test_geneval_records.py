@@ -330,29 +330,33 @@ def test_the_summary_by_hand(tmp_path):
     result = summary(tags, prompts, correct)
     assert (result["num_pictures"], result["num_prompts"], result["complete"]) == (28, 7, False)
     assert result["correct_pictures"] == 10 / 28 and result["correct_prompts"] == 4 / 7
-    # The mean of the four tags that occur, not of the pictures.
-    assert result["scores"] == pytest.approx(
-        {"single_object": 6 / 8, "two_object": 0, "counting": 1 / 12, "position": 3 / 4,
-         "overall": (6 / 8 + 0 + 1 / 12 + 3 / 4) / 4}
-    )  # fmt: skip
+    shares = {"single_object": 6 / 8, "two_object": 0, "counting": 1 / 12, "position": 3 / 4}
+    assert result["scores"] == shares | {"overall": None}  # two tags are missing
     assert list(result["scores"]) == [t for t in TAGS if t in RIGHT] + ["overall"]
+    assert intervals(tags, prompts, correct, 0)["overall"] is None
+
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(RIGHT | {"colors": (4,), "color_attr": (1,)})))
+    result = summary(*(list(column) for column in zip(*read_official(path), strict=True)))
+    # The mean of the six tags, not of the pictures.
+    assert result["scores"]["overall"] == pytest.approx((6 / 8 + 0 + 1 / 12 + 3 / 4 + 1 + 1 / 4) / 6)
 
 
 def test_a_tag_of_its_own_counts_as_one_more():
-    result = summary(["single_object", "mine"], ["a", "b"], [True, False])
-    assert result["scores"] == {"single_object": 1, "mine": 0, "overall": 0.5}
+    result = summary([*TAGS, "mine"], list("abcdefg"), [True] * 6 + [False])
+    assert result["scores"] == dict.fromkeys(TAGS, 1) | {"mine": 0, "overall": 6 / 7}
 
 
 def test_intervals_are_wilson_s_of_prompts_or_resample_them_within_their_tags():
-    rows = rows_of({"single_object": (4, 0) * 50, "counting": (2,) * 100, "colors": (4, 0) * 50})
+    fixed = dict.fromkeys(("two_object", "counting", "position", "color_attr"), (2,) * 100)
+    rows = rows_of(fixed | {"single_object": (4, 0) * 50, "colors": (4, 0) * 50})
     columns = [[row[key] for row in rows] for key in ("tag", "metadata", "correct")]
     spread = intervals(*columns, seed=0)
     assert spread["single_object"] == spread["counting"] == spread["colors"] == wilson(50, 100)
-    # 100 prompts, all or nothing: 0.5 +- 1.96 * 0.5 / sqrt(100); the mean of three tags, one of them fixed, has
-    # sqrt(2) / 3 of that: the two equal tags do not rise and fall together.
-    assert spread["overall"] == pytest.approx((0.454, 0.546), abs=0.01)
+    # 100 prompts, all or nothing: 0.5 +- 1.96 * 0.5 / sqrt(100); the mean of six tags, four of them fixed, has
+    # sqrt(2) / 6 of that: the two equal tags do not rise and fall together.
+    assert spread["overall"] == pytest.approx((0.477, 0.523), abs=0.005)
     assert spread["correct_pictures"] == pytest.approx(spread["overall"])  # tags of equally many pictures
-    assert spread["correct_prompts"] == pytest.approx((0.620, 0.713), abs=0.01)  # 50, 100 and 50 of 300
+    assert spread["correct_prompts"] == pytest.approx((0.810, 0.856), abs=0.005)  # 50, 50 and 400 of 600
     assert intervals(*columns, seed=0) == spread
 
 

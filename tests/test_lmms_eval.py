@@ -14,7 +14,7 @@ from conftest import load_program
 from PIL import Image
 
 from unimllm.errors import UserError
-from unimllm.inference import answer
+from unimllm.inference import answer, draw
 from unimllm.lmms_eval_requests import (
     Asked,
     answer_asked,
@@ -30,8 +30,9 @@ from unimllm.lmms_eval_requests import (
     user_turn,
 )
 from unimllm.metrics import mme
-from unimllm.metrics.geneval import Detection
+from unimllm.metrics.geneval import TAGS, Detection
 from unimllm.scenes import GlyphAtlas
+from unimllm.scenes.examination import picture_seed
 
 TASKS = Path(__file__).parents[1] / "eval" / "tasks"
 RED, BLUE = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
@@ -407,17 +408,24 @@ def test_geneval_is_drawn_and_judged_by_its_rules(loaded, geneval_tasks, tmp_pat
         for i, doc in enumerate(docs)
     ]
     asked = [read_simple(arguments, task_dict) for arguments in requests]
+    assert [a.seed for a in asked] == [picture_seed(0, i, k) for i in (0, 1) for k in (0, 1)]  # of eval/geneval.py
     answers = draw_asked(*loaded, asked, 3, tmp_path / "drawn")
     paths = [Path(path) for answer in answers for path in json.loads(answer)["images"]]
     assert [path.name for path in paths] == [f"geneval_{i:05d}.png" for i in range(4)]
     assert len({path.read_bytes() for path in paths}) == 4  # a seed for each
     assert draw_asked(*loaded, asked[2:3], 1, tmp_path / "again") != answers[2:3]
     assert (tmp_path / "again" / "geneval_00002.png").read_bytes() == paths[2].read_bytes()  # alone or in a batch
+    draw_asked(*loaded, asked[2:3], 1, tmp_path / "likely", {"temperature": 0})
+    (likely,) = draw(*loaded, [docs[2]["prompt"]], [asked[2].seed], temperature=0)
+    assert (np.asarray(Image.open(tmp_path / "likely" / "geneval_00002.png")) == np.asarray(likely)).all()
+    assert read_simple(simple(2), TASK_DICT).seed == 2  # of a task that gives none
 
     entered = [geneval_tasks.process_results(doc, [said]) for doc, said in zip(docs, answers, strict=True)]
     entries = [entry["geneval_hf_overall"] for entry in entered]
     assert [entry["correct"] for entry in entries] == [True, True, False, False]
-    assert geneval_tasks.overall(entries) == 0.5 and geneval_tasks.single_object(entries) == 1
+    assert math.isnan(geneval_tasks.overall(entries)) and geneval_tasks.single_object(entries) == 1
+    others = [{"tag": tag, "correct": True} for tag in TAGS[1:] if tag != "counting"]
+    assert geneval_tasks.overall(entries + others) == pytest.approx(5 / 6)
     assert geneval_tasks.counting(entries) == 0 and math.isnan(geneval_tasks.colors(entries))
     named = re.findall(r"metric: (\w+)", (TASKS / "geneval.yaml").read_text())
     assert set(named) == set(entered[0])
@@ -455,6 +463,8 @@ def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint, tmp_
     assert (manifest.model_id, UniMLLM.is_simple, UniMLLMChat.is_simple) == ("unimllm", True, False)
     for options, message in (
         ({"pretraned": "x"}, "knows no 'pretraned' .did you mean 'pretrained'"),
+        ({"temperature": 1}, "temperature is of drawing; add draw_into=FOLDER"),
+        ({"draw_into": str(tmp_path), "num_steps": 3, "device": "cpu"}, "cannot draw with num_steps"),
         ({"batch_size": "auto"}, "--batch_size auto"), ({"dtype": "int8"}, "dtype=int8"),
         ({"pretrained": "./none", "device": "cpu"}, "--model_args pretrained ./none: no such folder"),
     ):  # fmt: skip
@@ -467,7 +477,8 @@ def test_the_entry_point_names_models_that_lmms_eval_takes(tiny_checkpoint, tmp_
         evaluated.model, evaluated.processor, [read_simple(r.args, TASK_DICT) for r in requests], 1
     )
     assert evaluated.loglikelihood([]) == []
-    drawing = UniMLLMChat(str(tiny_checkpoint), device="cpu", draw_into=str(tmp_path / "drawn"))
+    drawing = UniMLLMChat(str(tiny_checkpoint), device="cpu", draw_into=str(tmp_path / "drawn"), temperature=0)
+    assert drawing.sampling["temperature"] == 0
     drawing.task_dict = TASK_DICT
     (said,) = drawing.generate_until([SimpleNamespace(args=("", messages_of, {"max_new_tokens": 6}, 2, "toy", "test"))])
     assert json.loads(said)["images"] == [str(tmp_path / "drawn" / "toy_00002.png")]

@@ -5,9 +5,10 @@ import pytest
 
 from unimllm.metrics import pope
 from unimllm.metrics.codes import code_use, perplexity
-from unimllm.metrics.geneval import Detection, is_correct, relations, summarize
+from unimllm.metrics.geneval import TAGS, Detection, is_correct, relations, summarize
+from unimllm.metrics.geneval import intervals as geneval_intervals
 from unimllm.metrics.intervals import bootstrap, wilson
-from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.metrics.reconstruction import psnr, ssim, ssim_uniform
 
 
 def at(x: float, y: float, side: float = 10.0) -> tuple[float, float, float, float]:
@@ -123,9 +124,15 @@ def test_at_most_sixteen_boxes_of_a_class_are_kept():
 
 def test_overall_is_the_mean_of_the_tags_not_of_the_pictures():
     tags = ["single_object"] * 4 + ["counting"]
-    assert summarize(tags, [True, True, True, False, False]) == {
-        "single_object": 0.75, "counting": 0.0, "overall": 0.375,
-    }  # fmt: skip
+    right = [True, True, True, False, False]
+    some = {"single_object": 0.75, "counting": 0.0}
+    assert summarize(tags, right) == some | {"overall": None}  # of a part of the tags there is no mean
+    others = [tag for tag in TAGS if tag not in tags]
+    scores = summarize(tags + others, right + [True] * 4)
+    assert scores == some | dict.fromkeys(others, 1.0) | {"overall": 4.75 / 6}
+    assert geneval_intervals(tags, right, range(5))["overall"] is None
+    low, high = geneval_intervals(tags + others, right + [True] * 4, range(9))["overall"]
+    assert low < 4.75 / 6 < high
     with pytest.raises(ValueError):
         summarize(tags, [True])
 
@@ -238,6 +245,21 @@ def test_ssim_of_one_window_by_hand():
             (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
         )
     assert ssim(x, y)[0] == pytest.approx(np.mean(values))
+
+
+def test_uniform_ssim_is_scikit_image_s():
+    # structural_similarity(x, y, data_range=..., channel_axis=-1): windows of 7 x 7 in the interior, samples' moments
+    x, y = np.random.default_rng(2).integers(0, 256, (2, 1, 9, 12, 3), dtype=np.uint8)
+    windows = [np.lib.stride_tricks.sliding_window_view(p[0].astype(float), (7, 7), (0, 1)) for p in (x, y)]
+    a, b = (w.reshape(3 * 6 * 3, 49) for w in windows)
+    covariances = [np.cov(*pair) for pair in zip(a, b, strict=True)]  # divided by 48
+    for data_range in (255, 510):
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        values = [
+            (2 * m * n + c1) * (2 * c[0, 1] + c2) / ((m**2 + n**2 + c1) * (c[0, 0] + c[1, 1] + c2))
+            for m, n, c in zip(a.mean(1), b.mean(1), covariances, strict=True)
+        ]
+        assert ssim_uniform(x, y, data_range)[0] == pytest.approx(np.mean(values))
 
 
 def test_reconstruction_refuses_what_is_no_picture():

@@ -288,14 +288,14 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
     assert results["pictures_fingerprint"] == hashlib.sha256(pictures.tobytes()).hexdigest()[:16]  # of any batches
     assert results["psnr"] == pytest.approx(psnr(pictures, decoded).mean(), abs=0.01)
     assert results["ssim"] == pytest.approx(ssim(pictures, decoded).mean(), abs=1e-3)
-    assert results["ssim_data_range_2"] > results["ssim"] and results["intervals"]["psnr"][0] <= results["psnr"]
+    assert results["ssim_uniform_data_range_2"] > results["ssim"] and results["intervals"]["psnr"][0] <= results["psnr"]
     first, second = (tokenizer_net(tokenizer).extract(p) for p in (pictures, decoded))
     expected = frechet_distance(first.mean(0), np.cov(first.T), second.mean(0), np.cov(second.T))
     fd = results["frechet"]["FD(own SigLIP)"]
     assert fd["distance"] == pytest.approx(expected, rel=1e-3) and fd["num_features"] == 16
     assert fd["kid_name"] == "KD(own SigLIP)" and fd["kid_subset_size"] == 2
     assert (results["num_pictures"], results["num_positions"], results["resolution"]) == (5, 20, 16)
-    assert list(results["skipped"]) == ["b/0.png"] and results["num_other_files"] == 1
+    assert list(results["skipped"]) == ["b/0.png"] and results["num_other_files"] == 1 and results["limited"]
     assert 0 < results["flat_code_use"] <= results["semantic_code_use"] <= 1
     assert results["encode_pictures_per_second"] > 0 and results["decode_pictures_per_second"] > 0
     assert "FID" not in results["frechet"] and "lpips" not in results and "classes_digest" not in results

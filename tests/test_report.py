@@ -114,6 +114,7 @@ def test_two_models_stand_side_by_side(program, call, two):
     evil = '&lt;script>alert("1")&lt;/script>&#124;`x`'
     assert table["measure"] == ["samples", "A", evil]
     assert table["PSNR, dB"] == ["1,000", "28.33 (28.10 to 28.50)", r"28.33\* (28.10 to 28.50)"]
+    assert table["objects read from reconstructions / from true renders"][1] == "0.750 (0.700 to 0.800)"
     assert table["questions: color yes no"][:2] == ["250", "0.700 (0.600 to 0.800)"]
     assert table["GenEval-style: colors"][1] == "0.438 (0.300 to 0.580), ceiling 0.854"
     assert table["**GenEval-style: overall**"][0] == "500 / 6"
@@ -224,6 +225,7 @@ def test_folders_of_pictures_and_probes_are_shown(program, call, tmp_path):
     assert ended.err == "" and table["measure"] == ["samples", "A"]
     assert table["PSNR, dB"] == ["2", "inf (inf to inf)"] and table["FID, less is better"] == ["3", "12.35"]
     assert table["KID x 1000, less is better"][1] == "2.00"
+    assert "**Pictures beside TRUE, sets of 4 and 3 pictures**" in table
     assert "**CLIPScore by CLIP**" in table and table["100 * max(cos, 0)"] == ["3", "31.50 (30.00 to 33.00)"]
     assert table["**what quantising costs**"] == ["1,000", "**0.100** (0.000 to 1.000)"]
 
@@ -377,6 +379,16 @@ def test_the_page_holds_bars_whiskers_and_failures_of_both_models(program, call,
     assert sum(tag == "img" for tag, _ in page.found) == 5
 
 
+def test_warnings_stand_under_both_reports(program, call, tmp_path):
+    warned = scenes("A", warnings=["FD of 6 pictures is <biased>"])
+    save(tmp_path / "a.json", warned)
+    save(tmp_path / "b.json", scenes("B", warnings=3))  # damaged
+    ended = call(program, tmp_path, "--html", tmp_path / "report.html", "--markdown", "-")
+    assert ended.out.count("Warning") == 1 and "\n  - Warning: FD of 6 pictures is &lt;biased>.\n" in ended.out
+    page = Page((tmp_path / "report.html").read_text())
+    assert "Warning: FD of 6 pictures is <biased>." in page.text and len(page.of_class("note")) == 1
+
+
 def test_an_infinite_psnr_is_shown_beside_a_finite_one(program, call, tmp_path):
     for name, psnr, interval in (("equal", None, [None, None]), ("some equal", None, [30, None]), ("A", 20, [10, 30])):
         content = scenes(name)
@@ -459,6 +471,11 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
     assert told == "POPE (coco_pope, older random file), official parsing"
     asked = pope("gqa_pope_random.json", suffix="\nAnswer with one word.")
     assert asked == "POPE (gqa_pope, questions followed by 'Answer with one word.'), official parsing"
+    mme = {"perception": None, "cognition": None, "intervals": {}, "subtasks": {}}
+    assert group("mme", mme) == group("mme", mme | {"suffix": " Please answer yes or no."}) == "MME"
+    asked = group("mme", mme | {"suffix": "\nAnswer with one\nword."})
+    assert asked == "MME (questions followed by 'Answer with one word.')"
+    assert group("mme", mme | {"suffix": ""}) == "MME (questions followed by '')"
 
     drawn = {"benchmark": "GenEval", "scores": {"overall": 0.5}, "intervals": {"overall": None}, "num_pictures": 2212,
              "num_pictures_by_tag": {}, "num_prompts": 553, "detector": "D", "prompts_digest": OWN_PROMPTS}  # fmt: skip
@@ -477,6 +494,18 @@ def test_other_questions_detectors_and_prompts_are_in_other_groups():
     assert group("reconstruction", rebuilt) == "Reconstruction of scenes, test split, 64 x 64"
     told = "Reconstruction of scenes, test split, 8 objects (abc), 64 x 64"
     assert group("reconstruction", rebuilt | world) == told
+
+    def sets(**changes) -> list[str]:
+        distance = {"distance": 1.0, "kid_name": "KD", "kid_mean": 0.1} | changes
+        content = rebuilt | {"frechet": {"FD(own SigLIP)": distance}, "num_pictures": 1000, "ssim": 1}
+        content["intervals"] = rebuilt["intervals"] | {"ssim": [1, 1]}
+        return [measure.group for measure in MEASURES["eval/reconstruction.py"](content)][2:]
+
+    told = "Reconstruction of scenes, test split, 64 x 64"
+    assert sets() == [f"{told}, sets of 1,000 pictures", told]
+    told += ", SigLIP 12ab"  # a Frechet distance goes by the number of pictures, a kernel distance does not
+    library = "transformers 5.0, SigLIP 12ab, mean of patch features; for tokenizers over one SigLIP only"
+    assert sets(library=library) == [f"{told}, sets of 1,000 pictures", told]
 
     clip = {"clip": "C", "clip_score": 30, "intervals": {"clip_score": None}, "num_pictures": 2212}
     assert group("pictures", clip | {"prompts_digest": "abc"}) == "CLIPScore by C, 2,212 prompts (abc)"

@@ -148,7 +148,7 @@ def test_pope_of_three_splits_in_llava_s_shape(call, program, tmp_path):
     assert f1 == pytest.approx({"random": 8 / 14, "popular": 2 / 3, "adversarial": 0})
     assert results["mean"]["official"]["f1"] == pytest.approx((8 / 14 + 2 / 3) / 3)
     assert results["splits"]["popular"]["strict"]["yes_ratio"] == 1
-    assert results["num_questions"] == 36
+    assert results["num_questions"] == 36 and results["suffix"] == "\nAnswer briefly."
     assert scored(call, program, tmp_path, *words)["intervals"] == results["intervals"]  # one seed, one interval
     for file, rows, message in (
         (answers, [*said[:-1], said[-2]], "model.jsonl, row 36: question 2010 comes a second time"),
@@ -345,6 +345,10 @@ def test_pope_asks_about_each_picture_of_all_splits_once(call, program, tiny_che
 
     assert call(program, "answer", *files, *words, "--limit", 2, "--suffix", " yes no").code == 0
     assert len(read_rows(written[1])) == 2 and json.loads(scores.read_text())["suffix"] == " yes no"
+    (tmp_path / "two").mkdir()
+    short = [write_rows(tmp_path / "two" / path.name, read_rows(path)[:2]) for path in files]
+    for labels in ((), ("--label-file", *short)):
+        assert scored(call, program, tmp_path, *written, *labels)["suffix"] == " yes no"
     numbered = write_rows(tmp_path / "numbered.json", [{"image": 1, "text": "Is it?", "label": "yes"}])
     assert "row 1: 'image' and 'text' must be text" in call(program, "answer", numbered, *words).refusal()
     assert (
@@ -507,6 +511,9 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     row = mme.read_results(out / "OCR.txt")[3]
     assert (row.picture, row.question, row.label) == ("1.png", "Is there a cup in OCR?", "no")
     assert "OCR.txt would be" in call(program, "score", out, "--json", out / "OCR.txt").refusal()
+    assert call(program, "answer", release, *words, "--suffix", "\nIn one word.").code == 0
+    assert scored(call, program, tmp_path, out)["suffix"] == json.loads(scores.read_text())["suffix"] == " In one word."
+    assert mme.read_results(out / "OCR.txt")[3].question == "Is there a cup in OCR? In one word."
     for read in (release / "OCR" / "2.png", release / "OCR" / "2.txt"):
         assert f"{read} would be overwritten by" in call(program, "answer", release, *words[:-1], read).refusal()
     (release / "OCR" / "2.png").write_bytes(b"no picture")
@@ -514,6 +521,20 @@ def test_mme_asks_the_two_questions_about_each_picture_together(call, tiny_check
     assert "--out is missing" in call(program, "answer", release).refusal()
     assert "folder of MME's release is missing" in call(program, "answer").refusal()
     assert "holds no sub-task" in call(program, "answer", tmp_path, *words).refusal()
+
+
+def test_mme_s_prompt_may_end_otherwise(call, tmp_path):
+    asked = "Is it? Please answer yes or no."
+    assert (
+        mme.with_suffix(asked, "\nIn one word.")
+        == mme.with_suffix("Is it?", "\nIn one word.")
+        == ("Is it?\nIn one word.")
+    )
+    assert mme.with_suffix(f"{asked} ", "") == "Is it?"
+    assert mme.suffix_of([asked, "What? Is it? Please answer yes or no.", "Tell me"]) == mme.SUFFIX
+    assert mme.suffix_of(["Tell me"]) is None
+    mme_file(tmp_path / "count.txt", [("yes", "no")])
+    assert scored(call, load_program("eval/mme.py"), tmp_path, tmp_path)["suffix"] == mme.SUFFIX
 
 
 def test_mme_names_what_is_missing_and_gives_no_total(call, tmp_path):

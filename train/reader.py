@@ -250,7 +250,8 @@ def report(model: SceneReader, world: World, renderer: Renderer, seed: int, coun
     drawn = renderer.render_batch([scene_for_prompt(world, p, rng) for p in prompts])
     correct = [is_correct(d, p) for d, p in zip(model.detect(drawn), prompts, strict=True)]
     ceiling = summarize([p["tag"] for p in prompts], correct)
-    print(f"GenEval ceiling over {len(prompts)} scenes:", " ".join(f"{k} {v:.4f}" for k, v in ceiling.items()))
+    told = " ".join(f"{tag} {share:.4f}" for tag, share in ceiling.items() if share is not None)
+    print(f"GenEval ceiling over {len(prompts)} scenes: {told}")
 
 
 def train(model: SceneReader, world: World, renderer: Renderer, args: argparse.Namespace) -> dict[str, Tensor]:

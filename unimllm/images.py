@@ -46,5 +46,5 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None])
 
 def check_readable(paths: Iterable[Path]) -> None:
     """Decode each picture once, ahead of long work that needs all of them; UnreadablePicture for a bad one."""
-    for path in dict.fromkeys(paths):
+    for path in paths:
         open_picture(path)

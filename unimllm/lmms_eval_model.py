@@ -18,6 +18,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from unimllm.command_line import nearest
+from unimllm.drawing import FLAGS, choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable
 from unimllm.inference import load
@@ -32,7 +33,7 @@ from unimllm.lmms_eval_requests import (
     read_simple,
 )
 
-MODEL_ARGS = ("pretrained", "batch_size", "device", "dtype", "draw_into")
+MODEL_ARGS = ("pretrained", "batch_size", "device", "dtype", "draw_into", *FLAGS)
 BATCHES_SORTED = 8  # so many batches of questions are held at once, and sorted by length
 
 
@@ -50,7 +51,8 @@ class UniMLLM(lmms):
         device: "cpu", "cuda", ...; under torchrun every rank takes its own GPU unless it is "cpu".
         dtype: of the weights: float32, bfloat16 or float16 (default: the checkpoint's; float32 on a CPU).
         draw_into: a folder: then every request is a prompt, and its answer {"text": "", "images": [path]} as JSON.
-        others: nothing; whatever else --model_args names is refused.
+        others: how to draw, by the names of `drawing.FLAGS`, such as guidance_scale=3; what else --model_args names is
+            refused.
     """
 
     is_simple = True
@@ -68,7 +70,10 @@ class UniMLLM(lmms):
     ):
         super().__init__()
         for name in others:
-            raise UserError(f"--model_args: unimllm knows no {name!r}{nearest(name, MODEL_ARGS)}")
+            if name not in FLAGS:
+                raise UserError(f"--model_args: unimllm knows no {name!r}{nearest(name, MODEL_ARGS)}")
+            if not draw_into:
+                raise UserError(f"--model_args: {name} is of drawing; add draw_into=FOLDER")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"--batch_size {batch_size}: unimllm wants a number from 1")
         if dtype not in (None, "float32", "bfloat16", "float16"):
@@ -83,10 +88,11 @@ class UniMLLM(lmms):
             device = str(self.accelerator.device)
         self.model, self.processor = load(pretrained, device, "--model_args pretrained", dtype or "auto")
         self.device = self.model.device
+        self.sampling = choose_drawing(self.model, others)
 
     def generate_until(self, requests: list) -> list[str]:
         if self.draw_into:
-            return self._answer(requests, partial(draw_asked, folder=self.draw_into))
+            return self._answer(requests, partial(draw_asked, folder=self.draw_into, sampling=self.sampling))
         return self._answer(requests, answer_asked)
 
     def generate_until_multi_round(self, requests: list) -> list[list[str]]:

@@ -48,6 +48,7 @@ class Asked:
         until: texts before which the answer ends.
         options: of `generate`, `max_new_tokens` among them.
         doc: the task's name and the document's number.
+        seed: of a picture that is to be drawn: the document's "picture_seed", else its number.
         later: (answers so far, number of the round, what the last round left) -> the next round's messages, whether
             there is none, the answers to keep, what it leaves; None where the task has one round.
     """
@@ -58,6 +59,7 @@ class Asked:
     options: dict = field(default_factory=lambda: {"max_new_tokens": MAX_NEW_TOKENS})
     later: Callable | None = None
     doc: tuple[str, int] = ("", 0)
+    seed: int = 0
 
 
 def read_simple(arguments: tuple, task_dict: dict) -> Asked:
@@ -72,7 +74,8 @@ def read_simple(arguments: tuple, task_dict: dict) -> Asked:
         return None if done else user_turn(name, text, pictures), done, answers, left
 
     messages = user_turn(name, context, doc_to_visual(doc) if doc_to_visual else None)
-    return Asked(name, messages, *read_options(name, options), later if doc_to_text else None, (task, doc_id))
+    several = later if doc_to_text else None
+    return Asked(name, messages, *read_options(name, options), several, (task, doc_id), seed_of(doc, doc_id))
 
 
 def read_chat(arguments: tuple, task_dict: dict) -> Asked:
@@ -87,7 +90,12 @@ def read_chat(arguments: tuple, task_dict: dict) -> Asked:
         return None if done else chat_messages(name, messages), done, answers, left
 
     messages = chat_messages(name, doc_to_messages(doc))
-    return Asked(name, messages, *read_options(name, options), later, (task, doc_id))
+    return Asked(name, messages, *read_options(name, options), later, (task, doc_id), seed_of(doc, doc_id))
+
+
+def seed_of(doc, doc_id: int) -> int:
+    """The seed that a task gives to its document's picture, else the document's number."""
+    return doc.get("picture_seed", doc_id) if isinstance(doc, dict) else doc_id
 
 
 def read_continuation(arguments: tuple, task_dict: dict) -> tuple[Asked, str]:
@@ -217,10 +225,15 @@ def batches(rows: list, batch_size: int) -> Iterator[list]:
         yield rows[start : start + batch_size]
 
 
-def draw_asked(model, processor, asked: list[Asked], batch_size: int, folder: Path) -> list[str]:
+def draw_asked(
+    model, processor, asked: list[Asked], batch_size: int, folder: Path, sampling: dict[str, float] | None = None
+) -> list[str]:
     """A picture of each prompt, written into a folder; the answers are JSON, as lmms-eval's tasks of drawing read them.
 
-    A picture's seed is the number of its document, so prompts that repeat get other pictures.
+    Prompts that repeat have other seeds, and so get other pictures.
+
+    Args:
+        sampling: see `choose_drawing`; None: the checkpoint's own.
 
     Raises:
         UserError: a task that shows pictures: they are not edited.
@@ -228,8 +241,8 @@ def draw_asked(model, processor, asked: list[Asked], batch_size: int, folder: Pa
     answers = []
     for rows in batches(asked, batch_size):
         prompts = [prompt_of(a) for a in rows]
-        seeds = [a.doc[1] for a in rows]
-        for a, picture in zip(rows, draw(model, processor, prompts, seeds), strict=True):
+        seeds = [a.seed for a in rows]
+        for a, picture in zip(rows, draw(model, processor, prompts, seeds, **(sampling or {})), strict=True):
             path = folder / f"{a.doc[0]}_{a.doc[1]:05d}.png"
             save_picture(picture, path)
             answers.append(json.dumps({"text": "", "images": [str(path)]}))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimllm.metrics.geneval_records import NUM_PROMPTS, OWN_PROMPTS
+from unimllm.metrics.mme import SUFFIX
 from unimllm.metrics.pope import OLDER_RANDOM
 
 DEFAULT_READER = "unimllm/default/reader"  # as eval/scenes.py tells it
@@ -111,7 +112,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     yield psnr_measure(r, group, n)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
     yield Measure(
-        group, "objects read from reconstructions, of those read from true renders", r["objects_read"],
+        group, "objects read from reconstructions / from true renders", r["objects_read"],
         intervals["objects_read"], n,
     )  # fmt: skip
     yield from of_codes(r, group)
@@ -173,10 +174,15 @@ def of_drawings(r: dict, group: str) -> Iterator[Measure]:
 def pope_set(r: dict) -> str:
     """The question files without their splits' names, which random file, and what followed each question."""
     sets = sorted({Path(s["file"]).stem.replace(name, "").strip("_-. ") for name, s in r["splits"].items()} - {""})
-    suffix = f"questions followed by {r['suffix'].strip()!r}" if r.get("suffix", "").strip() else ""
+    suffix = followed_by(r["suffix"]) if r.get("suffix", "").strip() else ""
     older = r["splits"].get("random", {}).get("num_questions") == OLDER_RANDOM
     told = ", ".join(filter(None, (*sets, "older random file" if older else "", suffix)))
     return f"POPE ({told})" if told else "POPE"
+
+
+def followed_by(suffix: str) -> str:
+    """What follows each question in the prompts, as files of one line each hold it."""
+    return f"questions followed by {' '.join(suffix.split())!r}"
 
 
 def of_pope(r: dict) -> Iterator[Measure]:
@@ -197,13 +203,14 @@ def of_pope(r: dict) -> Iterator[Measure]:
 
 def of_mme(r: dict) -> Iterator[Measure]:
     """eval/mme.py."""
-    subtasks = r["subtasks"]
+    subtasks, suffix = r["subtasks"], r.get("suffix")  # None: earlier versions did not tell, or the questions do not
+    on = "MME" if suffix is None or suffix.split() == SUFFIX.split() else f"MME ({followed_by(suffix)})"
     for group, top in (("perception", 2000), ("cognition", 800)):
         title = f"{group}, of {top:,}"
-        yield Measure("MME", title, r[group], r["intervals"].get(group), digits=1, top=top, main=True)
+        yield Measure(on, title, r[group], r["intervals"].get(group), digits=1, top=top, main=True)
     for task, entry in subtasks.items():
         n = entry["num_questions"]
-        yield Measure("MME", f"{plain(task)}, of 200", entry["score"], r["intervals"][task], n, digits=1, top=200)
+        yield Measure(on, f"{plain(task)}, of 200", entry["score"], r["intervals"][task], n, digits=1, top=200)
 
 
 def of_geneval(r: dict) -> Iterator[Measure]:
@@ -245,14 +252,24 @@ def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
             yield Measure(group, title, r[key], r["intervals"][key], n, digits=digits, top=top)
 
 
-def of_sets(r: dict, group: str, n: int) -> Iterator[Measure]:
-    """What `comparison.compare_sets` measured."""
+def of_sets(r: dict, group: str, *counts: int) -> Iterator[Measure]:
+    """What `comparison.compare_sets` measured on sets of so many pictures, which move a Frechet distance."""
+    n, sizes = min(counts), " and ".join(f"{count:,}" for count in dict.fromkeys(counts))
     for name, values in r["frechet"].items():
         told = "less is better" + (", for tokenizers over one SigLIP only" if "own SigLIP" in name else "")
-        yield Measure(group, f"{name}, {told}", values["distance"], num_samples=n, digits=2, top=None)
+        on = group + told_siglip(values)
+        yield Measure(
+            f"{on}, sets of {sizes} pictures", f"{name}, {told}", values["distance"], num_samples=n, digits=2, top=None
+        )
         if "kid_mean" in values:
             title = f"{values['kid_name']} x 1000, {told}"
-            yield Measure(group, title, 1000 * values["kid_mean"], num_samples=n, digits=2, top=None)
+            yield Measure(on, title, 1000 * values["kid_mean"], num_samples=n, digits=2, top=None)
+
+
+def told_siglip(distance: dict) -> str:
+    """Which SigLIP a distance was measured in, see `networks.siglip_told`; earlier versions did not tell."""
+    told = (part for part in str(distance.get("library")).split(", ") if part.startswith("SigLIP "))
+    return "".join(f", {part}" for part in told)
 
 
 def of_pictures(r: dict) -> Iterator[Measure]:
@@ -267,7 +284,7 @@ def of_pictures(r: dict) -> Iterator[Measure]:
     size = f", {r['size']} x {r['size']}" if r["size"] else ""
     group = f"Pictures beside {r['reference']}{size}"
     yield from of_pairs(r, group, r["num_pairs"])
-    yield from of_sets(r, group, min(r["num_reference"], r["num_generated"]))
+    yield from of_sets(r, group, r["num_reference"], r["num_generated"])
 
 
 def of_features(r: dict) -> Iterator[Measure]:

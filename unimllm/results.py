@@ -53,6 +53,12 @@ class Result:
         return bool(self.content.get("limited", self.content.get("limit") is not None))
 
     @property
+    def warnings(self) -> list[str]:
+        """What to beware of in its numbers."""
+        warnings = self.content.get("warnings")
+        return list(map(str, warnings)) if isinstance(warnings, list) else []
+
+    @property
     def weights(self) -> str | None:
         """The fingerprint of the model's weights, None if unknown."""
         known = self.content.get("fingerprint") and self.content.get("fingerprint_of") == "weights"

@@ -108,11 +108,13 @@ def make_page(columns: list[Column], refused: list[str], pictures: dict[Path, st
 def introduction(columns: list[Column], refused: list[str]) -> Iterator[str]:
     """How to read the page, whose bars are which, and what could not be read."""
     yield (
-        "<p>Whiskers are 95 % intervals: where those of two models overlap, their order is not shown. A dashed line is "
-        "a ceiling, what a perfect model would get from the same judge.</p>"
+        "<p>Whiskers are 95 % intervals, of each model alone. Where those of two do not overlap, their difference is "
+        "hardly chance. Where they do, it may be real all the same: both saw the same pictures, and a paired test, "
+        "which is not made here, can tell more. A dashed line is a ceiling, what a perfect model would get from the "
+        "same judge.</p>"
     )
     if any(result.limited for column in columns for result in column.results):
-        yield "<p>* measured on a part of the set alone (<code>--limit</code>).</p>"
+        yield "<p>* measured on a part of the set alone.</p>"
     for line in refused:
         yield f'<p class="note">Not shown: {escape(line)}</p>'
     if len(columns) > 1:
@@ -292,11 +294,13 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def runs(columns: list[Column]) -> Iterator[str]:
-    """How every number can be made again."""
+    """How every number can be made again, and what to beware of."""
     yield "<h2>How to repeat it</h2>"
     for column in columns:
         for result in column.results:
-            yield f"<h3>{escape(column.title)}: {escape(result.program)}</h3>\n<dl>"
+            yield f"<h3>{escape(column.title)}: {escape(result.program)}</h3>"
+            yield from (f'<p class="note">Warning: {escape(warning)}.</p>' for warning in result.warnings)
+            yield "<dl>"
             for name, value in told_of(result).items():
                 shown = f"<code>{escape(value)}</code>" if name == "command" else escape(value)
                 yield f"<dt>{escape(name)}</dt><dd>{shown}</dd>"

@@ -113,6 +113,7 @@ def examine_tokenizer(results: dict, bench: Bench, tokenizer) -> None:
     num_objects = np.array([len(scene.objects) for scene in scenes])
 
     def objects_read(picked: np.ndarray) -> float:
+        # A ratio of totals, not a share: an object may be read from its reconstruction alone.
         return float(of_decoded[picked].sum() / max(1, of_true[picked].sum()))
 
     def read_in_true(picked: np.ndarray) -> float:

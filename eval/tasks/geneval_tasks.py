@@ -20,6 +20,7 @@ from unimllm.errors import UserError, ending_lmms_eval
 from unimllm.images import open_picture
 from unimllm.metrics.geneval import TAGS, is_correct, summarize
 from unimllm.metrics.geneval_records import read_prompts
+from unimllm.scenes.examination import picture_seed
 
 NEEDED = {
     "GENEVAL_PROMPTS": "GenEval's evaluation_metadata.jsonl",
@@ -41,6 +42,8 @@ def needed(variable: str) -> str:
 def docs(rows: Dataset) -> Dataset:
     """One row `images_per_prompt` -> a row for each picture to be drawn; `set` is the prompt's tag.
 
+    Seeds are those of `eval/geneval.py generate`, whose pictures a model draws here, too.
+
     Raises:
         UserError: one of NEEDED is missing or cannot be opened: told before hours of drawing.
     """
@@ -49,7 +52,7 @@ def docs(rows: Dataset) -> Dataset:
         [
             {
                 "question_id": f"{index:05d}/{image:04d}", "set": metadata["tag"], "prompt": metadata["prompt"],
-                "metadata": json.dumps(metadata),
+                "metadata": json.dumps(metadata), "picture_seed": picture_seed(0, index, image),
             }
             for row in rows
             for index, metadata in enumerate(read_prompts(prompts))
@@ -95,8 +98,9 @@ def picture_of(doc: dict, answer: str) -> str:
 
 
 def score(entries: list[dict], name: str) -> float:
-    """A tag's share of right pictures, or `overall`, the mean of the tags; nan: --limit left the tag out."""
-    return summarize([e["tag"] for e in entries], [e["correct"] for e in entries]).get(name, math.nan)
+    """A tag's share of right pictures, or `overall`, the mean of the tags; nan: --limit left the tag, or one, out."""
+    value = summarize([e["tag"] for e in entries], [e["correct"] for e in entries]).get(name)
+    return math.nan if value is None else value
 
 
 overall = partial(score, name="overall")

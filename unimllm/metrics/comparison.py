@@ -17,13 +17,13 @@ from unimllm.errors import UserError
 from unimllm.metrics.frechet import ENOUGH, KID_MOST, FrechetComparison
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.metrics.networks import FeatureNet, PairDistance, inception_net, lpips_distance, siglip_net
-from unimllm.metrics.reconstruction import MAX, psnr, ssim
+from unimllm.metrics.reconstruction import MAX, psnr, ssim, ssim_uniform
 from unimllm.report import as_range
 
 SCORES = {  # per pair of pictures: name in the table, digits
     "psnr": ("PSNR, dB", 2),
-    "ssim": ("SSIM, data_range = 1.0", 4),
-    "ssim_data_range_2": ("SSIM, data_range = 2.0 (too high; some papers print it)", 4),
+    "ssim": ("SSIM, Gaussian 11 x 11, data_range = 1.0", 4),
+    "ssim_uniform_data_range_2": ("SSIM, uniform 7 x 7, data_range = 2.0 (too high; some papers print it)", 4),
     "lpips": ("LPIPS", 4),
 }
 
@@ -61,7 +61,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, lpips: PairDistance | N
     scores = {
         "psnr": psnr(first, second),
         "ssim": ssim(first, second),
-        "ssim_data_range_2": ssim(first, second, data_range=2 * MAX),
+        "ssim_uniform_data_range_2": ssim_uniform(first, second, data_range=2 * MAX),
     }
     return scores | ({"lpips": lpips.distance(first, second)} if lpips else {})
 

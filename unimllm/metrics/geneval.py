@@ -126,19 +126,23 @@ def _failure(clause: dict, group: list[Detection], groups: list[list[Detection] 
     return None
 
 
-def summarize(tags: list[str], correct: list[bool]) -> dict[str, float]:
-    """Share of correct pictures per tag, and `overall`: the unweighted mean of the tags that occur (GenEval's rule)."""
-    scores = {}
+def summarize(tags: list[str], correct: list[bool]) -> dict[str, float | None]:
+    """Share of correct pictures per tag, and `overall`, their unweighted mean (GenEval's rule).
+
+    `overall` is None where one of TAGS does not occur: the mean of those that a part of the prompts happens to reach is
+    not comparable.
+    """
+    scores: dict[str, float | None] = {}
     for tag in dict.fromkeys((*TAGS, *tags)):
         of_tag = [c for t, c in zip(tags, correct, strict=True) if t == tag]
         if of_tag:
             scores[tag] = sum(of_tag) / len(of_tag)
-    scores["overall"] = sum(scores.values()) / max(1, len(scores))
+    scores["overall"] = sum(scores.values()) / len(scores) if scores.keys() >= set(TAGS) else None
     return scores
 
 
-def intervals(tags: list[str], correct: list[bool], prompts: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `summarize`: Wilson's for a tag, the bootstrap over prompts for `overall`.
+def intervals(tags: list[str], correct: list[bool], prompts: Sequence[int]) -> dict[str, tuple[float, float] | None]:
+    """95 % intervals of `summarize`: Wilson's for a tag, the bootstrap over prompts for `overall` if there is one.
 
     All pictures of a prompt are one trial of Wilson's: rather too wide than too narrow, for they are not independent.
 
@@ -151,6 +155,7 @@ def intervals(tags: list[str], correct: list[bool], prompts: Sequence[int]) -> d
         shares[tag] = wilson(scores[tag] * num_prompts, num_prompts)
 
     def overall(picked: np.ndarray) -> float:
-        return summarize([tags[i] for i in picked], [correct[i] for i in picked])["overall"]
+        drawn = summarize([tags[i] for i in picked], [correct[i] for i in picked])  # a small tag may be left out
+        return float(np.mean([share for tag, share in drawn.items() if tag != "overall"]))
 
-    return shares | {"overall": bootstrap(overall, prompts)}
+    return shares | {"overall": None if scores["overall"] is None else bootstrap(overall, prompts)}

@@ -22,7 +22,7 @@ from semhitok.errors import first_line
 from unimllm.errors import UserError
 from unimllm.fingerprint import fingerprint, json_fingerprint
 from unimllm.json_rows import read_rows
-from unimllm.metrics.geneval import RELATIONS, THRESHOLD, Box, Detection, failures, summarize
+from unimllm.metrics.geneval import RELATIONS, TAGS, THRESHOLD, Box, Detection, failures, summarize
 from unimllm.metrics.intervals import percentiles, resampled_sums, wilson
 
 # GenEval's object_names.txt (github.com/djghosh13/geneval, MIT): COCO's 80 classes in COCO's order, a few by a fuller
@@ -259,7 +259,7 @@ def prompt_of(metadata: str) -> str:
 
 
 def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
-    """GenEval's summary_scores.py: shares of correct pictures and prompts, tags, and the mean of the tags.
+    """GenEval's summary_scores.py: shares of correct pictures and prompts, tags, and the mean of the tags if all occur.
 
     Args:
         tags: of each picture.
@@ -278,7 +278,9 @@ def summary(tags: list[str], prompts: list[str], correct: list[bool]) -> dict:
     }
 
 
-def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: int) -> dict[str, tuple[float, float]]:
+def intervals(
+    tags: list[str], prompts: list[str], correct: list[bool], seed: int
+) -> dict[str, tuple[float, float] | None]:
     """95 % intervals of `summary`: Wilson's for a tag, else the bootstrap over the prompts of each tag.
 
     All pictures of a prompt are one trial of Wilson's, see `geneval.intervals`.
@@ -297,9 +299,10 @@ def intervals(tags: list[str], prompts: list[str], correct: list[bool], seed: in
         num_prompts = len(set(names[of_tag]))
         tag_intervals[tag] = wilson(float(right[of_tag].mean()) * num_prompts, num_prompts)
         all_sums = all_sums + sums
-    shares["overall"] = np.mean(list(shares.values()), 0)
-    shares["correct_pictures"], shares["correct_prompts"] = (all_sums[:, i] / all_sums[:, i + 1] for i in (0, 2))
-    return {name: percentiles(values) for name, values in shares.items()} | tag_intervals
+    overall = percentiles(np.mean(list(shares.values()), 0)) if shares.keys() >= set(TAGS) else None
+    of_all = {name: percentiles(all_sums[:, i] / all_sums[:, i + 1])
+              for name, i in (("correct_pictures", 0), ("correct_prompts", 2))}  # fmt: skip
+    return {"overall": overall} | of_all | tag_intervals
 
 
 def read_official(path: Path) -> Iterator[tuple[str, str, bool]]:

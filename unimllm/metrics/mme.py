@@ -4,6 +4,8 @@ A sub-task's score is 100 * acc, over its questions, + 100 * acc+, the share of 
 most 200. Perception is the sum of ten sub-tasks (2,000), cognition the sum of four (800).
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ PERCEPTION = {  # sub-task -> questions in the release
     "landmark": 400, "artwork": 400, "OCR": 40,
 }  # fmt: skip
 COGNITION = {"commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40}
+SUFFIX = " Please answer yes or no."  # what follows each question of the release
 GROUPS = {"perception": PERCEPTION, "cognition": COGNITION}
 
 
@@ -73,6 +76,17 @@ def read_release(folder: Path) -> dict[str, list[Asked]]:
     if not asked:
         raise UserError(f"{folder} holds no sub-task of MME: existence, count, ..., code_reasoning")
     return asked
+
+
+def with_suffix(question: str, suffix: str) -> str:
+    """A question of the release with other words in the place of SUFFIX."""
+    return question.rstrip().removesuffix(SUFFIX.strip()).rstrip() + suffix
+
+
+def suffix_of(questions: Iterable[str]) -> str | None:
+    """What follows the last question mark in most questions; None where none has one."""
+    ends = Counter(end for _, mark, end in (question.rpartition("?") for question in questions) if mark)
+    return ends.most_common(1)[0][0] if ends else None
 
 
 def picture_beside(path: Path) -> Path:

@@ -32,7 +32,7 @@ def _add_tokenizer(table: Table, results: dict) -> None:
     table.add_row("PSNR, dB", f"{results['psnr']:.2f}", as_range(intervals["psnr"], 2))
     table.add_row("SSIM", f"{results['ssim']:.3f}", as_range(intervals["ssim"]))
     table.add_row(
-        "objects read, of those in true renders",
+        "objects read from reconstructions / from true renders",
         f"{results['objects_read']:.3f}", as_range(intervals["objects_read"]), true_rate,
     )  # fmt: skip
     add_code_use(table, results)
@@ -65,10 +65,9 @@ def _add_drawing(table: Table, results: dict) -> None:
     title = "Drawing" if "geneval" in results else "Ceilings of drawing, nothing drawn"
     table.add_row(f"{title} ({results['num_prompts']} prompts)", style="bold")
     drawn, intervals = results.get("geneval", {}), results["intervals"].get("geneval", {})
+    ceilings = [results["reader_ceiling"], results["tokenizer_ceiling"]]
     for tag in (*TAGS, "overall"):
-        if tag in results["reader_ceiling"]:
-            table.add_row(
-                f"GenEval: {tag.replace('_', ' ')}",
-                f"{drawn[tag]:.3f}" if tag in drawn else "", as_range(intervals[tag]) if tag in intervals else "",
-                f"{results['reader_ceiling'][tag]:.3f}", f"{results['tokenizer_ceiling'][tag]:.3f}",
-            )  # fmt: skip
+        if tag in ceilings[0]:  # overall: None where --limit left a tag out
+            values = ["" if scores.get(tag) is None else f"{scores[tag]:.3f}" for scores in (drawn, *ceilings)]
+            interval = as_range(intervals[tag]) if intervals.get(tag) else ""
+            table.add_row(f"GenEval: {tag.replace('_', ' ')}", values[0], interval, *values[1:])
