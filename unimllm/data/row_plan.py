@@ -1,9 +1,9 @@
 """Which samples share a row: best fit within a window of the mixture, so row i is a function of (seed, i) alone.
 
 A row cannot be made from its own number without knowing the lengths: what fits is decided by all rows before it in
-the window, and how many rows those windows took. With the lengths at hand (`survey`) it is cheap: two microseconds a
-sample, done for the whole run when it starts. Only the number of rows of each window is kept, so that no plan of
-gigabytes lies on the disk; a window is packed again when one of its rows is asked for.
+the window, and how many rows those windows took. With the lengths at hand (`survey`) it is cheap: some five
+microseconds a sample, done for the whole run when it starts. Only the number of rows of each window is kept, so that
+no plan of gigabytes lies on the disk; a window is packed again when one of its rows is asked for.
 """
 
 from bisect import bisect_left, insort

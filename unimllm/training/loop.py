@@ -54,7 +54,7 @@ def start_processes() -> tuple[int, int]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks' first messages meet on GPU 0
     if not dist.is_initialized():
         # The others wait while one process writes a checkpoint of tens of GB or looks through its data.
-        minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", 60))
+        minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", 30))
         deepspeed.init_distributed(timeout=timedelta(minutes=minutes), verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
