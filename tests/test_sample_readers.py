@@ -525,6 +525,10 @@ def test_weights_behind_places(tmp_path):
         (["default/train/0.parquet", "default/partial-test/0.parquet"], "", None, "holds the splits test and train"),
         (["train/0.tar", "Val/0.tar"], "", "webdataset", "holds the splits train and val"),
         (["train.json", "dev.json"], "", None, "holds the splits dev and train"),
+        (["train_0.jsonl", "test_0.jsonl"], "", None, "holds the splits test and train"),
+        (["captions_train2017.json", "captions_val2017.json"], "", None, "holds the splits train and validation"),
+        (["llava_train.json", "llava_test.json"], "", None, "holds the splits test and train"),
+        (["train/a.json", "eval/a.json"], "", None, "holds the splits eval and train"),
     ],
 )
 def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
@@ -533,6 +537,15 @@ def test_places_without_samples_are_told(tmp_path, files, place, data_format, me
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / place), data_format, None)
+
+
+def test_a_lone_split_beside_other_files_is_told(tmp_path):
+    for name in ("a.jsonl", "sub/my_eval.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(ROWS[1]))
+    told = "2 samples in 2 JSON files (by its name of the split eval: sub/my_eval.jsonl)"
+    assert str(open_samples(str(tmp_path), None, None)).endswith(told)
+    assert str(open_samples(f"{tmp_path}/sub", None, None)).endswith("1 samples in 1 JSON file")
 
 
 def test_compressed_files_among_others_are_told(tmp_path):

@@ -25,7 +25,7 @@ from unimllm.data.json_samples import JsonSamples, scan_json
 from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.samples import BadSample, Sample
 from unimllm.data.shard_index import Scan, ShardIndex, check_same_everywhere, left_alone, nothing_in, remembered
-from unimllm.data.splits import check_one_split
+from unimllm.data.splits import check_one_split, told_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
@@ -110,7 +110,10 @@ class SampleIndex(ShardIndex):
         return [f for s in self.shards for f in (s.files if isinstance(s, DatasetSamples) else [s.path])]
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self):,} samples in {self.places()}{left_alone(self.shards)}"
+        told = f"{self.name}: {len(self):,} samples in {self.places()}{left_alone(self.shards)}"
+        folder = Path(self.name).expanduser()
+        datasets = any(isinstance(shard, DatasetSamples) for shard in self.shards)
+        return told + ("" if datasets else told_split(os.path.relpath(path, folder) for path in self.files()))
 
 
 def open_samples(

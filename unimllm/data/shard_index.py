@@ -53,8 +53,8 @@ class ShardIndex:
     def num_lanes(self, num_sharing: int = 1) -> int:
         """Chunks that are read side by side: fewer if row groups are so large that memory would not hold them.
 
-        It holds two for each lane, since what is shuffled together reaches from one to the next. With room for one, each
-        group would be read some seventy times.
+        It holds two for each lane, since what is shuffled together reaches from one to the next. With room for one,
+        each group would be read some seventy times.
 
         Args:
             num_sharing: indices with row groups that share the memory.
