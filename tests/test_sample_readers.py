@@ -294,6 +294,23 @@ def test_webdatasets(tmp_path):
         index.read(4)
 
 
+def test_captions_beside_captions_in_a_tar(tmp_path):
+    """As recaptioned sets have them: each is drawn for; a blank text takes nothing from the JSON beside it."""
+    rows = [("IMG_1.JPG", "a cat"), (" ", "a cat"), ("", {"captions": ["a", "b"]}), ("a cat ", "a cat"), ("a", None)]
+    rows += [("", llava("<image> What?", "Ten.")), ("", None)]
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        for number, (text, held) in enumerate(rows):
+            about = held if isinstance(held, dict) else {"caption": held, "width": 16}
+            sink.write({"__key__": str(number), "png": picture(10), "txt": text, "json": about})
+        sink.write({"__key__": "no_json", "png": picture(10), "txt": " "})
+    index = open_samples(str(tmp_path), None, None)
+    asked = [[flatten_content(variant)[0]["content"] for variant in index.read(i).variants] for i in range(6)]
+    assert asked == [["IMG_1.JPG", "a cat"], ["a cat"], ["a", "b"], ["a cat"], ["a"], ["<image>What?"]]
+    for i in (6, 7):
+        with pytest.raises(BadSample, match="no text under caption"):
+            index.read(i)
+
+
 def test_captions_in_a_tar_are_utf_8(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
         sink.write({"__key__": "a", "png": picture(10), "txt": "\ufeffcaf\xe9"})
@@ -340,6 +357,7 @@ def test_members_of_a_tar_that_are_lost_are_told(tmp_path):
     for _ in range(2):  # scanned, and remembered
         index = open_samples(str(tmp_path / "a.tar"), None, None, tmp_path / "index")
         assert [words(sample)[0] for sample in read_all(index)] == ["twenty", "forty"]
+        assert str(index).endswith("2 samples in 1 tar (other files left alone: 1 .seg.png)")
         dots, two = map(str, index.faults)
         assert ": dots in keys: of its members 2 belong to no sample, the first d/img_0.5x.jpg: " in dots
         assert "so this one's ending is 5x.jpg" in dots
