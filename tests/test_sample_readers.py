@@ -530,9 +530,12 @@ def test_weights_behind_places(tmp_path):
     [
         ([], "nowhere.json", None, "no such file or folder"),
         (["a.json", "b.tar"], "", None, "holds 1 JSON files and 1 tar files; say with --format"),
-        (["a.png"], "", None, "holds no .json, .jsonl, .tar, .parquet files"),
+        (["a.png"], "", None, "holds no .json, .jsonl, .ndjson, .tar, .parquet files"),
         (["a.json"], "", "webdataset", "holds no .tar files"),
-        (["a.csv"], "a.csv", None, "is no .json, .jsonl, .tar or .parquet file"),
+        (["a.foo"], "a.foo", None, "is no .json, .jsonl, .ndjson, .tar or .parquet file; say what it is with --format"),
+        (["a.csv"], "a.csv", None, "is no .* file; convert it to JSON lines or parquet"),
+        (["a.arrow"], "a.arrow", None, "is no .* file; name the folder that save_to_disk wrote it into"),
+        (["a/state.json", "b/state.json", "b/dataset_info.json"], "", None, "name one of them, such as .*/a$"),
         (["a.json"], "a.json", None, "no samples in .*a.json.*the file is empty"),
         (["a.parquet"], "", None, "no samples in .*damaged parquet"),
         (["state.json"], "", None, "cannot read it"),
@@ -564,6 +567,32 @@ def test_a_lone_split_beside_other_files_is_told(tmp_path):
     told = "2 samples in 2 JSON files (by its name of the split eval: sub/my_eval.jsonl)"
     assert str(open_samples(str(tmp_path), None, None)).endswith(told)
     assert str(open_samples(f"{tmp_path}/sub", None, None)).endswith("1 samples in 1 JSON file")
+
+
+def test_files_about_a_dataset_and_lines_of_another_ending_are_known(tmp_path):
+    for name in ("dataset_info.json", "sub/dataset_infos.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"splits": 1}')
+    (tmp_path / "a.ndjson").write_text("\n".join(map(json.dumps, ROWS)))
+    index = open_samples(str(tmp_path), None, tmp_path)
+    assert [words(sample) for sample in read_all(index)] == WORDS and not index.faults
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_files_is_told_as_such(tmp_path, indent):
+    """As InternVL has it, on one line or on several."""
+    about = {"mine": {"root": "images/", "annotation": "mine.jsonl", "repeat_time": 1}}
+    (tmp_path / "a.json").write_text(json.dumps(about, indent=indent))
+    with pytest.raises(UserError, match="name those under `annotation` with --data FILE:WEIGHT and --image-root"):
+        open_samples(str(tmp_path), None, None)
+
+
+def test_a_split_of_a_saved_dictionary_can_be_named(tmp_path):
+    place = str(tmp_path / "data")
+    datasets.DatasetDict(val=hub_dataset(), test=hub_dataset().select([0])).save_to_disk(place)
+    with pytest.raises(UserError, match=f"has the splits val, test and no 'train'; name one of them, {place}/val$"):
+        open_samples(place, None, None)
+    assert len(open_samples(f"{place}/val", None, None)) == 3
 
 
 def test_compressed_files_among_others_are_told(tmp_path):
