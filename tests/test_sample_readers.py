@@ -16,9 +16,11 @@ from picture_files import encoded, picture
 from PIL import Image
 
 from unimllm.conversation import flatten_content
-from unimllm.data import dataset_samples, sample_index
+from unimllm.data import dataset_samples, parquet_samples, sample_index
+from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
 from unimllm.data.samples import BadSample, Sample, caption_texts, pictures_of
+from unimllm.data.table_rows import pictures_in
 from unimllm.errors import UserError
 from unimllm.images import UnreadablePicture
 
@@ -492,6 +494,40 @@ def test_rows_without_bytes_name_their_files(tmp_path):
     assert colours(some.read(0)) == [20] and colours(some.read(2)) == colours(mask.read(0)) == [10]
     with pytest.raises(BadSample, match="0 pictures"):
         some.read(1)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "asked"),
+    [
+        ([b"0", b"1", b"2"], []),
+        ([{"bytes": b"0", "path": "a"}, None, {"bytes": b"2", "path": None}], ["image.path"]),
+        (
+            [[], [{"bytes": b"0", "path": "a"}, None, {"bytes": b"1", "path": None}], [{"bytes": b"2", "path": "b"}]],
+            ["image.list.element.path"],
+        ),
+        ([None, [{"bytes": b"0", "path": None}], [{"bytes": b"2", "path": None}] * 2], ["image.list.element.path"]),
+        # Where bytes lack, all is read: a path counts then.
+        ([b"0", None, b"2"], ["image"]),
+        ([[], [{"bytes": b"0", "path": "a"}], [{"bytes": None, "path": "b"}]], ["image.list.element.path", "image"]),
+        ([[b"0"], [], [b"1", b"2"]], ["image"]),
+    ],
+)
+def test_bytes_of_pictures_are_read_when_they_are_wanted(tmp_path, monkeypatch, cells, asked, large):
+    """The pictures are those of the whole cells, with the same keys, and only what `asked` names is read for them."""
+    column = pa.array(cells)
+    if large and pa.types.is_list(column.type):
+        column = column.cast(pa.large_list(column.type.value_type))
+    (tmp_path / "b").write_bytes(b"2")
+    pq.write_table(pa.table({"image": column, "text": ["x", "y", "z"]}), tmp_path / "a.parquet")
+    shard = ParquetSamples(tmp_path / "a.parquet", None, tmp_path)
+    read, whole = [], parquet_samples.ROW_GROUPS.get
+    monkeypatch.setattr(parquet_samples.ROW_GROUPS, "get", lambda *of: (read.append(of[-1]), whole(*of))[1])
+    found = [shard._pictures(i) for i in range(3)]
+    assert list(dict.fromkeys(read)) == asked
+    expected = [pictures_in(cell, f"{shard.place}:row {i}", tmp_path) for i, cell in enumerate(cells)]
+    told = [[[(p.key, p.read()) for p in pictures] for pictures in rows] for rows in (found, expected)]
+    assert told[0] == told[1] and sum(map(len, expected)) >= 2
 
 
 @pytest.mark.parametrize(
