@@ -4,21 +4,31 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from llava_files import write_llava
+from picture_files import picture
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
+import unimllm.auto  # noqa: F401
+from unimllm.conversation import text_message
+from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.language_model import OPTIONS, train_language_model
-from unimllm.training.language_plan import build_on_meta, describe_data
+from unimllm.training.language_plan import build_on_meta, describe_data, planned_tokenizer
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS
 from unimllm.training.sft import SftTask
 from unimllm.training.start_model import freeze_language_model
 from unimllm.training.step_log import Speed
 from unimllm.training.throughput import counted_flops, training_flops
+
+
+@pytest.fixture
+def tokenizer(tiny_checkpoint) -> SampleTokenizer:
+    return SampleTokenizer(AutoProcessor.from_pretrained(tiny_checkpoint).conversation, 96)
 
 
 def plan(presets: dict, *options, freeze=None, capsys) -> dict[str, str]:
@@ -35,23 +45,50 @@ def test_qwen_7b_on_eight_gpus(capsys, tmp_path):
     assert told["image head"] == f"{196_608 * 3584 / 1e6:.2f} M  trained" and "frozen" in told["image tokenizer"]
     assert told["batch"].startswith("40 = 8 process(es) x 1 rows x 5 in turn; 81,920 ids")
     assert "3 samples" in told["data"] and "mine.jsonl" in told["data"]
+    assert told["data"].endswith("; the first 3: none can be used")
+    assert any(line.startswith("missing picture: 3 left") for line in told)
     trained = (7615.616512 + 704.643072 + 6.498) * 1e6
     assert float(told["optimiser state"].split()[0]) == pytest.approx(12 * trained / 8 / 2**30, abs=0.02)
 
 
-def test_files_that_are_not_used_whole_are_in_the_plan(tmp_path):
+def test_files_that_are_not_used_whole_are_in_the_plan(tmp_path, tokenizer):
     for name in ("mine", "held_out"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+        picture(1).save(tmp_path / name / "a.png")
         (tmp_path / name / "b.json").write_text('[{"image": "a.png", "caption": "a')
         (tmp_path / name / "c.jsonl.gz").write_bytes(b"x")
     places = [str(tmp_path / name) for name in ("mine", "held_out")]
-    args = SimpleNamespace(data=places[:1], validation_data=places[1:], format=None, image_root=None)
-    lines = describe_data(args)
-    assert [line.split()[0] for line in lines[::3]] == ["data", "validation"] and len(lines) == 6
-    for place, told in zip(places, (lines[1:3], lines[4:]), strict=True):
+    args = SimpleNamespace(data=places[:1], validation_data=places[1:], format=None, image_root=None, codes=None)
+    lines = describe_data(args, tokenizer)
+    assert [line.split()[0] for line in lines[::5]] == ["data", "validation"] and len(lines) == 10
+    for place, told in zip(places, (lines[1:5], lines[6:]), strict=True):
         assert told[0].startswith(f"{place}/b.json: damaged JSON file: broken JSON in line 1")
         assert told[1] == f"{place}/c.jsonl.gz: compressed: unpack it first; nothing of it is used"
+        assert told[3] == f"    drawing, {place}/a.jsonl:1: <|user|>a dog<|assistant|>[[<image><|end|>]]"
+
+
+def test_the_first_samples_are_looked_at(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("unimllm.data.survey.CHUNK", 16)
+    args = SimpleNamespace(data=[str(write_llava(tmp_path))], validation_data=[], format=None, codes=None)
+    args.image_root = tmp_path / "images"
+    (tmp_path / "images" / "a" / "4.png").unlink()
+    first, *lines = describe_data(args, tokenizer)
+    assert first.endswith("20 samples in 1 JSON file, weight 1; the first 16: 10 understanding, 3 drawing, 1 text")
+    assert lines[0] == "  missing picture: 2 left out" and len(lines) == 7
+    assert lines[-1].endswith("data.json:116: <|user|>What color is the apple?<|assistant|>[[red<|end|>]]")
+
+
+def test_a_text_tokenizer_that_is_not_here_has_another_in_its_place():
+    recipe = SFT_PRESETS["unified_qwen25_7b_sft"]()
+    args = SimpleNamespace(init_from=None, language_model="no/such", chat_template=None, text_tokenizer=None)
+    tokenizer, (note,) = planned_tokenizer(args, recipe)
+    assert note.startswith("the run's text tokenizer is not at hand: ") and "--language-model no/such: " in note
+    messages = [text_message("system", "be kind"), text_message("user", "dog " * 9000), text_message("assistant", "no")]
+    assert tokenizer(messages)[1] == messages
+    args.language_model, recipe.language_model, args.init_from = None, "", DEFAULT_MODEL
+    own, notes = planned_tokenizer(args, recipe)
+    assert not notes and own.max_length == recipe.max_length and "<|user|>" in own.conversation.text(messages[1:2])
 
 
 def test_the_first_stage_trains_next_to_nothing(capsys, tmp_path):

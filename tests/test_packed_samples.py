@@ -16,6 +16,7 @@ import unimllm.auto  # noqa: F401
 from semhitok import encode
 from semhitok.fingerprint import code_layout
 from unimllm import UniMLLMForConditionalGeneration
+from unimllm.conversation import text_message
 from unimllm.data.json_samples import JsonSamples
 from unimllm.data.open_data import DataOptions, open_data, open_validation
 from unimllm.data.packed_samples import PackedSamples
@@ -23,6 +24,7 @@ from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import open_samples
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import BadSample
+from unimllm.data.shown_samples import decoded, shown_samples
 from unimllm.data.survey import report, survey_samples
 from unimllm.errors import UserError
 from unimllm.training.batches import open_batches
@@ -369,6 +371,32 @@ def test_workers_survey_alike(faulty, processor, monkeypatch):
     one, two = survey(faulty, processor)[1], survey(faulty, processor, num_workers=2)[1]
     assert one.findings == two.findings and np.array_equal(one.lengths, two.lengths)
     assert np.array_equal(one.ids, two.ids) and np.array_equal(one.tasks, two.tasks)
+
+
+def test_the_first_sample_of_each_task_is_shown(llava, processor):
+    index, found = survey(llava, processor)
+    _, *lines = shown_samples(index, found, tokenizer(processor))
+    told = {line.split(",")[0].strip(): line.partition(": ")[2] for line in lines}
+    assert told["understanding"] == "<|user|><image>What is in the picture?<|assistant|>[[a red apple<|end|>]]"
+    assert told["drawing"] == "<|user|>a photo of 2 dogs<|assistant|>[[<image><|end|>]]"
+    assert told["text"].endswith("[[red<|end|>]]") and f"text, {llava}:" in lines[2]
+
+
+def test_a_shown_sample_is_one_line(processor):
+    texts = ("a dog\n" * 30, "yes\x1b[2J", "red " * 50, "a dog " * 30)
+    messages = [text_message(role, text) for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    told = decoded(processor.conversation(messages), processor.conversation)
+    assert len(told) <= 200 and told.isprintable() and " ... " in told and "[[yes\\x1b[2J<|end|>]]" in told
+    assert told.startswith("<|user|>a dog\\na dog\\n") and told.endswith(" a dog <|end|>]]")
+
+
+def test_a_long_first_look_tells_how_far_it_is(llava, processor, monkeypatch, capsys):
+    monkeypatch.setattr("unimllm.data.survey.CHUNK", 5)
+    survey(llava, processor)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr("unimllm.data.survey.TELL_EVERY", 0)
+    survey(llava, processor)
+    assert capsys.readouterr().out.splitlines()[1] == f"looking at {llava}: 50% of 20 samples"
 
 
 def test_an_unreadable_picture_leaves_its_place_empty(faulty, processor):

@@ -182,6 +182,8 @@ def test_places_without_pictures_are_told(tmp_path, files, name, message):
 def test_one_split_and_names_that_tell_none_are_taken(tmp_path):
     assert split_of("test/train-0.parquet") == "train" and split_of("val/a/0.png") == "validation"
     assert not split_of("a/latest/training/test") and not split_of("testing.tar")
+    assert split_of("a/vqa.eval.json") == "eval" and split_of("images_test2015/a/0.png") == "test"
+    assert not any(map(split_of, ("trainval.json", "a.test", "my-trainer_v2.json", "detest/evaluated-values.jsonl")))
     write_folder(tmp_path / "data" / "train", pictures(3))
     write_folder(tmp_path / "data" / "more", pictures(2))
     (tmp_path / "data" / "test.txt").write_text("")

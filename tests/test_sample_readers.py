@@ -16,9 +16,11 @@ from picture_files import encoded, picture
 from PIL import Image
 
 from unimllm.conversation import flatten_content
-from unimllm.data import dataset_samples, sample_index
+from unimllm.data import dataset_samples, parquet_samples, sample_index
+from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
 from unimllm.data.samples import BadSample, Sample, caption_texts, pictures_of
+from unimllm.data.table_rows import pictures_in
 from unimllm.errors import UserError
 from unimllm.images import UnreadablePicture
 
@@ -353,6 +355,23 @@ def test_webdatasets(tmp_path):
         index.read(4)
 
 
+def test_captions_beside_captions_in_a_tar(tmp_path):
+    """As recaptioned sets have them: each is drawn for; a blank text takes nothing from the JSON beside it."""
+    rows = [("IMG_1.JPG", "a cat"), (" ", "a cat"), ("", {"captions": ["a", "b"]}), ("a cat ", "a cat"), ("a", None)]
+    rows += [("", llava("<image> What?", "Ten.")), ("", None)]
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        for number, (text, held) in enumerate(rows):
+            about = held if isinstance(held, dict) else {"caption": held, "width": 16}
+            sink.write({"__key__": str(number), "png": picture(10), "txt": text, "json": about})
+        sink.write({"__key__": "no_json", "png": picture(10), "txt": " "})
+    index = open_samples(str(tmp_path), None, None)
+    asked = [[flatten_content(variant)[0]["content"] for variant in index.read(i).variants] for i in range(6)]
+    assert asked == [["IMG_1.JPG", "a cat"], ["a cat"], ["a", "b"], ["a cat"], ["a"], ["<image>What?"]]
+    for i in (6, 7):
+        with pytest.raises(BadSample, match="no text under caption"):
+            index.read(i)
+
+
 def test_captions_in_a_tar_are_utf_8(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
         sink.write({"__key__": "a", "png": picture(10), "txt": "\ufeffcaf\xe9"})
@@ -399,6 +418,7 @@ def test_members_of_a_tar_that_are_lost_are_told(tmp_path):
     for _ in range(2):  # scanned, and remembered
         index = open_samples(str(tmp_path / "a.tar"), None, None, tmp_path / "index")
         assert [words(sample)[0] for sample in read_all(index)] == ["twenty", "forty"]
+        assert str(index).endswith("2 samples in 1 tar (other files left alone: 1 .seg.png)")
         dots, two = map(str, index.faults)
         assert ": dots in keys: of its members 2 belong to no sample, the first d/img_0.5x.jpg: " in dots
         assert "so this one's ending is 5x.jpg" in dots
@@ -535,6 +555,40 @@ def test_rows_without_bytes_name_their_files(tmp_path):
         some.read(1)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("cells", "asked"),
+    [
+        ([b"0", b"1", b"2"], []),
+        ([{"bytes": b"0", "path": "a"}, None, {"bytes": b"2", "path": None}], ["image.path"]),
+        (
+            [[], [{"bytes": b"0", "path": "a"}, None, {"bytes": b"1", "path": None}], [{"bytes": b"2", "path": "b"}]],
+            ["image.list.element.path"],
+        ),
+        ([None, [{"bytes": b"0", "path": None}], [{"bytes": b"2", "path": None}] * 2], ["image.list.element.path"]),
+        # Where bytes lack, all is read: a path counts then.
+        ([b"0", None, b"2"], ["image"]),
+        ([[], [{"bytes": b"0", "path": "a"}], [{"bytes": None, "path": "b"}]], ["image.list.element.path", "image"]),
+        ([[b"0"], [], [b"1", b"2"]], ["image"]),
+    ],
+)
+def test_bytes_of_pictures_are_read_when_they_are_wanted(tmp_path, monkeypatch, cells, asked, large):
+    """The pictures are those of the whole cells, with the same keys, and only what `asked` names is read for them."""
+    column = pa.array(cells)
+    if large and pa.types.is_list(column.type):
+        column = column.cast(pa.large_list(column.type.value_type))
+    (tmp_path / "b").write_bytes(b"2")
+    pq.write_table(pa.table({"image": column, "text": ["x", "y", "z"]}), tmp_path / "a.parquet")
+    shard = ParquetSamples(tmp_path / "a.parquet", None, tmp_path)
+    read, whole = [], parquet_samples.ROW_GROUPS.get
+    monkeypatch.setattr(parquet_samples.ROW_GROUPS, "get", lambda *of: (read.append(of[-1]), whole(*of))[1])
+    found = [shard._pictures(i) for i in range(3)]
+    assert list(dict.fromkeys(read)) == asked
+    expected = [pictures_in(cell, f"{shard.place}:row {i}", tmp_path) for i, cell in enumerate(cells)]
+    told = [[[(p.key, p.read()) for p in pictures] for pictures in rows] for rows in (found, expected)]
+    assert told[0] == told[1] and sum(map(len, expected)) >= 2
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -572,9 +626,12 @@ def test_weights_behind_places(tmp_path):
     [
         ([], "nowhere.json", None, "no such file or folder"),
         (["a.json", "b.tar"], "", None, "holds 1 JSON files and 1 tar files; say with --format"),
-        (["a.png"], "", None, "holds no .json, .jsonl, .tar, .parquet files"),
+        (["a.png"], "", None, "holds no .json, .jsonl, .ndjson, .tar, .parquet files"),
         (["a.json"], "", "webdataset", "holds no .tar files"),
-        (["a.csv"], "a.csv", None, "is no .json, .jsonl, .tar or .parquet file"),
+        (["a.foo"], "a.foo", None, "is no .json, .jsonl, .ndjson, .tar or .parquet file; say what it is with --format"),
+        (["a.csv"], "a.csv", None, "is no .* file; convert it to JSON lines or parquet"),
+        (["a.arrow"], "a.arrow", None, "is no .* file; name the folder that save_to_disk wrote it into"),
+        (["a/state.json", "b/state.json", "b/dataset_info.json"], "", None, "name one of them, such as .*/a$"),
         (["a.json"], "a.json", None, "no samples in .*a.json.*the file is empty"),
         (["a.parquet"], "", None, "no samples in .*damaged parquet"),
         (["state.json"], "", None, "cannot read it"),
@@ -585,6 +642,10 @@ def test_weights_behind_places(tmp_path):
         (["default/train/0.parquet", "default/partial-test/0.parquet"], "", None, "holds the splits test and train"),
         (["train/0.tar", "Val/0.tar"], "", "webdataset", "holds the splits train and val"),
         (["train.json", "dev.json"], "", None, "holds the splits dev and train"),
+        (["train_0.jsonl", "test_0.jsonl"], "", None, "holds the splits test and train"),
+        (["captions_train2017.json", "captions_val2017.json"], "", None, "holds the splits train and validation"),
+        (["llava_train.json", "llava_test.json"], "", None, "holds the splits test and train"),
+        (["train/a.json", "eval/a.json"], "", None, "holds the splits eval and train"),
     ],
 )
 def test_places_without_samples_are_told(tmp_path, files, place, data_format, message):
@@ -593,6 +654,41 @@ def test_places_without_samples_are_told(tmp_path, files, place, data_format, me
         (tmp_path / file).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / place), data_format, None)
+
+
+def test_a_lone_split_beside_other_files_is_told(tmp_path):
+    for name in ("a.jsonl", "sub/my_eval.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(ROWS[1]))
+    told = "2 samples in 2 JSON files (by its name of the split eval: sub/my_eval.jsonl)"
+    assert str(open_samples(str(tmp_path), None, None)).endswith(told)
+    assert str(open_samples(f"{tmp_path}/sub", None, None)).endswith("1 samples in 1 JSON file")
+
+
+def test_files_about_a_dataset_and_lines_of_another_ending_are_known(tmp_path):
+    for name in ("dataset_info.json", "sub/dataset_infos.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"splits": 1}')
+    (tmp_path / "a.ndjson").write_text("\n".join(map(json.dumps, ROWS)))
+    index = open_samples(str(tmp_path), None, tmp_path)
+    assert [words(sample) for sample in read_all(index)] == WORDS and not index.faults
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_files_is_told_as_such(tmp_path, indent):
+    """As InternVL has it, on one line or on several."""
+    about = {"mine": {"root": "images/", "annotation": "mine.jsonl", "repeat_time": 1}}
+    (tmp_path / "a.json").write_text(json.dumps(about, indent=indent))
+    with pytest.raises(UserError, match="name those under `annotation` with --data FILE:WEIGHT and --image-root"):
+        open_samples(str(tmp_path), None, None)
+
+
+def test_a_split_of_a_saved_dictionary_can_be_named(tmp_path):
+    place = str(tmp_path / "data")
+    datasets.DatasetDict(val=hub_dataset(), test=hub_dataset().select([0])).save_to_disk(place)
+    with pytest.raises(UserError, match=f"has the splits val, test and no 'train'; name one of them, {place}/val$"):
+        open_samples(place, None, None)
+    assert len(open_samples(f"{place}/val", None, None)) == 3
 
 
 def test_compressed_files_among_others_are_told(tmp_path):

@@ -12,6 +12,7 @@ from unimllm.data.table_rows import picture_column, pictures_in, text_columns
 from unimllm.errors import UserError
 
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies in what `save_to_disk` wrote
+ABOUT = ("dataset_info.json", "dataset_infos.json", *SAVED)  # JSON that lies beside data and holds none
 SPLIT = "train"
 
 
@@ -82,8 +83,7 @@ def open_dataset(name: str, layout: str | None, image_root: Path) -> DatasetSamp
     if isinstance(found, datasets.DatasetDict):
         splits = list(found)
         if SPLIT not in splits and len(splits) > 1:
-            raise UserError(
-                f"--data {name} has the splits {', '.join(splits)} and no {SPLIT!r}; save one of them alone"
-            )
+            remedy = f"name one of them, {Path(name) / splits[0]}" if is_folder else "save one of them alone"
+            raise UserError(f"--data {name} has the splits {', '.join(splits)} and no {SPLIT!r}; {remedy}")
         found = found[SPLIT if SPLIT in splits else splits[0]]
     return DatasetSamples(found, name, layout, image_root)

@@ -26,6 +26,9 @@ from unimllm.data.samples import (
 BLOCK = 1 << 26  # bytes that are searched for line ends at a time
 SPACE = re.compile(r"[ \t\r\n]*")
 BOM = b"\xef\xbb\xbf"
+LIST_OF_FILES = (
+    "a list of other files, as InternVL has it; name those under `annotation` with --data FILE:WEIGHT and --image-root"
+)
 
 
 class JsonSamples:
@@ -87,9 +90,13 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
             spans, damage = scan_array(file.read())
         else:
             spans, damage = scan_lines(file), ""
-            # If the whole file is one object, neither its first line nor its last is one.
+            # If the whole file is one object, neither its first line nor its last is one, or it has one line.
             ends = [(first + start, end - start) for start, end, _ in (spans[0], spans[-1])]
-            if not any(is_object(file, *line) for line in ends) and is_object(file, first, -1):
+            may_be_one = len(spans) == 1 or not any(object_at(file, *line) is not None for line in ends)
+            whole = object_at(file, first, -1) if may_be_one else None
+            if whole and all(isinstance(value, dict) and "annotation" in value for value in whole.values()):
+                spans, damage = [], LIST_OF_FILES
+            elif whole is not None and len(spans) > 1:
                 spans, damage = [], "one object; an array of samples or one a line is wanted"
     spans = np.array(spans, np.int64).reshape(-1, 3)
     spans[:, :2] += first
@@ -120,13 +127,14 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""
 
 
-def is_object(file, start: int, size: int) -> bool:
-    """Whether `size` bytes of a file, all the rest with -1, are a JSON object."""
+def object_at(file, start: int, size: int) -> dict | None:
+    """The JSON object that `size` bytes of a file, all the rest with -1, are; None: they are none."""
     file.seek(start)
     try:
-        return isinstance(json.loads(file.read(size)), dict)
+        found = json.loads(file.read(size))
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def scan_lines(file) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from unimllm.data.row_plan import RowPlan
 from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import TASKS
+from unimllm.data.shown_samples import shown_samples
 from unimllm.data.survey import Survey, report, survey_samples
 
 
@@ -104,7 +105,7 @@ def look_through(
             index, tokenizer, pictures.check, pictures.name, options.strict, cache, rank, world_size, num_workers
         )
         if rank == 0:
-            print(report(index, survey), flush=True)
+            print("\n".join([report(index, survey), *shown_samples(index, survey, tokenizer)]), flush=True)
         indices.append(index)
         surveys.append(survey)
     return indices, surveys

@@ -19,13 +19,13 @@ import pyarrow as pa
 from semhitok.checkpoints import may_be_hub_id
 from semhitok.errors import first_line
 from semhitok.picture_files import files_below, is_hidden
-from unimllm.data.dataset_samples import DatasetSamples, is_saved_dataset, open_dataset
+from unimllm.data.dataset_samples import ABOUT, SAVED, DatasetSamples, is_saved_dataset, open_dataset
 from unimllm.data.faults import Fault
 from unimllm.data.json_samples import JsonSamples, scan_json
 from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.samples import BadSample, Sample
 from unimllm.data.shard_index import Scan, ShardIndex, check_same_everywhere, left_alone, nothing_in, remembered
-from unimllm.data.splits import check_one_split
+from unimllm.data.splits import check_one_split, told_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
 from unimllm.errors import UserError
@@ -33,14 +33,16 @@ from unimllm.errors import UserError
 SampleShard = JsonSamples | TarSamples | ParquetSamples | DatasetSamples
 
 FORMATS = {
-    "llava": ("JSON", (".json", ".jsonl")),
-    "captions": ("JSON", (".json", ".jsonl")),
+    "llava": ("JSON", (".json", ".jsonl", ".ndjson")),
+    "captions": ("JSON", (".json", ".jsonl", ".ndjson")),
     "webdataset": ("tar", (".tar",)),
     "parquet": ("parquet", (".parquet",)),
     "datasets": ("dataset", ()),
 }
 """--format -> (kind of file, endings that such files have below a folder)."""
 ENDINGS = {ending: kind for kind, endings in FORMATS.values() for ending in endings}
+REMEDIES = dict.fromkeys((".csv", ".tsv"), "convert it to JSON lines or parquet")
+REMEDIES |= {".arrow": "name the folder that save_to_disk wrote it into"}
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -110,7 +112,10 @@ class SampleIndex(ShardIndex):
         return [f for s in self.shards for f in (s.files if isinstance(s, DatasetSamples) else [s.path])]
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self):,} samples in {self.places()}{left_alone(self.shards)}"
+        told = f"{self.name}: {len(self):,} samples in {self.places()}{left_alone(self.shards)}"
+        folder = Path(self.name).expanduser()
+        datasets = any(isinstance(shard, DatasetSamples) for shard in self.shards)
+        return told + ("" if datasets else told_split(os.path.relpath(path, folder) for path in self.files()))
 
 
 def open_samples(
@@ -168,9 +173,8 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
             raise UserError(f"{option} {place} is compressed: unpack it first")
         kind = wanted or ENDINGS.get(path.suffix.lower())
         if kind is None or kind == "dataset":
-            raise UserError(
-                f"{option} {place} is no .json, .jsonl, .tar or .parquet file; say what it is with --format"
-            )
+            remedy = REMEDIES.get(path.suffix.lower(), "say what it is with --format")
+            raise UserError(f"{option} {place} is no .json, .jsonl, .ndjson, .tar or .parquet file; {remedy}")
         return [(path, kind)]
     if wanted in (None, "dataset") and may_be_hub_id(place) and path.suffix.lower() not in ENDINGS:
         return None
@@ -195,12 +199,14 @@ def check_one_root(files: list[Path]) -> None:
 def _find_below(folder: Path, data_format: str | None, option: str) -> list[tuple[Path, str]]:
     endings = FORMATS[data_format][1] if data_format else ENDINGS
     kinds: dict[str, list[Path]] = {}
-    found, packed = [], []
+    found, packed, saved = [], [], []
     for name in files_below(folder):
         ending = os.path.splitext(name)[1].lower()
         if is_hidden(name):
             continue
-        if ending in endings:
+        if os.path.basename(name) in ABOUT:
+            saved += [os.path.dirname(name)] if os.path.basename(name) in SAVED else []
+        elif ending in endings:
             kinds.setdefault(ENDINGS[ending], []).append(folder / name)
             found.append(name)
         elif inside(name) in endings:
@@ -209,6 +215,9 @@ def _find_below(folder: Path, data_format: str | None, option: str) -> list[tupl
         present = " and ".join(f"{len(paths):,} {kind} files" for kind, paths in kinds.items())
         raise UserError(f"{option} {folder} holds {present}; say with --format which of them, or name the files")
     if not kinds and not packed:
+        if saved:
+            told = f"folders that save_to_disk wrote; name one of them, such as {folder / min(saved)}"
+            raise UserError(f"{option} {folder} holds {told}")
         raise UserError(f"{option} {folder} holds no {', '.join(endings)} files; see --data in --help")
     check_one_split(f"{option} {folder}", found)
     return [(path, kind) for kind, paths in kinds.items() for path in paths] + packed

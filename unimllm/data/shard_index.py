@@ -86,7 +86,7 @@ def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np
         return scan(path)
     status = path.stat()
     # The number changes with what a scan finds.
-    words = f"{scan.__name__} 3 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    words = f"{scan.__name__} 4 {path.resolve()} {status.st_size} {status.st_mtime_ns}"
     file = cache / f"{hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()[:24]}.npz"
     if file.exists():
         with np.load(file) as kept:

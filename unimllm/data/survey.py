@@ -9,6 +9,7 @@ Shapes: S samples.
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ from unimllm.errors import UserError
 from unimllm.images import write_atomically
 
 CHUNK = 512  # samples that are looked at in one go
-TELL_EVERY = 100  # chunks between two notes of progress
+TELL_EVERY = 10  # seconds between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
 PASSING = (*PICTURE_FAULTS, "not readable")
-READERS = 2  # a number that changes where samples are read otherwise, or pictures have other keys
+READERS = 3  # a number that changes where samples are read otherwise, or pictures have other keys
 USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
@@ -150,6 +151,15 @@ def survey_samples(
     return survey
 
 
+def survey_first(
+    index: SampleIndex, tokenizer: SampleTokenizer, check_picture: Callable[[Picture], str | None]
+) -> Survey:
+    """Look at the first samples of a source alone, CHUNK at most, for --dry-run."""
+    _, survey = Surveyor(index, tokenizer, check_picture, np.arange(min(CHUNK, len(index))))[0]
+    survey.findings = sorted(survey.findings + duplicates(survey, index))
+    return survey
+
+
 def refuse_unusable(findings: list[Finding], index: SampleIndex) -> None:
     """UserError with the first finding that keeps its sample from being used."""
     for number, reason, message in findings:
@@ -182,13 +192,14 @@ def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_wor
     chunks = range(rank, len(surveyor), world_size)
     workers = {"num_workers": num_workers, "multiprocessing_context": "fork"} if num_workers and len(chunks) > 1 else {}
     loader = DataLoader(surveyor, batch_size=None, sampler=chunks, **workers)
-    parts = []
+    parts, told = [], time.monotonic()
     for numbers, part in loader:
         parts.append((np.asarray(numbers), part))
         if strict:
             refuse_unusable(part.findings, surveyor.index)
-        if rank == 0 and len(parts) % TELL_EVERY == 0:
-            print(f"looking at {surveyor.index.name}: {len(parts)}/{len(chunks)} chunks", flush=True)
+        if rank == 0 and time.monotonic() >= told + TELL_EVERY:
+            told, share = time.monotonic(), len(parts) / len(chunks)
+            print(f"looking at {surveyor.index.name}: {share:.0%} of {len(surveyor.numbers):,} samples", flush=True)
     if world_size == 1:
         return parts
     everyone: list = [None] * world_size
@@ -244,8 +255,13 @@ def _read(file: Path) -> Survey:
 
 def report(index: SampleIndex, survey: Survey) -> str:
     """What a source holds and what is wrong with it, in lines; the first few faults of each reason by file and line."""
-    counts = ", ".join(f"{count:,} {task}" for task, count in survey.counts().items() if count)
-    return "\n".join([f"data {index}: {counts}", *told_faults(index, survey.findings)])
+    return "\n".join([f"data {index}: {told_counts(survey)}", *told_faults(index, survey.findings)])
+
+
+def told_counts(survey: Survey) -> str:
+    """How many samples of each task can be used, `9 understanding, 3 text`."""
+    counts = survey.counts().items()
+    return ", ".join(f"{count:,} {task}" for task, count in counts if count) or "none can be used"
 
 
 def told_faults(index: SampleIndex, findings: list[Finding]) -> list[str]:

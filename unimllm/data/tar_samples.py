@@ -1,6 +1,7 @@
 """Samples from a webdataset: in a tar, neighbours `key.jpg` and `key.txt` or `key.json` are one sample.
 
-`.txt` (`.text`, `.caption`) is what the picture is drawn for; a `.json` may hold a conversation or captions instead.
+`.txt` (`.text`, `.caption`) is what the picture is drawn for; a `.json` may hold a conversation instead, or captions
+(alone or beside it, each is drawn for then).
 """
 
 import json
@@ -14,7 +15,16 @@ import numpy as np
 
 from semhitok.picture_files import picture_suffixes
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks, read_at, scan_members
-from unimllm.data.samples import BadSample, Sample, StoredPicture, json_trouble, layout_of, make_sample, place_of
+from unimllm.data.samples import (
+    BadSample,
+    Sample,
+    StoredPicture,
+    caption_texts,
+    json_trouble,
+    layout_of,
+    make_sample,
+    place_of,
+)
 from unimllm.images import UnreadablePicture
 
 PICTURE, TEXT, JSON = range(3)
@@ -51,7 +61,9 @@ class TarSamples:
         if self.places[i, JSON, 0] >= 0:
             row = self._json(i)
         if self.places[i, TEXT, 0] >= 0:
-            row["caption"] = self._text(i)
+            texts = caption_texts(self._text(i))
+            if texts or not row:  # a blank text takes nothing from the JSON beside it
+                row["caption"] = texts + caption_texts(row.get("caption"))
         if not row:
             raise BadSample("no text", "neither .txt nor .json lies beside the picture")
         has_picture = self.places[i, PICTURE, 0] >= 0
@@ -92,8 +104,9 @@ class TarSamples:
 def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """{"places": (S, 3, 2), "names": (S,)} of a tar's samples, and what is wrong with the tar ("" if nothing).
 
-    Members of other endings are counted in "others" (K, 2). Those that are lost are told as "faults" (F, 2), the reason
-    and a message: those whose keys hold a dot, and those that another one of their key takes the place of.
+    Members that are not read are counted in "others" (K, 2) by their endings: `.cls`, or `.seg.png` beside others of
+    its key. Those that are lost are told as "faults" (F, 2), the reason and a message: those whose keys hold a dot, and
+    those that another one of their key takes the place of.
 
     Raises:
         OSError: it cannot be read at all.
@@ -102,7 +115,7 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
     places: list[np.ndarray] = []
     names: list[str] = []
     keys: set[str] = set()
-    dotted: list[tuple[str, str]] = []  # key and name of members that only their last ending makes known
+    dotted: list[tuple[str, str, str]] = []  # key, ending and name of members that only their last ending makes known
     replaced: list[str] = []
     others: Counter[str] = Counter()
     current = None
@@ -116,7 +129,7 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
         key, part = str(path.parent / stem), suffixes.get(ending.lower())
         if part is None:
             if path.suffix.lstrip(".").lower() in suffixes:
-                dotted.append((key, member.name))
+                dotted.append((key, ending.lower(), member.name))
             else:
                 others[path.suffix.lower()] += 1
             return
@@ -132,11 +145,15 @@ def scan_tar_samples(path: Path) -> tuple[dict[str, np.ndarray], str]:
             names[-1] = member.name
 
     damage = scan_members(path, take)
-    faults = []
-    lost = [name for key, name in dotted if key not in keys]  # x.seg.png beside x.jpg is of another use
+    faults, lost = [], []
+    for key, ending, name in dotted:
+        if key in keys:  # x.seg.png beside x.jpg is of another use
+            others[f".{ending}"] += 1
+        else:
+            lost.append((ending, name))
     if lost:
-        ending = PurePosixPath(lost[0]).name.partition(".")[2]
-        faults.append(("dots in keys", f"of its members {len(lost):,} belong to no sample, the first {lost[0]}: a key "
+        ending, first = lost[0]
+        faults.append(("dots in keys", f"of its members {len(lost):,} belong to no sample, the first {first}: a key "
                        f"ends at the first dot, so this one's ending is {ending}; rename them"))  # fmt: skip
     if replaced:
         faults.append(("two of one key", f"of its members {len(replaced):,} went over one before them, the first "

@@ -34,14 +34,23 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     Raises:
         UserError: one of them cannot be loaded, or has no chat template that can be used.
     """
+    tokenizer = load_text_tokenizer(name, chat_template)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
         model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+    except Exception as error:  # of the hub, of damaged files
         raise UserError(f"--language-model {name}: {first_line(error)}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise UserError(f"--language-model {name} lacks {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    return model, tokenizer
+
+
+def load_text_tokenizer(name: str, chat_template: str | None = None, **options):
+    """The text tokenizer of `load_backbone` alone; `options` are of AutoTokenizer.from_pretrained."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+        raise UserError(f"--language-model {name}: {first_line(error)}") from error
     if chat_template:
         tokenizer.chat_template = CHAT_TEMPLATES.get(chat_template, chat_template)
     if not tokenizer.chat_template:
@@ -53,7 +62,7 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
         tokenizer.eos_token = end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
 
 
 def add_image_tokens(model: PreTrainedModel, tokenizer, image_tokens: dict[str, str] = IMAGE_TOKENS) -> list[int]:

@@ -29,7 +29,7 @@ from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, prepare_output, read_run
 from unimllm.training.families import family_of
-from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan
+from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, sizes_told
 from unimllm.training.presets import SftRecipe
@@ -183,8 +183,10 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
         choose_trained(model, recipe, freeze)
     task = family_of(model.config).make_task(model, recipe)
     flops = task.flops_per_token() if hasattr(task, "flops_per_token") else None
-    lines = [language_model_plan(args.preset, model, recipe, args.dry_run, flops)]
-    print("\n".join(lines + describe_data(args)))
+    print(language_model_plan(args.preset, model, recipe, args.dry_run, flops))
+    if args.data:
+        tokenizer, notes = planned_tokenizer(args, recipe)
+        print("\n".join(notes + describe_data(args, tokenizer)))
     if args.init_from or args.language_model or args.image_tokenizer:
         print("the sizes are the preset's; the checkpoints are read by the run itself")
 

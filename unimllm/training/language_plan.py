@@ -5,14 +5,24 @@ Built on the meta device from the preset's sizes; weights, gradients, optimiser 
 """
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from unimllm.chat_templates import TRAINING_TEMPLATES, VICUNA
+from unimllm.conversation import ConversationTokenizer
+from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.sample_index import open_samples, parse_data
+from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.data.shown_samples import shown_samples
+from unimllm.data.survey import survey_first, told_counts, told_faults
 from unimllm.discrete.four_bits import BITS, linear_layers
+from unimllm.errors import UserError
+from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.families import family_of
 from unimllm.training.plan import BF16_SHARE, count, count_trained, row, saved_bytes, state_bytes
 from unimllm.training.presets import SftRecipe
+from unimllm.training.start_model import tokenizer_at_hand
 from unimllm.training.throughput import PEAK_FLOPS
+from unimllm.vocabulary import add_tokens
 
 
 def build_on_meta(recipe: SftRecipe) -> PreTrainedModel:
@@ -81,17 +91,40 @@ def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
     return {f"{what}, {micro} rows": micro * size for what, size in by_row.items()}
 
 
-def describe_data(args) -> list[str]:
-    """A line for each place of --data and --validation-data: how many samples lie there, before any of them is read.
+def describe_data(args, tokenizer: SampleTokenizer) -> list[str]:
+    """A line for each place of --data and --validation-data: how many samples lie there, and the tasks of the first.
 
-    Below it one for each file of which not everything is used.
+    Below it what is wrong with the files and with the first samples, and one of each task as it is read.
     """
+    pictures = StoredCodes(args.codes, None, 0) if args.codes else OnlinePixels(None)
+    sources = [parse_data(word) for word in args.data]
+    places = [("data", source.place, f", weight {source.weight:g}") for source in sources]
+    places += [("validation", place, "") for place in args.validation_data]
     lines = []
-    for word in args.data:
-        source = parse_data(word)
-        index = open_samples(source.place, args.format, args.image_root)
-        lines += [row("data", f"{index}, weight {source.weight:g}"), *map(str, index.faults)]
-    for place in args.validation_data:
+    for what, place, weight in places:
         index = open_samples(place, args.format, args.image_root)
-        lines += [row("validation", str(index)), *map(str, index.faults)]
+        survey = survey_first(index, tokenizer, pictures.check)
+        first = f"the first {len(survey.lengths):,}: {told_counts(survey)}"
+        lines += [row(what, f"{index}{weight}; {first}"), *told_faults(index, survey.findings)]
+        lines += shown_samples(index, survey, tokenizer)
     return lines
+
+
+def planned_tokenizer(args, recipe: SftRecipe) -> tuple[SampleTokenizer, list[str]]:
+    """What tokenizes samples for a plan, at the preset's sizes, and a line to tell where that is not the run's own.
+
+    Another text tokenizer takes the place of one that is not on this machine; by it no sample is too long.
+    """
+    image_tokens, notes = family_of(recipe.model).processor_class.image_tokens, []
+    limits = [recipe.max_length, recipe.model.text_config.max_position_embeddings]
+    try:
+        text_tokenizer = tokenizer_at_hand(args, recipe)
+    except UserError as error:
+        text_tokenizer, limits = AutoTokenizer.from_pretrained(DEFAULT_MODEL), [1 << 40]
+        add_tokens(text_tokenizer, image_tokens)
+        text_tokenizer.chat_template = VICUNA  # it takes a system turn
+        notes = [f"the run's text tokenizer is not at hand: another one reads here, and no sample is too long: {error}"]
+    if recipe.training_template:
+        text_tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
+    conversation = ConversationTokenizer(text_tokenizer, recipe.model.num_positions, image_tokens)
+    return SampleTokenizer(conversation, *limits), notes

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.conversation import special_ids
-from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone
+from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone, load_text_tokenizer
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora, base_of
@@ -61,11 +61,36 @@ def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tup
 
 def vocab_size(args: Namespace, recipe: SftRecipe) -> int:
     """Ids of the language model that a run with --data and without a backbone starts from, of which nothing is read."""
-    begin = starting_point(args)
+    begin = whole_model(args)
     if not begin:
         return len(open_text_tokenizer(args, recipe, None))
-    is_adapter = (Path(begin) / LORA_CONFIG).is_file()
-    return AutoConfig.from_pretrained(base_of(Path(begin)) if is_adapter else begin).text_config.vocab_size
+    return AutoConfig.from_pretrained(begin).text_config.vocab_size
+
+
+def whole_model(args: Namespace) -> str | None:
+    """The checkpoint of --init-from, or the one that its adapter belongs over; None without it."""
+    begin = starting_point(args)
+    return base_of(Path(begin)) if begin and (Path(begin) / LORA_CONFIG).is_file() else begin
+
+
+def tokenizer_at_hand(args: Namespace, recipe: SftRecipe):
+    """The text tokenizer that a run with --data will have, as far as it lies on this machine: nothing is downloaded.
+
+    Raises:
+        UserError: it does not, or cannot be used.
+    """
+    name = backbone_name(args, recipe)
+    if name:
+        tokenizer = load_text_tokenizer(name, chat_template(args, recipe), local_files_only=True)
+        add_tokens(tokenizer, family_of(recipe.model).processor_class.image_tokens)
+        return tokenizer
+    begin = whole_model(args)
+    if not begin:
+        return open_text_tokenizer(args, recipe, None)
+    try:
+        return AutoTokenizer.from_pretrained(begin, local_files_only=True)
+    except Exception as error:  # of the hub, of damaged files, of tokenizers' own
+        raise UserError(f"--init-from {begin}: {first_line(error)}") from error
 
 
 def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[PreTrainedModel, ConversationProcessor]:
