@@ -53,6 +53,22 @@ def test_straight_through_gives_the_code_forward_and_the_vectors_gradient_backwa
     assert vectors.grad.tolist() == [[1, 2, 3, 4, 5]]
 
 
+def test_a_batch_in_parts_moves_the_codes_as_the_whole_does():
+    torch.manual_seed(0)
+    batches = normalize(torch.randn(20, 12, 5))
+    whole, parts = make_codebook(), make_codebook()
+    parts.micro_batches = 3
+    for batch in batches:
+        whole(batch)
+        before = parts.codes.clone()
+        for part in batch.split([2, 6, 4]):
+            assert torch.equal(parts.codes, before)
+            parts(part)
+    assert not torch.equal(whole.codes, CODEBOOK)
+    torch.testing.assert_close(parts.codes, whole.codes)
+    torch.testing.assert_close(parts.counts, whole.counts)
+
+
 def make_codebook(decay: float = 0.9) -> EMACodebook:
     codebook = EMACodebook(4, 5, decay=decay, restart_below=0.05)
     codebook.codes.copy_(CODEBOOK)

@@ -46,6 +46,10 @@ def test_ids_and_codes_are_a_bijection(model):
     assert codes[:, 0].max() == 9 and codes[:, 1].max() == 2
     assert len({tuple(c) for c in codes.tolist()}) == 30
     assert model.codes_to_ids(torch.tensor([4, 2])) == 4 * 3 + 2
+    narrow = codes.to(torch.uint8)  # as shards have them
+    assert torch.equal(model.codes_to_ids(narrow), ids)
+    for wide, same in zip(model.code_vectors(codes), model.code_vectors(narrow), strict=True):
+        assert torch.equal(wide, same)
 
 
 def test_shapes_and_ranges(model, pictures):

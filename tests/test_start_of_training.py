@@ -17,6 +17,8 @@ from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
 from semhitok.quantization import EMACodebook, PixelCodebook
+from semhitok.stages import SemanticStage
+from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
@@ -78,6 +80,30 @@ def test_a_discriminator_is_not_shared_out():
         tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=zero_stage), None, adversarial_weight=weight))
     with pytest.raises(UserError, match="^--adversarial_weight: ZeRO 3 .*; set --train.zero_stage 0, 1 or 2$"):
         tokenizer.check_losses(TokenizerRecipe(TrainConfig(zero_stage=3), None, adversarial_weight=0.5))
+
+
+@pytest.mark.parametrize(
+    ("option", "config"),
+    [
+        ({"validate_every": 5}, None),
+        ({"compile": True}, None),
+        ({"gradient_checkpointing": True}, CheersVaeConfig()),
+    ],
+)
+def test_options_without_effect_on_a_tokenizer_are_refused(option, config):
+    with pytest.raises(UserError, match=f"^--train.{[*option][0]}: "):
+        tokenizer.check_options(TokenizerRecipe(TrainConfig(**option), config))
+
+
+def test_codes_that_should_have_begun_before_a_break_begin_at_once():
+    stage = SemanticStage(SemHiTokModel(tiny_config())).train()
+    size = stage.model.config.image_size
+    recipe = TokenizerRecipe(TrainConfig(batch_size=4), tiny_config(), quantize_after=3)
+    prepare = tokenizer.before_step(stage, recipe, lambda indices: {"pixel_values": torch.randn(4, 3, size, size)})
+    prepare(2)
+    assert not bool(stage.model.semantic.codebook.initialized)
+    prepare(7)
+    assert bool(stage.model.semantic.codebook.initialized)
 
 
 def test_a_tokenizer_s_weights_stay_in_full_precision():

@@ -60,6 +60,23 @@ def test_the_divergence_by_hand():
     assert float(divergence(mean, variance.log())) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (
+            torch.zeros(1, 3, 15, 16),
+            r"are \(1, 3, 15, 16\); pictures are \(B, 3, S, S\) with S a multiple of",
+        ),
+        (torch.zeros(3, 16, 16), "pictures are "),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "not floats in -1..1"),
+    ],
+)
+def test_what_is_no_picture_is_refused(pictures, message):
+    config = CheersVaeConfig(8, (1, 2), 1, 4, 2, num_groups=0, image_size=16)
+    with pytest.raises(ValueError, match=message):
+        CheersVae(config).encode(pictures)
+
+
 def test_patches_and_back():
     latents = torch.arange(32.0).view(1, 2, 4, 4)
     patched = patch(latents, 2)

@@ -55,7 +55,7 @@ from unimllm.training.presets import (
 )
 from unimllm.training.seeding import seed_everything
 from unimllm.training.stages import stages_of
-from unimllm.training.tokenizer import announce_losses, before_step, check_losses, check_quantize_after
+from unimllm.training.tokenizer import announce_losses, before_step, check_losses, check_options, check_quantize_after
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
@@ -80,6 +80,7 @@ def main() -> None:
     stages = stages_of(recipe.model)
     stages.check_start(args, recipe, stage)
     check_losses(recipe)
+    check_options(recipe)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
     if not args.data and recipe.world is None:

@@ -38,8 +38,9 @@ class SemHiTokConfig(PreTrainedConfig):
         conv_decoder_channels: channels after each doubling, if convolutional.
         conv_decoder_blocks: residual blocks at patch resolution, then after each doubling.
         ema_decay: of the semantic codebook.
-        commitment_weight: beta of the semantic codebook (BEiT v2's VQ-KD: 1.0).
-        pixel_commitment_weight: beta of the pixel codebook (VQ-VAE: 0.25).
+        commitment_weight: beta of the semantic codebook, times the squared distance of unit vectors (BEiT v2's VQ-KD
+            has 1.0 times its mean over their numbers).
+        pixel_commitment_weight: beta of the pixel codebook (VQ-VAE: 0.25), times such a distance too.
     """
 
     model_type = "semhitok"

@@ -205,7 +205,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
 
     def code_vectors(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of codes: (..., 2) int64 -> semantic (..., semantic_dim) and pixel (..., pixel_dim), unit length."""
-        semantic, pixel = codes.unbind(-1)
+        semantic, pixel = codes.long().unbind(-1)  # uint8 would be taken for a mask
         return self.semantic.codebook.codes.float()[semantic], self.pixel.codebook.lookup(semantic, pixel)
 
     def code_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,12 +238,12 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         positions, sizes = self.config.num_positions, (self.config.num_semantic_codes, self.config.num_pixel_codes)
         if codes.ndim != 3 or codes.shape[1:] != (positions, 2):
             raise ValueError(f"codes are {tuple(codes.shape)}; pictures of this tokenizer are (B, {positions}, 2)")
-        if codes.is_floating_point():
+        if codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(f"codes are {codes.dtype}; they must be whole numbers")
         if torch.compiler.is_compiling() or not len(codes):  # a look at values would break the compiled graph
             return
         for name, values, size in zip(("semantic", "pixel"), codes.unbind(-1), sizes, strict=True):
-            low, high = torch.stack(values.aminmax()).tolist()
+            low, high = torch.stack(values.long().aminmax()).tolist()
             if low < 0 or high >= size:
                 raise ValueError(f"{name} codes from {low} to {high}; this tokenizer has 0 to {size - 1}")
 
@@ -292,11 +292,12 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
 
     def codes_to_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """(..., 2) -> (...) flat ids `semantic * m + pixel` in 0..K*m-1."""
+        codes = codes.long()  # stored ones may be uint8 or int16, in which a product goes over
         return codes[..., 0] * self.config.num_pixel_codes + codes[..., 1]
 
     def ids_to_codes(self, ids: torch.Tensor) -> torch.Tensor:
         """(...) flat ids -> (..., 2) codes, the inverse of `codes_to_ids`."""
-        m = self.config.num_pixel_codes
+        ids, m = ids.long(), self.config.num_pixel_codes
         return torch.stack([ids // m, ids % m], -1)
 
     def forward(self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs) -> SemHiTokOutput:

@@ -119,6 +119,9 @@ class EMACodebook(nn.Module):
         self.register_buffer("codes", normalize(torch.randn(num_codes, dim)))  # (K, D)
         self.register_buffer("counts", torch.ones(num_codes))  # (K,) EMA of uses per batch, or of the mean use
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.micro_batches = 1
+        """Calls in training mode that make a batch, behind the last of which the codes move."""
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []  # vectors and codes of the calls before
 
     def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantise; in training mode also update the codes.
@@ -127,8 +130,8 @@ class EMACodebook(nn.Module):
             vectors: (..., D) l2-normalised float32.
 
         Returns:
-            quantized (..., D) with a straight-through gradient, index (...) int64, and the commitment loss
-            (scalar, mean squared distance of the vectors to their codes).
+            quantized (..., D) with a straight-through gradient, index (...) int64, and the commitment loss (scalar,
+            mean squared distance of the vectors to their codes: D times BEiT v2's, which is a mean over D too).
         """
         index = nearest_code(vectors.detach(), self.codes)
         quantized = self.codes[index]
@@ -136,7 +139,10 @@ class EMACodebook(nn.Module):
         if not bool(self.initialized):
             return vectors, index, commit_loss * 0
         if self.training:
-            self._update(vectors.detach().flatten(0, -2), index.flatten())
+            self._waiting.append((vectors.detach().flatten(0, -2), index.flatten()))
+            if len(self._waiting) >= self.micro_batches:
+                waiting, self._waiting = self._waiting, []
+                self._update(*map(torch.cat, zip(*waiting, strict=True)))
         return straight_through(vectors, quantized), index, commit_loss
 
     @torch.no_grad()

@@ -248,7 +248,16 @@ class CheersVae(PreTrainedModel):
         return self.encoder((pixels + 1) / 2 if self.config.pixels_from_zero else pixels)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) RGB in -1..1 -> z (B, C, h, h): the normalised posterior mean, no sample of it."""
+        """(B, 3, S, S) RGB in -1..1 -> z (B, C, h, h): the normalised posterior mean, no sample of it; differentiable.
+
+        Raises:
+            ValueError: pictures of another shape or of sides that latent positions do not divide, or integers.
+        """
+        stride, shape = self.config.stride, tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] % stride or shape[3] % stride:
+            raise ValueError(f"pixel_values are {shape}; pictures are (B, 3, S, S) with S a multiple of {stride}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values are {pixel_values.dtype}, not floats in -1..1")
         mean = self.moments(pixel_values).chunk(2, 1)[0]
         return self.bn(patch(mean, self.config.latent_patch_size))
 

@@ -15,6 +15,7 @@ from semhitok.lpips_weights import LPIPS
 from semhitok.quantization import EMACodebook, PixelCodebook
 from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
+from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.training.batches import SampleSource
@@ -89,6 +90,16 @@ def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> Rec
     )  # fmt: skip
 
 
+def check_options(recipe: TokenizerRecipe) -> None:
+    """UserError for options of the loop that do nothing in these stages."""
+    if recipe.train.validate_every:
+        raise UserError("--train.validate_every: a tokenizer's stages validate nothing; see eval/reconstruction.py")
+    if recipe.train.compile:
+        raise UserError("--train.compile: a tokenizer's stages are not compiled; leave it out")
+    if recipe.train.gradient_checkpointing and isinstance(recipe.model, CheersVaeConfig):
+        raise UserError("--train.gradient_checkpointing: the autoencoder does without; leave it out")
+
+
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
     """Say what the perceptual loss is, and whether LPIPS's weights were named in vain."""
     distance = getattr(getattr(task, "losses", None), "distance", None)
@@ -97,6 +108,8 @@ def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
         print_once(f"perceptual loss: {what}, weight {recipe.perceptual_weight}")
     elif recipe.lpips_weights:
         print_once("no perceptual loss in this stage: lpips_weights are not used")
+    if recipe.adversarial_weight and recipe.adversarial_start >= recipe.train.max_steps:
+        print_once(f"no adversarial loss in this run: it begins after step {recipe.adversarial_start:,}")
 
 
 def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -> None:
@@ -126,13 +139,20 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
 
     def prepare(step: int) -> None:
-        if step == recipe.quantize_after and hasattr(task, "initialize_codebook") and starting_codebooks(task):
+        for codebook in (module for module in task.modules() if isinstance(module, EMACodebook)):
+            codebook.micro_batches = recipe.train.per_device(processes()[1])[1]
+        if step >= recipe.quantize_after and hasattr(task, "initialize_codebook") and starting_codebooks(task):
             with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
                 task.initialize_codebook(start_pictures(task, recipe, source, step))
         if adversarial:
             adversarial.active = step >= recipe.adversarial_start
 
     return prepare
+
+
+def processes() -> tuple[int, int]:
+    """(rank, world size)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> list[torch.Tensor]:
@@ -145,7 +165,7 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     sizes = {EMACodebook: config.num_semantic_codes, PixelCodebook: config.num_pixel_codes}
     needed = START_VECTORS * max((sizes[type(m)] for m in starting_codebooks(task)), default=1) / config.num_positions
     num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = processes()
     micro, accumulation = train.per_device(world_size)
     device = next(task.parameters()).device
     starts = [
