@@ -145,13 +145,14 @@ def test_several_pictures_in_a_conversation(call, told, tiny_checkpoint, picture
 def test_an_error_ends_its_turn_alone(call, told, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
-        "/imagine x", "/image none.png", "/image", "/reset x", "/draw", "/draw <image>", f"/draw {'word ' * 200}",
-        "Still there?",
+        "hi \udcff", "/imagine x", "/image none.png", "/image", "/reset x", "/draw", "/draw <image>",
+        f"/draw {'word ' * 200}", "Still there?",
     ]  # fmt: skip
     result = call(chat, "--model", tiny_checkpoint, stdin="\n".join(lines))
     assert result.code == 0 and result.out == "Still there?\n" and not os.listdir(tmp_path)
     told_of = [
-        "unknown command /imagine (did you mean '/image'?)", "no such picture: none.png", "write /image PATH",
+        "the question is not valid text", "unknown command /imagine (did you mean '/image'?)",
+        "no such picture: none.png", "write /image PATH",
         "write /reset alone", "write /draw PROMPT", "the prompt holds <image>", "is too long",
     ]  # fmt: skip
     errors = result.err.splitlines()

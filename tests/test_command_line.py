@@ -133,6 +133,17 @@ def test_generate_refuses_before_it_draws(call, tmp_path, monkeypatch, options, 
     assert sorted(os.listdir(tmp_path)) == ["file", "folder.png", "good.jsonl"]
 
 
+def test_a_line_may_bring_its_seed_and_bad_prompts_are_told_by_line(call, tiny_checkpoint, tmp_path):
+    file, out = tmp_path / "p.jsonl", tmp_path / "out"
+    file.write_text('{"prompt": "a dog", "seed": 7}\n\n"a dog"\n')
+    options = ("--prompts-file", file, "--out-dir", out, "--model", tiny_checkpoint)
+    assert call(generate, *options).code == 0
+    assert [json.loads(line)["seed"] for line in (out / "index.jsonl").read_text().splitlines()] == [7, 0]
+    assert (out / "00000.png").read_bytes() != (out / "00001.png").read_bytes()
+    file.write_text('"a dog"\n\n"a <image>"\n')
+    assert f"{file}, line 3: the prompt holds <image>" in call(generate, *options).refusal()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

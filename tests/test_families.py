@@ -9,7 +9,7 @@ import torch
 from backbones import qwen_tokenizer
 from conftest import load_program
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from unimllm import CheersForConditionalGeneration, CheersProcessor, answer, chat, draw, generate, load
 from unimllm.cheers.configuration_cheers import tiny_config
@@ -30,6 +30,10 @@ APPLE, DOGS = "a photo of a red apple", "a photo of two dogs and a blue car"
 def cheers(tiny_cheers):
     """(model, processor)."""
     return load(tiny_cheers, "cpu")
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
 
 
 def red() -> Image.Image:
@@ -65,6 +69,65 @@ def test_the_released_processor_puts_a_random_picture_before_prompts(cheers, tmp
         for p, prompts in ((processor, [APPLE, DOGS]), (processor, [DOGS]), (plain, [DOGS]))
     )
     assert np.array_equal(together, alone) and not np.array_equal(alone, bare)
+
+
+BAD_REQUESTS = [
+    ([{"role": "user", "content": [{"type": "image", "image": "http://127.0.0.1/x"}, text("a")]}], "given as str"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}, text("a")]}], "it is a text or a list of"),
+    ([{"role": "user", "content": None}], "it is a text or a list of parts"),
+    ([{"content": "a"}], "a message has the role None; this model knows user, assistant"),
+    ([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], "a message has the role 'system'"),
+    ([{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (1, 40000))}, text("a")]}], "not read"),
+    ([{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (0, 0))}, text("a")]}], "0 x 0 pixels"),
+    (["a"], "a message has the role None"),
+]
+
+
+@pytest.mark.parametrize(("messages", "message"), BAD_REQUESTS)
+def test_bad_requests_are_told_in_a_line(cheers, tiny_checkpoint, messages, message):
+    for model, processor in (cheers, load(tiny_checkpoint, "cpu")):
+        with pytest.raises(UserError, match=message):
+            answer_batch(model, processor, [messages])
+
+
+def test_an_answer_is_as_long_in_any_batch(cheers, tiny_checkpoint):
+    for model, processor in (cheers, load(tiny_checkpoint, "cpu")):
+        short, context = [text_message("user", "a")], model.config.text_config.max_position_embeddings
+        first, second = (len(processor.conversation.prompt([text_message("user", words)])) for words in ("a", "a a"))
+        count = (context - 1 - first) // (second - first)
+        long = [text_message("user", "a" + " a" * count)]
+        alone = answer_batch(model, processor, [short], eos_token_id=None)
+        assert answer_batch(model, processor, [short, long], eos_token_id=None)[0] == alone[0]
+        with pytest.raises(UserError, match="^max_length: one answer"):
+            answer_batch(model, processor, [short], max_length=5)
+
+
+def test_foreign_code_is_not_run(tiny_cheers, tmp_path):
+    folder = shutil.copytree(tiny_cheers, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    foreign = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    (folder / "config.json").write_text(json.dumps(config | foreign))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="cannot load a model"):
+        load(folder, "cpu")
+
+
+def test_attention_is_the_language_model_s_choice(tiny_cheers, tiny_checkpoint):
+    for folder in (tiny_cheers, tiny_checkpoint):
+        model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
+        assert model.language_model.config._attn_implementation == "sdpa"
+
+
+def test_a_cache_goes_on_into_the_next_turn(cheers):
+    model, processor = cheers
+    turns = [{"role": "user", "content": [{"type": "image", "image": red()}, text("a")]}]
+    first, cache = processor([turns]), DynamicCache()
+    model(first["input_ids"][:, :-1], first["pixel_values"], past_key_values=cache, use_cache=True)
+    turns += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    inputs = processor([turns])
+    options = {"generation_mode": "text", "max_new_tokens": 3, "do_sample": False}
+    went_on = model.generate(**inputs, past_key_values=cache, **options)
+    assert torch.equal(went_on, model.generate(**inputs, **options))
 
 
 def test_a_forward_gives_a_tuple_where_it_is_asked_to(cheers, tiny_checkpoint):

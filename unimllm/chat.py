@@ -21,7 +21,7 @@ from unimllm.command_line import CommandLine, nearest, one_line, open_model, run
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture
-from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_prompts, draw
+from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_conversations, check_prompts, draw
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,6 +101,7 @@ class Conversation:
         Raises:
             UserError: the question is empty or too long even alone; nothing is forgotten then.
         """
+        check_conversations(self.processor, [[_message("user", question)]])
         forgotten = self._too_many(question)
         turns = self.turns[forgotten:]
         reply = answer_batch(self.model, self.processor, [self._messages(turns, question)])[0]

@@ -11,6 +11,7 @@ get other ids from a sentencepiece model, which puts a space before everything t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
@@ -63,6 +64,18 @@ class ConversationTokenizer:
         self.tokenizer = tokenizer
         self.num_positions = num_positions
         self.ids = special_ids(tokenizer, image_tokens)
+
+    @cached_property
+    def has_system(self) -> bool:
+        """Whether the chat template knows a system turn: it renders one, and otherwise than a role that nobody has."""
+        return self._rendered("system") not in (None, self._rendered("nobody"))
+
+    def _rendered(self, role: str) -> str | None:
+        messages = [{"role": role, "content": "a"}, {"role": "user", "content": "b"}]
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:  # jinja's own, raised by templates that want user and assistant in turn
+            return None
 
     def __call__(self, messages: list[dict]) -> Tokenized:
         """A whole conversation, for training."""

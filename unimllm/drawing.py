@@ -24,7 +24,7 @@ FLAGS = {
 }  # fmt: skip
 """Options of all families, and what the command lines call them."""
 
-LOWEST = {"temperature": 0, "top_k": 0}
+LOWEST = {"temperature": 0, "top_k": 0, "num_steps": 1, "time_shift": 1e-3}
 SMALLEST_TEMPERATURE = 1e-4  # above 0, which takes the most likely; logits are divided by it
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 
@@ -88,6 +88,8 @@ def check_prompt_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> N
 def choose_seeds(seeds: Sequence[SupportsIndex] | None, count: int) -> list[int]:
     """One for each of `count` prompts, by default 0, 1, ...; UserError for another number, or what is no seed."""
     seeds = range(count) if seeds is None else seeds
+    if not hasattr(seeds, "__len__"):
+        raise UserError(f"the seeds are {seeds!r}; give a list of one for each prompt")
     if len(seeds) != count:
         raise UserError(f"{len(seeds)} seeds for {count} prompts; give one for each")
     try:

@@ -3,14 +3,16 @@
 python -m unimllm.generate --prompt "a photo of a red apple" --out apple.png
 python -m unimllm.generate --prompts-file prompts.jsonl --out-dir pictures
 
-The same seed on the same machine gives the same bytes; in float32 also whatever else is drawn in the same batch.
+The same seed on the same machine gives the same bytes; in float32 also whatever else is drawn in the same batch (of
+CHEERS up to rounding there, a level in a few pixels).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +34,14 @@ class Job:
 
     Attributes:
         record: the line of the prompts file that asked for it, repeated in the index.
+        where: that line lies, for messages; "" without a file.
     """
 
     prompt: str
     seed: int
     path: Path
     record: dict
+    where: str = ""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(job.path)
     model, processor = open_model(args.model, args.device, args.dtype)
     options = choose_drawing(model, given_drawing(args))
-    check_prompts(model, processor, list(dict.fromkeys(job.prompt for job in jobs)))
+    for job in {job.prompt: job for job in reversed(jobs)}.values():
+        with told_where(job.where):
+            check_prompts(model, processor, [job.prompt])
     if args.out_dir:  # an earlier run's would speak of other pictures than lie there, were this one broken off
         (args.out_dir / INDEX_FILE).unlink(missing_ok=True)
     draw_jobs(model, processor, jobs, args.batch_size, options)
@@ -63,7 +69,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts-file", type=Path, help='one JSON object with "prompt", or one JSON string, a line')
     parser.add_argument("--out-dir", type=Path, help=f"folder for 00000.png, 00001.png, ... and {INDEX_FILE}")
     parser.add_argument("--num-images", type=number(int, 1), default=1, help="pictures of each prompt (1)")
-    parser.add_argument("--seed", type=number(int, 0, MAX_SEED), default=0, help="picture i is drawn with SEED + i (0)")
+    parser.add_argument(
+        "--seed", type=number(int, 0, MAX_SEED), default=0,
+        help="picture i is drawn with SEED + i (0), or with the own \"seed\" of its line + i",
+    )  # fmt: skip
     parser.add_drawing_options()
     parser.add_argument("--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)")
     parser.add_model_options()
@@ -86,17 +95,17 @@ def plan(args: argparse.Namespace) -> list[Job]:
         if not args.prompt.strip():
             raise UserError("--prompt is empty: say what to draw, for example 'a photo of a red apple'")
         picture_format(args.out)
-        targets = [({"prompt": args.prompt}, args.out)]
+        targets = [("", {"prompt": args.prompt}, args.out)]
     else:
         index = args.out_dir / INDEX_FILE
         if index.exists() and os.path.samefile(index, args.prompts_file):
             raise UserError(f"{args.prompts_file} would be overwritten by the index; choose another --out-dir")
         records = read_prompts(args.prompts_file)
         check_writable(index)
-        targets = [(record, args.out_dir / f"{position:05d}.png") for position, record in enumerate(records)]
+        targets = [(*record, args.out_dir / f"{position:05d}.png") for position, record in enumerate(records)]
     return [
-        Job(record["prompt"], args.seed + i, place(path, i, args.num_images), record)
-        for record, path in targets
+        Job(record["prompt"], record.get("seed", args.seed) + i, place(path, i, args.num_images), record, where)
+        for where, record, path in targets
         for i in range(args.num_images)
     ]
 
@@ -106,8 +115,8 @@ def place(path: Path, i: int, num_images: int) -> Path:
     return path if num_images == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
 
 
-def read_prompts(path: Path) -> list[dict]:
-    """The records of a prompts file, each with "prompt"; GenEval's metadata lines are such records.
+def read_prompts(path: Path) -> list[tuple[str, dict]]:
+    """Where each line of a prompts file lies, and its record with "prompt"; GenEval's metadata lines are such records.
 
     Raises:
         UserError: the file cannot be read or holds no prompt, or a line is wrong: with its number.
@@ -118,7 +127,8 @@ def read_prompts(path: Path) -> list[dict]:
         raise UserError(f"no such file: --prompts-file {path}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read --prompts-file {path}: {getattr(error, 'strerror', None) or error}") from error
-    records = [parse_line(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    places = [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
+    records = [(where, parse_line(line, where)) for where, line in places]
     if not records:
         raise UserError(f"{path} holds no prompts")
     return records
@@ -138,7 +148,19 @@ def parse_line(line: bytes, where: str) -> dict:
         raise UserError(f"{where}: {expected}")
     if not record["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty")
+    seed = record.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < MAX_SEED:
+        raise UserError(f"{where}: the seed is {seed!r}, no whole number from 0 on")
     return record
+
+
+@contextlib.contextmanager
+def told_where(where: str) -> Iterator[None]:
+    """UserErrors within begin with where the prompt lies."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
 def draw_jobs(model, processor, jobs: list[Job], batch_size: int, options: dict[str, float]) -> None:

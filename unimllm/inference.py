@@ -22,6 +22,7 @@ DEFAULT_NAME = "scenes"
 SHIPPED_MODELS = {DEFAULT_NAME: DEFAULT_MODEL, "scenes-cheers": DEFAULT_MODEL / "cheers"}
 """By the names under which `load` knows them; a folder of that name goes first."""
 MAX_NEW_TOKENS = 64
+UNHEARD = {"return_dict_in_generate", "max_length", "num_return_sequences"}  # of `generate`, by `answer`
 NEEDED_FILES = (
     "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja",
@@ -67,10 +68,11 @@ def load(
     if dtype == "auto" and torch.device(device).type == "cpu":
         dtype = torch.float32
     try:
-        config = AutoConfig.from_pretrained(path)
-        processor = AutoProcessor.from_pretrained(path)
+        own = {"trust_remote_code": False}  # else transformers asks on stdin whether to run a folder's code
+        config = AutoConfig.from_pretrained(path, **own)
+        processor = AutoProcessor.from_pretrained(path, **own)
         loaded, report = AutoModelForImageTextToText.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True
+            path, config=config, dtype=dtype, output_loading_info=True, **own
         )
         if hasattr(processor, "conversation"):
             processor.conversation.drawing_prompt("anything")  # a damaged chat template shows only when it is used
@@ -122,7 +124,8 @@ def draw(
     """Draw one picture per prompt, all in one batch.
 
     Args:
-        seeds: one per prompt (default 0 for each): the same of both give the same picture, in float32 in any batch.
+        seeds: one per prompt (default 0 for each): the same of both give the same picture, in float32 in any batch (of
+            CHEERS up to rounding, a level in a few pixels).
         on_step: called after each position or step (`drawing_unit` of the model), for progress bars.
         options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 
@@ -148,6 +151,8 @@ def check_prompts(model, processor, prompts: list[str]) -> None:
     if not prompts:
         raise UserError("there is no prompt: say what to draw, for example 'a photo of a red apple'")
     for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise UserError(f"a prompt is {prompt!r}, no text")
         if not prompt.strip():
             raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")
         check_text(processor, prompt, "the prompt")
@@ -169,34 +174,40 @@ def answer_batch(
     """What the assistant says next in each conversation, all in one batch, greedily unless told otherwise.
 
     Args:
-        kwargs: of transformers' `generate`, for example do_sample=True.
+        kwargs: of transformers' `generate`, for example do_sample=True; none of those that change what it returns.
 
     Returns:
-        the answers without the model's own marks, so that each can stand in the conversation that goes on.
+        the answers without the model's own marks, so that each can stand in the conversation that goes on; each at
+        most as long as its own conversation leaves room in the context.
 
     Raises:
-        UserError: a question is empty, or a conversation is longer than the context.
+        UserError: a question is empty, a conversation no list of messages, or one longer than the context; or see
+            `kwargs`.
     """
+    for name in UNHEARD & kwargs.keys():
+        raise UserError(f"{name}: one answer, a text, comes of each conversation; call model.generate for others")
     check_conversations(processor, conversations)
     inputs = processor(conversations)
     length = inputs["input_ids"].shape[1]
     check_length(model, length + 1, "the conversation")
-    room = model.config.text_config.max_position_embeddings - length
+    rooms = (model.config.text_config.max_position_embeddings - inputs["attention_mask"].sum(1)).tolist()
     options = {
         "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id,
         "eos_token_id": processor.tokenizer.eos_token_id,
     }  # fmt: skip
     ids = model.generate(
-        **inputs.to(model.device), generation_mode="text", max_new_tokens=min(max_new_tokens, room),
+        **inputs.to(model.device), generation_mode="text", max_new_tokens=min(max_new_tokens, max(rooms)),
         **options | kwargs,
     )  # fmt: skip
-    said = processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    answers = [row[length : length + room] for row, room in zip(ids, rooms, strict=True)]
+    said = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [without_marks(processor, text).strip() for text in said]
 
 
 def check_conversations(processor, conversations: list[list[dict]]) -> None:
-    """UserError for an empty question, and for a text that `check_text` refuses."""
+    """UserError for what is no conversation, an empty question, and for a text that `check_text` refuses."""
     for message in (m for messages in conversations for m in messages):
+        check_message(processor, message)
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         runs = [list(run) for kind, run in groupby(parts, itemgetter("type")) if kind == "text"]
@@ -205,6 +216,25 @@ def check_conversations(processor, conversations: list[list[dict]]) -> None:
             raise UserError("the question is empty: ask something, for example 'What is in the picture?'")
         for text in texts:
             check_text(processor, text, "the question" if message["role"] == "user" else "an answer")
+
+
+def check_message(processor, message: dict) -> None:
+    """UserError for a message of another form, or of a role that the chat template does not know."""
+    role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+    roles = ["user", "assistant", *(["system"] if processor.conversation.has_system else [])]
+    if role not in roles:
+        raise UserError(f"a message has the role {role!r}; this model knows {', '.join(roles)}")
+    parts = content if isinstance(content, list) else []
+    is_good = [isinstance(p, dict) and (p.get("type") == "image" or is_text(p)) for p in parts]
+    if not isinstance(content, (str, list)) or not all(is_good):
+        raise UserError(
+            f"a message of {role} holds {shorten(repr(content))}; it is a text or a list of parts, "
+            '{"type": "text", "text": ...} or {"type": "image", "image": a PIL picture}'
+        )
+
+
+def is_text(part: dict) -> bool:
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def check_length(model, length: int, what: str) -> None:

@@ -1,5 +1,6 @@
 """What the processors of both families are: conversations and pictures to model inputs, what was drawn to pictures."""
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
@@ -88,8 +89,10 @@ class ConversationProcessor(ProcessorMixin):
             for (_, first), messages in zip(before, conversations, strict=True)
             for image in [*first, *(part.get("image") for part in image_parts(messages))]
         ]
-        if any(image is None for image in images):
-            raise UserError('a picture is missing: its part is {"type": "image", "image": a PIL picture}')
+        for image in images:
+            if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):  # transformers would fetch a text
+                what = "missing" if image is None else f"given as {type(image).__name__}"
+                raise UserError(f'a picture is {what}: its part is {{"type": "image", "image": a PIL picture}}')
         if images and all(isinstance(image, torch.Tensor) for image in images):
             data["image_tokens"] = torch.stack(images)
         elif images:

@@ -7,7 +7,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from semhitok.configuration_semhitok import SemHiTokConfig
-from semhitok.images import as_seen
+from semhitok.images import as_seen, check_size
 
 GREY = (127, 127, 127)
 
@@ -41,6 +41,7 @@ class SemHiTokImageProcessor(PilBackend):
     def convert_to_rgb(self, image: Image.Image | np.ndarray, **kwargs) -> np.ndarray:
         """Pictures of Pillow's as a person would see them (`as_seen`); transformers would clip 16 bits to white."""
         if isinstance(image, Image.Image):
+            check_size(image.size, "the picture")
             return np.asarray(as_seen(image))
         return super().convert_to_rgb(image, **kwargs)
 

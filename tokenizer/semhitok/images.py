@@ -112,6 +112,8 @@ def check_size(size: tuple[int, int], name: str | Path) -> None:
     if width * height > MAX_PIXELS:
         message = f"{name} is {width} x {height} pixels; at most {MAX_PIXELS:,} in all are read: scale it down"
         raise UnreadablePicture("too large", message)
+    if 0 in size:
+        raise UnreadablePicture("empty", f"{name} is {width} x {height} pixels")
     if max(size) > MAX_RATIO * min(size):
         message = f"{name} is {width} x {height} pixels; a side over {MAX_RATIO} times the other is not read"
         raise UnreadablePicture("too thin", message)

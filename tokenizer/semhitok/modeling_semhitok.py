@@ -122,6 +122,8 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
     # What else lies in the checkpoint of a language model that holds this tokenizer.
     _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^adapter\.", r"^image_head\."]
     supports_gradient_checkpointing = True
+    # Attention of its own, whatever a model that holds it is asked to take; its SigLIP chooses for itself.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -155,7 +155,7 @@ def read_json(name: str, filename: str) -> dict | None:
 def load_from_transformers(name: str, kind: str) -> Teacher:
     """A teacher from a checkpoint that transformers saved, whole or its vision half alone."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         if getattr(config, "stem_channels", None):
             model, missing = load_with_stem(name, config), []

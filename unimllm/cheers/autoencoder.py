@@ -222,6 +222,8 @@ class CheersVae(PreTrainedModel):
     base_model_prefix = "vision_tokenizer.vae_model"  # where it lies in the checkpoint of a whole model
     _keys_to_ignore_on_load_unexpected = [r"^vision_tokenizer\.(?!vae_model\.)", r"^language_model\.", r"^flow_head\."]
     main_input_name = "pixel_values"
+    # Attention of its own, whatever a model that holds it is asked to take.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
     def __init__(self, config: CheersVaeConfig):
         super().__init__(config)

@@ -343,7 +343,10 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and inputs.get("past_key_values") is not None:  # the cache holds the pictures
+        behind = inputs.get("past_key_values") is not None and (
+            not is_first_iteration or not self.is_picture(inputs["input_ids"]).any()  # those of an earlier turn
+        )
+        if behind:  # the cache holds the pictures
             inputs.pop("pixel_values", None)
             inputs.pop("image_tokens", None)
         return inputs

@@ -22,7 +22,7 @@ class SampleTokenizer:
         self.conversation, self.max_length = conversation, min(max_length, context or max_length)
         self.limit = "fit (--max_length)" if self.max_length == max_length else "fit into the model's context"
         self.marks = marks_of(conversation.tokenizer)
-        self.has_system = self._renders_system()
+        self.has_system = conversation.has_system
 
     def __call__(self, messages: list[dict]) -> tuple[Tokenized, list[dict]]:
         """Ids and targets, and the messages that they stand for: all, or as many as fit.
@@ -70,17 +70,6 @@ class SampleTokenizer:
             raise BadSample("no Unicode", str(error)) from error
         if messages[0]["role"] == "system" and not self.has_system:
             raise BadSample("a system turn", "the text tokenizer's chat template has no place for it")
-
-    def _renders_system(self) -> bool:
-        """Whether the chat template knows a system turn: it renders one, and otherwise than a role that nobody has."""
-        return self._render("system") not in (None, self._render("nobody"))
-
-    def _render(self, role: str) -> str | None:
-        messages = [{"role": role, "content": "a"}, {"role": "user", "content": "b"}]
-        try:
-            return self.conversation.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception:  # jinja's own, raised by templates that want user and assistant in turn
-            return None
 
 
 def marks_of(tokenizer) -> list[str]:

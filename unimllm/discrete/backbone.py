@@ -36,7 +36,9 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     """
     tokenizer = load_text_tokenizer(name, chat_template)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:  # of the hub, of damaged files
         raise UserError(f"--language-model {name}: {first_line(error)}") from error
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
@@ -48,7 +50,7 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
 def load_text_tokenizer(name: str, chat_template: str | None = None, **options):
     """The text tokenizer of `load_backbone` alone; `options` are of AutoTokenizer.from_pretrained."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
         raise UserError(f"--language-model {name}: {first_line(error)}") from error
     if chat_template:

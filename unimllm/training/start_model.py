@@ -52,7 +52,7 @@ def open_text_tokenizer(args: Namespace, recipe: SftRecipe, world_of_scenes: tup
         return build_text_tokenizer(world_of_scenes[0], image_tokens)
     place = args.text_tokenizer or DEFAULT_MODEL
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         add_tokens(tokenizer, image_tokens)
         return tokenizer
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
@@ -64,7 +64,7 @@ def vocab_size(args: Namespace, recipe: SftRecipe) -> int:
     begin = whole_model(args)
     if not begin:
         return len(open_text_tokenizer(args, recipe, None))
-    return AutoConfig.from_pretrained(begin).text_config.vocab_size
+    return AutoConfig.from_pretrained(begin, trust_remote_code=False).text_config.vocab_size
 
 
 def whole_model(args: Namespace) -> str | None:
@@ -88,7 +88,7 @@ def tokenizer_at_hand(args: Namespace, recipe: SftRecipe):
     if not begin:
         return open_text_tokenizer(args, recipe, None)
     try:
-        return AutoTokenizer.from_pretrained(begin, local_files_only=True)
+        return AutoTokenizer.from_pretrained(begin, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of the hub, of damaged files, of tokenizers' own
         raise UserError(f"--init-from {begin}: {first_line(error)}") from error
 
