@@ -65,13 +65,19 @@ def measure_training(bench: Bench) -> None:
 def measure_largest(bench: Bench) -> None:
     presets = (llava15_vicuna7b_sft, cheers_1_5b_sft, unified_qwen25_7b_sft)
     for preset in (tiny_recipe, tiny_cheers_recipe) if bench.is_tiny else presets:
-        recipe, name = preset(), preset.__name__
-        recipe.train.micro_batch_size = 1
-        recipe.train.batch_size = max(1, recipe.train.batch_size // NUM_GPUS)
-        # What docs/speed.md tells of: on one GPU gradients of a 7B model in float32 leave no room.
-        recipe.train.zero_stage, recipe.train.compile = 3, False
-        recipe.train.deepspeed_settings = {"data_types.grad_accum_dtype": "bf16"}
+        recipe, name = share_of_one_gpu(preset()), preset.__name__
         bench.measure(f"largest {name}", functools.partial(in_fresh_process, bench, recipe, name))
+
+
+def share_of_one_gpu(recipe: SftRecipe) -> SftRecipe:
+    """The recipe with the rows that one of NUM_GPUS has in a step, as docs/speed.md tells of it: under ZeRO 3, and with
+    gradients in bf16, since those of a 7B model in float32 leave no room there.
+    """
+    train = recipe.train
+    train.micro_batch_size, train.batch_size = 1, max(1, train.batch_size // NUM_GPUS)
+    train.zero_stage, train.compile = 3, False
+    train.deepspeed_settings = {"data_types.grad_accum_dtype": "bf16"}
+    return recipe
 
 
 def in_fresh_process(bench: Bench, recipe: SftRecipe, name: str) -> list[Row]:

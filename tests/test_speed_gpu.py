@@ -109,8 +109,7 @@ def test_models_are_built_random_and_their_tokenizers_whole(training):
 
 
 def test_a_preset_that_cannot_fit_is_not_tried(training):
-    seven_b = training.llava15_vicuna7b_sft()
-    seven_b.train.micro_batch_size = 1
+    seven_b = training.share_of_one_gpu(training.llava15_vicuna7b_sft())
     assert 112 < training.needed_bytes(seven_b) / 2**30 < 135  # 16 bytes for each of 7.5 billion parameters, and more
     assert training.needed_bytes(training.tiny_recipe()) < 4 * 2**30
 
