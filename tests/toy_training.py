@@ -7,6 +7,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def main() -> None:
         is_last = dist.get_rank() == dist.get_world_size() - 1
         if args.signal_after and step == args.signal_after and is_last:
             for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
-                os.kill(process.pid, signal.SIGTERM)
+                for _ in range(2):  # by the scheduler and by the launcher
+                    os.kill(process.pid, signal.SIGTERM)
+                    time.sleep(0.1)
         if args.nan_loss_after and step == args.nan_loss_after and is_last:
             task.loss_weights["text"] = float("nan")
 

@@ -55,12 +55,14 @@ class Ending:
 def outlive_the_step(_worker: int) -> None:
     """Of a data worker: a signal to the whole group must not take the data from the step in hand.
 
-    The main process ends its workers by SIGTERM too, so the second one ends it at once.
+    It may come several times: a scheduler and the launcher both send it. The main process ends a worker that hangs by
+    it, too, so none ignores it for good.
     """
 
-    def hear(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        signal.alarm(WORKER_GRACE)
+    def hear(_number: int, _frame: FrameType | None) -> None:
+        left = signal.alarm(WORKER_GRACE)
+        if left:
+            signal.alarm(left)
 
     for number in SIGNALS:
         signal.signal(number, hear)
