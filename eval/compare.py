@@ -50,31 +50,14 @@ GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> varian
 ALIKE = {  # what must be equal in all files of a name, or their numbers cannot be compared
     TOKENIZER: ("data", "split", "limit", "num_pictures", "resolution", "classes_digest", "glyphs_digest"),
     FEATURES: (
-        "split",
-        "seed",
-        "num_pictures",
-        "num_training_pictures",
-        "image_size",
-        "classes_digest",
-        "glyphs_digest",
+        "split", "seed", "num_pictures", "num_training_pictures", "image_size", "classes_digest", "glyphs_digest"
     ),
     UNDERSTANDING: (
-        "split",
-        "seed",
-        "limit",
-        "num_questions",
-        "num_pope_questions",
-        "reader",
-        "reader_fingerprint",
-        "glyphs_digest",
+        "split", "seed", "limit", "num_questions", "num_pope_questions", "reader", "reader_fingerprint", "glyphs_digest"
     ),
-}
-LATELY = (
-    "image_size",
-    "classes_digest",
-    "glyphs_digest",
-    "reader_fingerprint",
-)  # of those, what earlier versions did not tell
+}  # fmt: skip
+# of those, what earlier versions did not tell
+LATELY = ("image_size", "classes_digest", "glyphs_digest", "reader_fingerprint")
 DRAWN = ("sampling", "images_per_prompt", "num_prompts")  # of UNDERSTANDING, too, where the model drew
 
 

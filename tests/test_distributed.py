@@ -83,6 +83,8 @@ def test_processes_of_srun_and_mpirun_are_one_run(launched, launcher, values):
         launched(**told)
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     assert launched(**told, **torchrun) == torchrun
+    daemon = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
+    assert launcher == "srun" or launched(MASTER_ADDR="node-0", **daemon, **told) == expected
     alone = told | {LAUNCHERS[launcher][0]: "0", LAUNCHERS[launcher][1]: "1"}
     assert launched(**alone) == {}
 

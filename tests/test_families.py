@@ -79,7 +79,8 @@ BAD_REQUESTS = [
     ([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], "a message has the role 'system'"),
     ([{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (1, 40000))}, text("a")]}], "not read"),
     ([{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (0, 0))}, text("a")]}], "0 x 0 pixels"),
-    (["a"], "a message has the role None"),
+    (["a"], "give a list of messages for each"),
+    ([], "give a list of messages for each"),
 ]
 
 

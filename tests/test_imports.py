@@ -62,6 +62,14 @@ def test_the_tokenizer_alone_does_not_load_unimllm():
     "program", ["semhitok.__main__", "semhitok.encode", "unimllm.generate", "unimllm.chat", "unimllm.encode"]
 )
 def test_a_command_line_does_not_load_torch_before_it_has_read_its_options(program):
-    code = f"import sys; sys.argv = ['-m']; import {program}; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    assert located(program, f"import {program}; print('torch' in sys.modules)") == "False"
+
+
+def test_another_package_s_command_line_has_the_classes():
+    assert located("service.server", "import unimllm; print('unimllm.auto' in sys.modules)") == "True"
+
+
+def located(program: str, code: str) -> str:
+    """What some code prints while `python -m PROGRAM` is being located."""
+    code = f"import sys; sys.argv, sys.orig_argv = ['-m'], ['python', '-m', {program!r}]; {code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -605,6 +605,7 @@ def test_tables_that_are_unclear(tmp_path, columns, message):
 
 def test_captions_in_every_guise():
     assert caption_texts('{"a": ' + DEEP) == ['{"a": ' + DEEP]
+    assert caption_texts("['a', {[]}]") == ["['a', {[]}]"] and caption_texts("[2]") == ["[2]"]
     assert caption_texts("{a cat") == ["{a cat"] and caption_texts(["x", "", None]) == ["x"]
     assert caption_texts('{"a": "x", "b": null}') == ["x"] and caption_texts({"a": " y "}) == ["y"]
 

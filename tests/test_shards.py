@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from semhitok import key_index
 from semhitok.errors import UserError
 from semhitok.key_index import KeyIndex
-from semhitok.shard_writer import ShardWriter
+from semhitok.shard_writer import Part, ShardWriter
 from semhitok.shards import MAGIC, PREFIX, CodeLayout, CodeShard, CodeShards, shard_paths
 
 LAYOUT = CodeLayout("0123456789ab", num_semantic_codes=16384, num_pixel_codes=12, num_positions=4, image_size=16)
@@ -165,6 +165,9 @@ def test_two_writers_do_not_share_a_folder(tmp_path):
             pass
     with ShardWriter(tmp_path, LAYOUT):
         pass
+    with ShardWriter(tmp_path, LAYOUT, part=Part(0, 2)), ShardWriter(tmp_path, LAYOUT, part=Part(1, 2)):
+        with pytest.raises(UserError, match="another program writes codes into"), ShardWriter(tmp_path, LAYOUT):
+            pass
 
 
 @pytest.mark.parametrize(

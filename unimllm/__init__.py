@@ -12,10 +12,10 @@ import sys
 # Idle OpenMP threads sleep instead of spinning: on busy cores a step is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-NAMES = ("unimllm", "semhitok")
-is_command = sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in NAMES for word in sys.orig_argv)
+_names = ("unimllm", "semhitok")
+_is_command = sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in _names for word in sys.orig_argv)
 
-if not is_command:
+if not _is_command:
     from unimllm.auto import (
         CheersConfig,
         CheersForConditionalGeneration,

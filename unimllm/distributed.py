@@ -9,13 +9,16 @@ import torch.distributed as dist
 from unimllm.errors import UserError
 
 LAUNCHERS = {
-    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     "mpirun": (
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
     ),
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }  # fmt: skip
-"""Under which names launchers tell a process what torchrun calls RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+"""Under which names launchers tell a process what torchrun calls RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
+
+srun comes last: under Slurm it starts the daemons of the others, which inherit its names.
+"""
 
 
 def adopt_launcher() -> None:
@@ -29,15 +32,17 @@ def adopt_launcher() -> None:
     if "WORLD_SIZE" in os.environ:
         return
     for launcher, names in LAUNCHERS.items():
-        told = [re.match(r"\d+", os.environ.get(name, "")) for name in names]  # Slurm's last one may be 8(x4)
-        if told[0] is None or told[1] is None or int(told[1][0]) < 2:
+        told = [re.fullmatch(r"(\d+)(\(x\d+\))?", os.environ.get(name, "")) for name in names]  # Slurm: 8(x4), or 4,2
+        if told[0] is None or told[1] is None or int(told[1][1]) < 2:
             continue
-        rank, world_size, local_rank, here = (int(word[0]) if word else 0 for word in told)
+        rank, world_size, local_rank, here = (int(word[1]) if word else 0 for word in told)
         if "MASTER_ADDR" not in os.environ:
             raise UserError(
                 f"{launcher} started {world_size} processes and MASTER_ADDR is not set, by which they find each other: "
                 "export MASTER_ADDR=HOST, the machine of the first, before it (and MASTER_PORT, if not 29500)"
             )
+        if told[2] is None and torch.cuda.device_count() > 1:
+            raise UserError(f"{launcher} does not tell which GPU is whose: set LOCAL_RANK, RANK and WORLD_SIZE")
         if torch.cuda.is_available():  # one that was given a GPU of its own sees that alone
             local_rank %= torch.cuda.device_count()
         os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{world_size}", "LOCAL_RANK": f"{local_rank}"}

@@ -149,8 +149,8 @@ def parse_line(line: bytes, where: str) -> dict:
     if not record["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty")
     seed = record.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < MAX_SEED:
-        raise UserError(f"{where}: the seed is {seed!r}, no whole number from 0 on")
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED // 2:  # there are pictures behind the first
+        raise UserError(f"{where}: the seed is {seed!r}, no whole number from 0 to {MAX_SEED // 2}")
     return record
 
 

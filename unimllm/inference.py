@@ -33,7 +33,7 @@ def load(
     model: str | Path | None = None,
     device: str | None = None,
     option: str = "--model",
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | str | None = "auto",
 ):
     """Load a model and its processor.
 
@@ -65,6 +65,7 @@ def load(
     import unimllm.auto  # noqa: F401  (registers our classes with the Auto classes)
 
     device = choose_device(device)
+    dtype = dtype or "auto"
     if dtype == "auto" and torch.device(device).type == "cpu":
         dtype = torch.float32
     try:
@@ -206,6 +207,9 @@ def answer_batch(
 
 def check_conversations(processor, conversations: list[list[dict]]) -> None:
     """UserError for what is no conversation, an empty question, and for a text that `check_text` refuses."""
+    for messages in conversations:
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise UserError(f"a conversation is {shorten(repr(messages))}; give a list of messages for each")
     for message in (m for messages in conversations for m in messages):
         check_message(processor, message)
         content = message["content"]
@@ -220,7 +224,7 @@ def check_conversations(processor, conversations: list[list[dict]]) -> None:
 
 def check_message(processor, message: dict) -> None:
     """UserError for a message of another form, or of a role that the chat template does not know."""
-    role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+    role, content = message.get("role"), message.get("content")
     roles = ["user", "assistant", *(["system"] if processor.conversation.has_system else [])]
     if role not in roles:
         raise UserError(f"a message has the role {role!r}; this model knows {', '.join(roles)}")

@@ -74,6 +74,8 @@ class ShardWriter:
         with contextlib.ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                if self.folder != self.top:
+                    stack.enter_context(_locked(self.top, shared=True))  # with the other parts
                 stack.enter_context(_locked(self.folder))
                 paths = shard_paths(self.top)
                 while self.overwrite and paths:
@@ -136,14 +138,17 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a folder; they would take the same names. A killed program's lock dies with it."""
+def _locked(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Keep other writers out of a folder (shared: those that do not share it); they would take the same names.
+
+    A killed program's lock dies with it.
+    """
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"another program writes codes into {folder}; wait for it or choose another folder") from None

@@ -141,10 +141,10 @@ class CodeShard:
             raise UserError(
                 f"{path} {what}: it has {size:,} bytes, its header speaks of {expected:,}; delete it and encode again"
             )
-        self.rows = np.memmap(path, dtype, "r", start, (num_rows,))
-        # as plain arrays, of which a slice is cheaper
-        self._key_ends = np.asarray(np.memmap(path, "<u8", "r", keys_start, (num_rows,)))
-        self._key_text = np.asarray(np.memmap(path, np.uint8, "r", keys_start + 8 * num_rows, (key_bytes,)))
+        whole = np.memmap(path, np.uint8, "r")  # once, since each map keeps the file open
+        self.rows = whole[start:keys_start].view(dtype)
+        ends, text = np.split(np.asarray(whole[keys_start:]), [8 * num_rows])  # plain arrays, whose slices are cheaper
+        self._key_ends, self._key_text = ends.view("<u8"), text
 
     def __len__(self) -> int:
         return len(self.rows)

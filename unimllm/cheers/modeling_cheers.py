@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, SiglipVisionModel
 from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig
@@ -343,13 +342,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        behind = inputs.get("past_key_values") is not None and (
-            not is_first_iteration or not self.is_picture(inputs["input_ids"]).any()  # those of an earlier turn
-        )
-        if behind:  # the cache holds the pictures
-            inputs.pop("pixel_values", None)
-            inputs.pop("image_tokens", None)
-        return inputs
+        shows = is_first_iteration and self.is_picture(inputs["input_ids"]).any()  # else the cache holds the pictures
+        return inputs if shows else inputs | {"pixel_values": None, "image_tokens": None}
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs

@@ -47,6 +47,7 @@ PART_KEYS = ("image", "path", "image_url", "url")
 PART_KINDS = {"text": "text", "input_text": "text", "output_text": "text"} | {
     "image": "image", "image_url": "image", "input_image": "image"
 }  # fmt: skip
+NO_VALUE = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)  # of json and ast, for any text
 BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")  # of JPEG, PNG, WebP and GIF
 SHORTEST_BASE64, LONGEST_NAME = 60, 1024  # characters of a picture in base64, and of a path
 
@@ -366,8 +367,9 @@ def caption_texts(value) -> list[str]:
     """
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         read = ast.literal_eval if value.lstrip().startswith("['") else json.loads  # a list as Python writes it
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):  # a caption that begins so
-            value = read(value)
+        with contextlib.suppress(*NO_VALUE):  # a caption may just begin so
+            found = read(value)
+            value = found if isinstance(found, dict) or any(isinstance(text, str) for text in found) else value
     if isinstance(value, dict) and any(key in value for key in ANSWER_KEYS):
         raise BadSample("an answer beside a caption", f"its caption is an object of {', '.join(map(str, value))}")
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer

@@ -11,9 +11,7 @@ from typing import Self
 from unimllm.distributed import print_once
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has the first
-
-
-WORKER_GRACE = 60  # seconds
+WORKER_GRACE = 600  # seconds that a data worker goes on after a signal; far more than a step takes
 
 
 class Ending:
@@ -40,16 +38,15 @@ class Ending:
 
     @staticmethod
     def end(number: int, step: int) -> None:
-        """Leave the program with the exit status of a process that a signal ended; 0: nothing happens.
+        """Leave the program with the exit status of a process that a signal ended.
 
         Args:
             number: of the signal that some process of the run was sent.
             step: that is saved.
         """
-        if number:
-            name = signal.Signals(number).name
-            print_once(f"stopped by {name}; step {step:,} is saved, and the same command goes on from it")
-            sys.exit(128 + number)
+        name = signal.Signals(number).name
+        print_once(f"stopped by {name}; step {step:,} is saved, and the same command goes on from it")
+        sys.exit(128 + number)
 
 
 def outlive_the_step(_worker: int) -> None:

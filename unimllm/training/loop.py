@@ -54,8 +54,10 @@ def start_processes() -> tuple[int, int]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else all ranks' first messages meet on GPU 0
     if not dist.is_initialized():
         # The others wait while one process writes a checkpoint of tens of GB or looks through its data.
-        minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", 30))
-        deepspeed.init_distributed(timeout=timedelta(minutes=minutes), verbose=False)
+        minutes = os.environ.get("DEEPSPEED_TIMEOUT", "30")
+        if not minutes.isdecimal():
+            raise UserError(f"DEEPSPEED_TIMEOUT is {minutes!r}, no number of minutes")
+        deepspeed.init_distributed(timeout=timedelta(minutes=int(minutes)), verbose=False)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -114,14 +116,10 @@ def train(
     config.validate()
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
-    checkpoint.prepare_output(output_dir)
-    found = checkpoint.find_newest(output_dir)
-    engine, optimizer = build_engine(task, config, world_size)
-    apart = digest(task)
-    run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
+    engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size)
     step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
+    about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    _announce(task, config, found, step, world_size)
     observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
     engine.train()
     batches = open_batches(source, config, rank, world_size, step)
@@ -134,15 +132,28 @@ def train(
             step += 1
             observer.after(step, values)
             is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
-            if step == config.max_steps or is_due:
-                run = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "world_size": world_size,
-                       "commit": commit_of(__file__), "recipe": recipe, "skipped": _over_ranks(skipped),
-                       "apart": apart}  # fmt: skip
-                checkpoint.save(engine, task, output_dir, run, export, config.keep_checkpoints)
+            is_last = step == config.max_steps
+            if stopped_by or is_last:
+                batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
+            if is_due or is_last:
+                told = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                checkpoint.save(engine, task, output_dir, told | about, export, config.keep_checkpoints)
                 last_save = time.monotonic()
-                ending.end(stopped_by, step)
+                if stopped_by and not is_last:
+                    ending.end(stopped_by, step)
     show(task)
     return task
+
+
+def _begin(task: nn.Module, config: TrainConfig, output_dir: Path, recipe: dict, world_size: int) -> tuple:
+    """The engine, its optimiser, and the run.json of the checkpoint from which they go on, if there is one."""
+    checkpoint.prepare_output(output_dir)
+    found = checkpoint.find_newest(output_dir)
+    engine, optimizer = build_engine(task, config, world_size)
+    apart = digest(task)
+    run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
+    _announce(task, config, found, run["step"], world_size)
+    return engine, optimizer, run | {"apart": apart}
 
 
 def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
@@ -320,9 +331,7 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
-def _what_is_due(
-    last_save: float, config: TrainConfig, ending: Ending, device: torch.device
-) -> tuple[bool, int]:  # fmt: skip
+def _what_is_due(last_save: float, config: TrainConfig, ending: Ending, device: torch.device) -> tuple[bool, int]:
     """(whether it is time to save, the signal that ends the run or 0), the same on all ranks.
 
     That is when save_minutes have passed on rank 0, or any rank was told to stop.
