@@ -11,7 +11,6 @@ get other ids from a sentencepiece model, which puts a space before everything t
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
@@ -64,11 +63,15 @@ class ConversationTokenizer:
         self.tokenizer = tokenizer
         self.num_positions = num_positions
         self.ids = special_ids(tokenizer, image_tokens)
+        self._has_system: dict[str, bool] = {}  # by chat template
 
-    @cached_property
+    @property
     def has_system(self) -> bool:
         """Whether the chat template knows a system turn: it renders one, and otherwise than a role that nobody has."""
-        return self._rendered("system") not in (None, self._rendered("nobody"))
+        template = str(self.tokenizer.chat_template)
+        if template not in self._has_system:
+            self._has_system[template] = self._rendered("system") not in (None, self._rendered("nobody"))
+        return self._has_system[template]
 
     def _rendered(self, role: str) -> str | None:
         messages = [{"role": role, "content": "a"}, {"role": "user", "content": "b"}]

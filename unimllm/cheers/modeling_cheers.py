@@ -342,8 +342,9 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        shows = is_first_iteration and self.is_picture(inputs["input_ids"]).any()  # else the cache holds the pictures
-        return inputs if shows else inputs | {"pixel_values": None, "image_tokens": None}
+        if inputs.get("past_key_values") is None or (is_first_iteration and self.is_picture(inputs["input_ids"]).any()):
+            return inputs
+        return inputs | {"pixel_values": None, "image_tokens": None}  # the cache holds the pictures
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs
