@@ -7,15 +7,13 @@ print(answer(model, processor, picture, "What is in the picture?"))
 """
 
 import os
-import sys
 
 # Idle OpenMP threads sleep instead of spinning: on busy cores a step is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-_names = ("unimllm", "semhitok")
-_is_command = sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in _names for word in sys.orig_argv)
+import semhitok
 
-if not _is_command:
+if not semhitok.is_command:
     from unimllm.auto import (
         CheersConfig,
         CheersForConditionalGeneration,
@@ -25,11 +23,8 @@ if not _is_command:
         UniMLLMProcessor,
     )
     from unimllm.inference import answer, draw, load
-else:
-    import semhitok  # noqa: F401  (now, while it too sees that a command line is being located)
-# `python -m unimllm.generate` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A
-# command line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what
-# asks for a name of __all__ nevertheless gets it.
+# else: `python -m unimllm.generate` is being located, see semhitok/__init__.py; what asks for a name of __all__
+# nevertheless gets it.
 
 __all__ = [
     "CheersConfig",

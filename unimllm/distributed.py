@@ -56,6 +56,11 @@ def is_first_process() -> bool:
     return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Number of this process among those that have met, and how many these are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if dist.is_initialized() and dist.get_world_size() > 1:

@@ -5,10 +5,9 @@ from semhitok import SemHiTokModel, SemHiTokImageProcessor
 
 import sys
 
-_names = ("unimllm", "semhitok")
-_is_command = sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in _names for word in sys.orig_argv)
+is_command = sys.argv[:1] == ["-m"] and any(word.partition(".")[0] in ("unimllm", "semhitok") for word in sys.orig_argv)
 
-if not _is_command:
+if not is_command:
     from semhitok.auto import SemHiTokConfig, SemHiTokImageProcessor, SemHiTokModel
 # else: `python -m semhitok` is being located (Python's documentation of -m: sys.argv[0] is "-m" meanwhile). A command
 # line must tell a misspelt option at once, so it loads torch and transformers only when it needs them; what asks for a

@@ -60,12 +60,9 @@ def add_options(parser: CommandLine, strict: str = "exit with 2 if a picture cou
     parser.add_argument("--out", type=Path, help="folder for the shards; what it holds already is not encoded again")
     parser.add_argument("--overwrite", action="store_true", help="delete the shards that --out holds first")
     parser.add_argument(
-        "--part",
-        type=part,
-        default=Part(),
-        metavar="I/N",
+        "--part", type=part, default=Part(), metavar="I/N",
         help="encode the I-th (from 0) of N parts of the pictures, one program for each GPU, all with one --out",
-    )
+    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help=strict)
     parser.add_argument(
         "--pad-to-square", action="store_true",

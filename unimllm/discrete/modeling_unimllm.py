@@ -256,8 +256,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             inputs_embeds=embeds,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            # With a cache, transformers does not look for packed samples: they would see one another.
-            use_cache=use_cache and labels is None,
+            use_cache=use_cache and labels is None,  # with one, packed samples would see one another in transformers
             **attention_arguments(decoder.config, embeds, attention_mask, position_ids, is_cached),
             **captured(kwargs),
         )

@@ -180,9 +180,15 @@ def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
 
 
 def checkpoint_activations(task: nn.Module) -> None:
-    """Have the transformer blocks of the task's models keep their inputs alone and run twice."""
+    """Have the transformer blocks of the task's models keep their inputs alone and run twice.
+
+    Raises:
+        UserError: one of them has none that could.
+    """
     for model in task.children():
         if isinstance(model, PreTrainedModel):
+            if not model.supports_gradient_checkpointing:
+                raise UserError(f"--train.gradient_checkpointing: {type(model).__name__} cannot; leave it out")
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the name that all of transformers 5 knows
 
 

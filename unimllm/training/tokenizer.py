@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from semhitok.discriminator import AdversarialLoss
@@ -15,8 +14,7 @@ from semhitok.lpips_weights import LPIPS
 from semhitok.quantization import EMACodebook, PixelCodebook
 from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
-from unimllm.cheers.configuration_cheers import CheersVaeConfig
-from unimllm.distributed import print_once
+from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import resolve
@@ -96,8 +94,6 @@ def check_options(recipe: TokenizerRecipe) -> None:
         raise UserError("--train.validate_every: a tokenizer's stages validate nothing; see eval/reconstruction.py")
     if recipe.train.compile:
         raise UserError("--train.compile: a tokenizer's stages are not compiled; leave it out")
-    if recipe.train.gradient_checkpointing and isinstance(recipe.model, CheersVaeConfig):
-        raise UserError("--train.gradient_checkpointing: the autoencoder does without; leave it out")
 
 
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
@@ -137,10 +133,11 @@ def starting_codebooks(task: nn.Module) -> list[EMACodebook | PixelCodebook]:
 def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
     """What is done before each step: the codebook and the discriminator start when it is time."""
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
+    codebooks = [module for module in task.modules() if isinstance(module, EMACodebook)]
 
     def prepare(step: int) -> None:
-        for codebook in (module for module in task.modules() if isinstance(module, EMACodebook)):
-            codebook.micro_batches = recipe.train.per_device(processes()[1])[1]
+        for codebook in codebooks:  # only now the processes have surely met
+            codebook.micro_batches = recipe.train.per_device(rank_and_size()[1])[1]
         if step >= recipe.quantize_after and hasattr(task, "initialize_codebook") and starting_codebooks(task):
             with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
                 task.initialize_codebook(start_pictures(task, recipe, source, step))
@@ -148,11 +145,6 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
             adversarial.active = step >= recipe.adversarial_start
 
     return prepare
-
-
-def processes() -> tuple[int, int]:
-    """(rank, world size)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> list[torch.Tensor]:
@@ -165,7 +157,7 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     sizes = {EMACodebook: config.num_semantic_codes, PixelCodebook: config.num_pixel_codes}
     needed = START_VECTORS * max((sizes[type(m)] for m in starting_codebooks(task)), default=1) / config.num_positions
     num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
-    rank, world_size = processes()
+    rank, world_size = rank_and_size()
     micro, accumulation = train.per_device(world_size)
     device = next(task.parameters()).device
     starts = [
