@@ -1,5 +1,6 @@
 """train/tokenizer.py as a user runs it, on pictures in a folder: every stage, killed with -9 and started again."""
 
+import re
 import shutil
 import signal
 import time
@@ -40,12 +41,13 @@ VAE_SIZES = {"channels": 8, "latent_channels": 2, "num_groups": 4, "image_size":
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Twelve pictures, one of them broken, and a tiny SigLIP."""
+    """Twelve pictures, one of them broken, three others to validate on, and a tiny SigLIP."""
     place = tmp_path_factory.mktemp("place")
-    (place / "pictures").mkdir()
     rng = np.random.default_rng(0)
-    for i in range(11):
-        Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(place / "pictures" / f"{i:02d}.png")
+    for folder, count in (("pictures", 11), ("held_out", 3)):
+        (place / folder).mkdir()
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(place / folder / f"{i:02d}.png")
     (place / "pictures" / "broken.png").write_bytes(b"no picture")
     torch.manual_seed(0)
     vision = SiglipVisionConfig(
@@ -75,6 +77,10 @@ def run(place: Path, stage: str, output: str, *options: str, processes: int = 1)
     return result.stdout
 
 
+def watching(place: Path, steps: int) -> list[str]:
+    return ["--validation-data", str(place / "held_out"), "--train.validate_every", str(steps)]
+
+
 def run_and_kill(place: Path, stage: str, output: str, step: int) -> None:
     """kill -9 as soon as the line of a step is there: within or just before the saving of that step."""
     said = place / "stdout"
@@ -93,7 +99,13 @@ def weights(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("stage", STAGES)  # in their order: each starts from the one before
 def test_a_killed_stage_ends_as_the_one_without_a_break(place, stage):
-    text = run(place, stage, stage)
+    """And the one that was validated as the one that was not."""
+    text = run(place, stage, stage, *watching(place, 2))
+    validated = re.findall(r"^step (\d)/6 validation: pictures loss (.*)", text, re.M)
+    assert [step for step, _ in validated] == ["2", "4", "6"] and "discriminator" not in validated[-1][1]
+    if stage not in ("decoder", "vae"):  # codes begin after step 2
+        used = [re.search(r"codes_used (\d+)\.0000 perplexity (\d+)", losses) for _, losses in validated]
+        assert not used[0] and 1 <= float(used[2][2]) <= float(used[2][1]) <= 3 * 16
     assert "skipped" in text and "broken.png" in text
     assert ("discriminator" in text) == (stage in ("pixel", "decoder", "vae"))
     assert ("perceptual loss: the teacher's features" in text) == (stage in ("decoder", "vae"))
@@ -128,12 +140,13 @@ def test_codes_that_start_at_k_means_stay_there_under_zero(place, zero_stage):
     settings = place / "settings.json"
     settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
     shared = ["--train.zero_stage", zero_stage, *(["--deepspeed", str(settings)] if zero_stage == "3" else [])]
-    shared += ["--train.picture_every", "3"]
+    shared += ["--train.picture_every", "3", *watching(place, 3)]
     if not (place / "semantic").exists():
         run(place, "semantic", "semantic")
     if not (place / "pixel-whole").exists():
         run(place, "pixel", "pixel-whole", *common, processes=2)
-    run(place, "pixel", f"pixel-zero-{zero_stage}", *common, *shared, processes=2)
+    text = run(place, "pixel", f"pixel-zero-{zero_stage}", *common, *shared, processes=2)
+    assert "step 3/4 validation: pictures loss" in text and "perplexity" in text
     expected, found = (
         load_file(checkpoint.latest(place / name) / "model.safetensors")["pixel.codebook.base"]
         for name in ("pixel-whole", f"pixel-zero-{zero_stage}")
@@ -173,3 +186,19 @@ def test_a_tokenizer_with_one_index_has_no_phases(place):
     assert result.returncode == 2 and result.stderr.splitlines()[-1] == (
         f"error: {place / 'joint'} holds a semhitok_shared_index, which only --stage joint trains"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--validation-data", "held_out", "--train.validate_every", "0"], "which is 0; set that too"),
+        (["--train.validate_every", "5"], "name them with --validation-data"),
+        (["--validation-data", "pictures/../pictures"], "--validation-data is in --data too"),
+        (["--strict"], "broken.png: no picture: "),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_as_it_is_asked_for(place, words, message):
+    words = [str(place / word) if word[0] in "hp" else word for word in words]
+    result = run_program(PROGRAM, *command(place, "semantic", "refused"), *words)
+    assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+    assert not (place / "refused" / "step-000006").exists()

@@ -14,7 +14,8 @@ CHEERS's autoencoder; the teacher's features are its perceptual loss (--perceptu
 
 deepspeed train/tokenizer.py --preset scenes_64_cheers --stage vae
 
-With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py).
+With --data it trains on pictures: folders of them, webdataset tars, parquet files (unimllm/data/pictures.py);
+--validation-data HELD_OUT --train.validate_every 1000 tells the losses on others.
 --dry-run 8 prints what a stage would need on eight GPUs, and stops:
 
 python train/tokenizer.py --preset semhitok_256 --stage pixel --data /data/imagenet/train --dry-run 8
@@ -30,20 +31,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from transformers import PreTrainedConfig
 
 from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
 from unimllm.command_line import number
-from unimllm.data.picture_index import PictureIndex, open_pictures
-from unimllm.data.pictures import PictureSource
+from unimllm.data.picture_index import open_pictures
 from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
-from unimllm.scenes.sources import ScenePictures, check_size
-from unimllm.training.batches import LaterSamples, SampleSource
-from unimllm.training.checkpoint import latest, read_run
+from unimllm.scenes.sources import check_size
 from unimllm.training.in_place import gathered
-from unimllm.training.loop import start_processes, train
+from unimllm.training.loop import train
 from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
+from unimllm.training.picture_data import check_apart, check_places, make_source, open_held_out, open_index
 from unimllm.training.plan import build_on_meta, tokenizer_plan
 from unimllm.training.presets import (
     DECODER_PRESETS,
@@ -59,9 +57,6 @@ from unimllm.training.tokenizer import announce_losses, before_step, check_losse
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
-ORDERS = {"semantic": 1, "pixel": 2, "decoder": 3, "joint": 4, "vae": 6}
-"""Numbers of the orders in which stages go through the pictures."""
-COMMON_ORDER = 5
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 
 
@@ -74,6 +69,9 @@ def main() -> None:
         teacher={"help": "in a preset's first stage: folder or hub id of a SigLIP (default: the preset's in runs)"},
         data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
               "help": "pictures to train on: folders of pictures, of .tar or of .parquet files, or such files"},
+        validation_data={"type": Path, "nargs": "+", "action": "extend", "default": [], "metavar": "PATH",
+                         "help": "as --data, never trained on: losses on them, every --train.validate_every steps"},
+        strict={"action": "store_true", "help": "stop at the first picture or file that cannot be read"},
         dry_run={"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                  "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
     )  # fmt: skip
@@ -81,10 +79,9 @@ def main() -> None:
     stages.check_start(args, recipe, stage)
     check_losses(recipe)
     check_options(recipe)
+    check_places(args, recipe)
     if args.dry_run is not None:
         return print_plan(args, recipe, stage)
-    if not args.data and recipe.world is None:
-        raise UserError(f"--preset {args.preset} trains on pictures: name a folder, .tar or .parquet files with --data")
     index = open_index(args) if args.data else None
     scenes = None if index else recipe.world.open()
     seed_everything(recipe.train.seed)
@@ -96,7 +93,8 @@ def main() -> None:
         task = stages.make_task(model, recipe, stage, args)
     check_quantize_after(task, recipe, stage)
     announce_losses(task, recipe)
-    source = make_source(index, scenes, recipe, stage, model.config)
+    source = make_source(index, scenes, recipe, stage, model.config, args.strict)
+    held_out = open_held_out(args, recipe, index, scenes, model.config)
     about = as_dict(recipe)
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
@@ -116,35 +114,8 @@ def main() -> None:
         return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
 
     pictures = None if stage == "semantic" else draw_pictures
-    train(task, source, recipe.train, args.output_dir, export, about, before_step(task, recipe, source), pictures)
-
-
-def open_index(args) -> PictureIndex:
-    """The pictures of --data, the same for all processes; rank 0 says what they are."""
-    rank, world_size = start_processes()
-    index = open_pictures(args.data, args.output_dir.parent / "index", rank, world_size)
-    if rank == 0:
-        print(f"data: {index}", *index.faults, sep="\n", flush=True)
-        found = latest(args.output_dir)
-        before = read_run(found)["recipe"].get("data") if found else None
-        if before and before["fingerprint"] != index.fingerprint:
-            print(f"warning: {found.name} was trained on {before['pictures']:,} other pictures; from here on the run "
-                  f"differs from one without a break", flush=True)  # fmt: skip
-    return index
-
-
-def make_source(
-    index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: PreTrainedConfig
-) -> SampleSource:
-    """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
-    is_common = recipe.first_step is not None
-    seed = recipe.train.seed + 1000 * (COMMON_ORDER if is_common else ORDERS[stage])
-    if index:
-        source = PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample)
-    else:
-        others = recipe.world.open_others() if recipe.other_share else None
-        source = ScenePictures(*scenes, seed, others, recipe.other_share)
-    return LaterSamples(source, recipe.first_step * recipe.train.batch_size) if is_common else source
+    prepare = before_step(task, recipe, source)
+    train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out)
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
@@ -157,6 +128,10 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
         print(f"data: {index}", *index.faults, sep="\n")
+    if args.validation_data:
+        held_out = open_pictures(args.validation_data)
+        check_apart(held_out, index)
+        print(f"validation data: {held_out}", *held_out.faults, sep="\n")
     print("the sizes are the preset's; --teacher and --init-from are read by the run itself")
 
 

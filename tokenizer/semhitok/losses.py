@@ -36,6 +36,12 @@ def coarse_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
+def mean_psnr(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean PSNR in dB over (B, 3, S, S) pictures in -1..1, not clamped; 100 dB for equal ones."""
+    errors = (predicted - target).square().flatten(1).mean(1) / 4  # (B,) on 0..1: the pixels' range is 2
+    return -10 * errors.clamp(min=1e-10).log10().mean()
+
+
 class PerceptualLoss(nn.Module):
     """Distance in the hidden states of a frozen SigLIP: mean of 1 - cosine over positions and two layers.
 
@@ -91,7 +97,9 @@ class ReconstructionLosses(nn.Module):
     def forward(
         self, predicted: torch.Tensor, target: torch.Tensor, last_weight: nn.Parameter
     ) -> dict[str, torch.Tensor]:
-        """All parts, their weighted sum as "loss", and "psnr" in dB, for (B, 3, S, S) pictures in -1..1.
+        """All parts, their weighted sum as "loss", and "psnr" in dB, the mean over pictures, for (B, 3, S, S) in -1..1.
+
+        PatchGAN has a part in training alone, not where gradients are switched off.
 
         Args:
             last_weight: of the decoder's last layer, for PatchGAN's adaptive weight.
@@ -107,8 +115,8 @@ class ReconstructionLosses(nn.Module):
         if self.distance is not None:
             losses["perceptual"] = self.distance(predicted, target)
         loss = sum(self.weights[name] * value for name, value in losses.items())
-        losses["psnr"] = -10 * (losses["l2"].detach() / 4).log10()  # pixel range 2, so MSE / 4 on 0..1
-        if self.adversarial is not None:
+        losses["psnr"] = mean_psnr(predicted.detach(), target)
+        if self.adversarial is not None and torch.is_grad_enabled():
             parts = self.adversarial(predicted, target, loss, last_weight)
             loss = loss + parts["adversarial"] + parts["discriminator"]
             losses |= parts

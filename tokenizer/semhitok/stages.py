@@ -4,6 +4,12 @@ SemanticStage   SigLIP features through the semantic codebook and back; then fro
 PixelStage      pixel encoder, sub-codebooks and decoder under the frozen semantic branch
 DecoderStage    the pixel decoder alone, every code frozen: same ids, better pictures
 JointStage      in the place of the first two, for comparison: both branches at once
+
+Those that train codes have
+
+    codebooks()                      the codebooks that they train
+    initialize_codebook(batches)     starts these at pictures (B, 3, S, S) in -1..1
+    code_ids(pixel_values)           (B, N) int64, the codes that they give pictures
 """
 
 import torch
@@ -11,7 +17,7 @@ from torch import nn
 
 from semhitok.losses import ReconstructionLosses, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
-from semhitok.quantization import in_full_precision
+from semhitok.quantization import EMACodebook, PixelCodebook, in_full_precision
 
 NUM_NEAR = 7  # semantic codes that `confuse` exchanges a code for
 
@@ -32,6 +38,7 @@ class SemanticStage(nn.Module):
         model.semantic.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "SemanticStage":
+        self.training = mode
         self.model.eval()
         self.model.semantic.train(mode)
         return self
@@ -49,6 +56,13 @@ class SemanticStage(nn.Module):
             "commit": commit,
             "codes_used": torch.bincount(index.flatten(), minlength=self.model.config.num_semantic_codes).gt(0).sum(),
         }
+
+    def codebooks(self) -> list[EMACodebook]:
+        return [self.model.semantic.codebook]
+
+    def code_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, N) int64 in 0..K-1: the codes of meaning alone."""
+        return self.model.semantic_codes(pixel_values)
 
     @torch.no_grad()
     def initialize_codebook(self, batches: list[torch.Tensor]) -> None:
@@ -68,6 +82,8 @@ class PixelStage(nn.Module):
             pixel codes and decoder have to learn to go by what they see, not by what usually goes with that code.
         foreign_share: share of the positions that are quantised in the sub-codebook of a random semantic code, so
             that every sub-codebook learns to say, if coarsely, also what its own pictures never showed.
+
+    Both shares are of training mode alone.
     """
 
     def __init__(
@@ -83,6 +99,7 @@ class PixelStage(nn.Module):
         self.losses = losses
 
     def train(self, mode: bool = True) -> "PixelStage":
+        self.training = mode
         self.model.eval()
         self.model.pixel.train(mode)
         return self
@@ -90,11 +107,15 @@ class PixelStage(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.model
         with torch.no_grad():
-            semantic = confuse(model.semantic_codes(pixel_values), model.semantic.codebook.codes, self.confused_share)
+            semantic = model.semantic_codes(pixel_values)
+            if self.training:
+                semantic = confuse(semantic, model.semantic.codebook.codes, self.confused_share)
             semantic_vectors = model.semantic.codebook.codes[semantic]
         vectors = model.pixel.encode(pixel_values)
-        foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
-        chosen = torch.where(foreign, torch.randint_like(semantic, model.config.num_semantic_codes), semantic)
+        chosen = semantic
+        if self.training:
+            foreign = torch.rand(semantic.shape, device=semantic.device) < self.foreign_share
+            chosen = torch.where(foreign, torch.randint_like(semantic, model.config.num_semantic_codes), semantic)
         quantized, index, codebook_loss, commit = model.pixel.codebook(vectors, chosen)
         predicted = model.pixel.decode(semantic_vectors, quantized)
         losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
@@ -103,11 +124,22 @@ class PixelStage(nn.Module):
         ids = chosen * model.config.num_pixel_codes + index
         return losses | {"commit": commit, "codes_used": torch.bincount(ids.flatten()).gt(0).sum()}
 
+    def codebooks(self) -> list[PixelCodebook]:
+        return [self.model.pixel.codebook]
+
+    def code_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return ids_of(self.model, pixel_values)
+
     @torch.no_grad()
     def initialize_codebook(self, batches: list[torch.Tensor]) -> None:
         """Start the sub-codebooks at the k-means of these pictures' vectors, and quantise from now on."""
         vectors = [self.model.pixel.encode(pictures) for pictures in batches]
         self.model.pixel.codebook.initialize(torch.cat(vectors).flatten(0, 1))
+
+
+def ids_of(model: SemHiTokModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B, N) int64 in 0..K*m-1: the ids that the model gives pictures."""
+    return model.codes_to_ids(model.encode(pixel_values))
 
 
 def confuse(semantic: torch.Tensor, codebook: torch.Tensor, share: float) -> torch.Tensor:
@@ -147,6 +179,7 @@ class DecoderStage(nn.Module):
         self.losses = losses
 
     def train(self, mode: bool = True) -> "DecoderStage":
+        self.training = mode
         self.model.eval()
         self.model.pixel.decoder.train(mode)
         return self
@@ -154,7 +187,9 @@ class DecoderStage(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         model = self.model
         with torch.no_grad():
-            semantic = confuse(model.semantic_codes(pixel_values), model.semantic.codebook.codes, self.confused_share)
+            semantic = model.semantic_codes(pixel_values)
+            if self.training:
+                semantic = confuse(semantic, model.semantic.codebook.codes, self.confused_share)
             pixel = model.pixel.codebook.search(model.pixel.encode(pixel_values), semantic)
             vectors = model.code_vectors(torch.stack([semantic, pixel], -1))
         return self.losses(model.pixel.decode(*vectors), pixel_values, model.pixel.decoder.last_weight)
@@ -179,6 +214,7 @@ class JointStage(nn.Module):
         self.losses = losses
 
     def train(self, mode: bool = True) -> "JointStage":
+        self.training = mode
         self.model.train(mode)
         self.model.vision_model.eval()
         return self
@@ -194,6 +230,12 @@ class JointStage(nn.Module):
         losses["loss"] = losses["loss"] + cosine + feature_l1 + quantized.loss
         used = torch.bincount(model.codes_to_ids(quantized.codes).flatten()).gt(0).sum()
         return losses | {"cosine": cosine, "feature_l1": feature_l1, "quantization": quantized.loss, "codes_used": used}
+
+    def codebooks(self) -> list[EMACodebook | PixelCodebook]:
+        return [module for module in self.model.modules() if type(module) in (EMACodebook, PixelCodebook)]
+
+    def code_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return ids_of(self.model, pixel_values)
 
     @torch.no_grad()
     def initialize_codebook(self, batches: list[torch.Tensor]) -> None:

@@ -22,7 +22,7 @@ def divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
 
 
 class VaeStage(nn.Module):
-    """Reconstruction losses on samples of the posterior + kl_weight * KL.
+    """Reconstruction losses on samples of the posterior + kl_weight * KL; in evaluation mode, of its mean.
 
     Args:
         model: to be trained whole.
@@ -43,7 +43,7 @@ class VaeStage(nn.Module):
         if self.training:
             model.bn.update(patch(mean.detach(), model.config.latent_patch_size))
         deviation = (log_variance / 2).exp()
-        predicted = model.draw(mean + deviation * torch.randn_like(mean))
+        predicted = model.draw(mean + deviation * torch.randn_like(mean) if self.training else mean)
         losses = self.losses(predicted, pixel_values, model.decoder.conv_out.weight)
         kl = divergence(mean, log_variance)
         losses["loss"] = losses["loss"] + self.kl_weight * kl

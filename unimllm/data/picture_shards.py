@@ -57,8 +57,12 @@ class FolderShard:
         self.names = pa.array([os.fsencode(name) for name in names], pa.large_binary())  # compact for many millions
         self.chunk_sizes = np.ones(len(names), np.int64)
 
+    def relative(self, i: int) -> str:
+        """The path of picture i below `root`."""
+        return os.fsdecode(self.names[i].as_py())
+
     def key(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.names[i].as_py()))
+        return os.path.join(self.root, self.relative(i))
 
     def read(self, i: int) -> bytes:
         try:

@@ -34,21 +34,23 @@ _SAMPLE = 1  # what a generator is for; the last number of its seed (see `order`
 
 
 class PictureSource:
-    """Batches of training pictures: centre square at `image_size`, flipped with p = 0.5.
+    """Batches of pictures: centre square at `image_size`, flipped with p = 0.5.
 
     Args:
         index: the pictures.
         seed: decides order, flips, and which picture takes the place of an unreadable one.
         num_threads: that read and decode.
         resample: interpolation by Pillow's number, the tokenizer's `config.resample`.
+        flip: False leaves all pictures as they are.
+        strict: UserError at the first unreadable picture.
     """
 
     def __init__(
         self, index: PictureIndex, image_size: int, seed: int, num_threads: int = 8,
-        resample: int = Image.Resampling.BICUBIC,
+        resample: int = Image.Resampling.BICUBIC, flip: bool = True, strict: bool = False,
     ):  # fmt: skip
         self.index, self.image_size, self.seed, self.num_threads = index, image_size, seed, num_threads
-        self.resample = resample
+        self.resample, self.flip, self.strict = resample, flip, strict
         self.order = EpochOrder(index.chunk_sizes, seed, index.num_lanes())
         warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in metadata; what matters is raised
 
@@ -69,7 +71,7 @@ class PictureSource:
     def _sample(self, sample: int, number: int) -> tuple[np.ndarray, list[Fault]]:
         """(S, S, 3) uint8 of a sample, and what was wrong with the pictures tried before it."""
         rng = np.random.default_rng([self.seed, sample, _SAMPLE])
-        flip = rng.random() < 0.5
+        flip = rng.random() < 0.5 and self.flip
         faults: list[Fault] = []
         while len(faults) < MAX_ATTEMPTS:
             try:
@@ -77,6 +79,8 @@ class PictureSource:
                 return pixels[:, ::-1] if flip else pixels, faults
             except UnreadablePicture as error:
                 faults.append(Fault(error.reason, self.index.key(number), str(error)))
+                if self.strict:
+                    raise UserError(f"--strict: {faults[0]}") from error
                 number = int(rng.integers(len(self.index)))
         raise UserError(f"{MAX_ATTEMPTS:,} pictures in a row cannot be read, the last of them {faults[-1]}")
 

@@ -80,14 +80,15 @@ class ScenePictures:
         seed: of the scenes.
         others: world and renderer of other objects.
         other_share: share of the pictures that show those.
+        split: of the worlds.
     """
 
     def __init__(
         self, world: World, renderer: Renderer, seed: int, others: tuple[World, Renderer] | None = None,
-        other_share: float = 0.0,
+        other_share: float = 0.0, split: str = "train",
     ):  # fmt: skip
         self.own, self.others = (world, renderer), others
-        self.seed, self.other_share = seed, other_share
+        self.seed, self.other_share, self.split = seed, other_share, split
 
     def __call__(self, indices: range) -> dict[str, torch.Tensor]:
         return {"pixel_values": to_pixel_values(np.stack([self.picture(i) for i in indices]))}
@@ -96,7 +97,7 @@ class ScenePictures:
         """(S, S, 3) uint8."""
         rng = sample_rng(self.seed, index)
         world, renderer = self.others if self.others and rng.random() < self.other_share else self.own
-        return renderer.render(world.sample(rng))
+        return renderer.render(world.sample(rng, self.split))
 
 
 class CaptionedScenes:

@@ -65,7 +65,7 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between validation losses, which the last step has too; 0: none."""
     validation_rows: int = 128
-    """Packed rows of each validation source that are looked at, at most."""
+    """Packed rows, or a tokenizer's pictures, of each validation source that are looked at, at most."""
     wandb_project: str = ""
     """Project of Weights & Biases that gets curves and pictures too; empty: none."""
     save_minutes: float = 5.0

@@ -90,8 +90,6 @@ def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> Rec
 
 def check_options(recipe: TokenizerRecipe) -> None:
     """UserError for options of the loop that do nothing in these stages."""
-    if recipe.train.validate_every:
-        raise UserError("--train.validate_every: a tokenizer's stages validate nothing; see eval/reconstruction.py")
     if recipe.train.compile:
         raise UserError("--train.compile: a tokenizer's stages are not compiled; leave it out")
 
@@ -126,8 +124,9 @@ def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -
 
 
 def starting_codebooks(task: nn.Module) -> list[EMACodebook | PixelCodebook]:
-    """The codebooks of a stage that have no codes yet."""
-    return [m for m in task.modules() if type(m) in (EMACodebook, PixelCodebook) and not bool(m.initialized)]
+    """The codebooks that a stage trains and that have no codes yet."""
+    codebooks = task.codebooks() if hasattr(task, "codebooks") else []
+    return [codebook for codebook in codebooks if not bool(codebook.initialized)]
 
 
 def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
@@ -138,8 +137,9 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
     def prepare(step: int) -> None:
         for codebook in codebooks:  # only now the processes have surely met
             codebook.micro_batches = recipe.train.per_device(rank_and_size()[1])[1]
-        if step >= recipe.quantize_after and hasattr(task, "initialize_codebook") and starting_codebooks(task):
-            with written_in_place([m.base for m in task.modules() if isinstance(m, PixelCodebook)]):
+        starting = starting_codebooks(task) if step >= recipe.quantize_after else []
+        if starting:
+            with written_in_place([codebook.base for codebook in starting if isinstance(codebook, PixelCodebook)]):
                 task.initialize_codebook(start_pictures(task, recipe, source, step))
         if adversarial:
             adversarial.active = step >= recipe.adversarial_start

@@ -17,6 +17,9 @@ from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, Tokenizer
 CPU_ATTENTION = "eager"
 """The backward of SDPA takes half of a step on a CPU at these lengths."""
 
+VALIDATION = {"validate_every": 500, "validation_rows": 256}
+"""Of an image tokenizer: on so many pictures of the validation split."""
+
 Recipe = TypeVar("Recipe", TeacherRecipe, TokenizerRecipe, SftRecipe)
 
 
@@ -64,7 +67,7 @@ def scenes_64_semhitok() -> SemHiTokConfig:
 def scenes_64_semantic() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage semantic`: 256 semantic codes over the teacher."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30),
+        train=TrainConfig(max_steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=30, **VALIDATION),
         model=scenes_64_semhitok(),
         quantize_after=80,
     )
@@ -73,7 +76,7 @@ def scenes_64_semantic() -> TokenizerRecipe:
 def scenes_64_pixel() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset scenes_64 --stage pixel`: 256 pixel codes under each of them."""
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=8000, batch_size=32, learning_rate=2e-3, warmup_steps=50),
+        train=TrainConfig(max_steps=8000, batch_size=32, learning_rate=2e-3, warmup_steps=50, **VALIDATION),
         model=scenes_64_semhitok(),
         quantize_after=3000,
         other_share=0.3,

@@ -3,7 +3,7 @@
 from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets.recipes import TokenizerRecipe
-from unimllm.training.presets.scenes import at_128
+from unimllm.training.presets.scenes import VALIDATION, at_128
 
 
 def scenes_64_cheers_vae() -> TokenizerRecipe:
@@ -14,7 +14,7 @@ def scenes_64_cheers_vae() -> TokenizerRecipe:
     scenes, every object read as from true renders (`eval/scenes.py --tokenizer-only`, 04f0946, seed 0).
     """
     return TokenizerRecipe(
-        train=TrainConfig(max_steps=3500, batch_size=32, learning_rate=2e-3, warmup_steps=50),
+        train=TrainConfig(max_steps=3500, batch_size=32, learning_rate=2e-3, warmup_steps=50, **VALIDATION),
         model=CheersVaeConfig(
             channels=24, channel_multipliers=(1, 2, 4), num_blocks=1, latent_channels=8, num_groups=0, image_size=64
         ),
