@@ -37,6 +37,10 @@ GROUPS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {  # title -> varian
         "m8": ("m = 8", FILES),
         "phased": ("m = 16", FILES),
     },
+    "Codes under a semantic code": {
+        "phased": ("one set, bent for each", FILES),
+        "free": ("each its own, the paper's", FILES),
+    },
     "Enhance Decoder": {
         "phased": ("off", (TOKENIZER,)),
         "longer": ("off, the same decoder trained as much longer", (TOKENIZER,)),

@@ -6,8 +6,8 @@
 #                                                                     deciding pair (phased, joint)
 #   bash scripts/ablate_tokenizer.sh --only phased,joint --seeds 0,1  these variants with these seeds alone
 #
-#   --only NAMES        of: phased joint shared_index shared_vector pixel_only semantic_only m1 m2 m4 m8 longer enhanced
-#                       flat factorised
+#   --only NAMES        of: phased joint shared_index shared_vector pixel_only semantic_only m1 m2 m4 m8 free longer
+#                       enhanced flat factorised
 #   --seeds NUMBERS     of weights, data order and every draw; the teacher and the questions stay the same
 #   --teacher FOLDER    instead of runs/scenes_64/teacher (trained first where it is missing)
 #   --out FOLDER        instead of runs/ablation
@@ -26,7 +26,7 @@ set -euo pipefail
 # shellcheck source=scripts/ablation.sh
 . "$ROOT/scripts/ablation.sh"
 
-TOKENIZERS="phased joint shared_index shared_vector pixel_only semantic_only m1 m2 m4 m8 longer enhanced"
+TOKENIZERS="phased joint shared_index shared_vector pixel_only semantic_only m1 m2 m4 m8 free longer enhanced"
 HEADS="flat factorised" # models that draw, over the phased tokenizer
 PAIR="phased joint"
 
@@ -67,6 +67,10 @@ make_tokenizer() { # VARIANT: every stage of it, into $here/VARIANT/tokenizer
             local codes="${1#m}"
             [ "$1" != phased ] || codes=16
             tokenizer "$folder/tokenizer" ablation pixel --init-from "$meaning" --model.num_pixel_codes "$codes"
+            ;;
+        free) # the paper's pixel codes, over the same semantic stage
+            tokenizer "$meaning" ablation semantic --teacher "$teacher"
+            tokenizer "$folder/tokenizer" ablation pixel --init-from "$meaning" --model.pixel_codebook free
             ;;
         m1) # no pixel codes: a decoder for semantic ones
             tokenizer "$folder/semantic" ablation_semantic_only semantic --teacher "$teacher" \

@@ -5,8 +5,11 @@ import torch
 
 from semhitok import quantization
 from semhitok.quantization import (
+    PIXEL_CODEBOOKS,
     EMACodebook,
+    FreePixelCodebook,
     PixelCodebook,
+    SubCodebooks,
     best_match,
     kmeans,
     nearest_code,
@@ -135,7 +138,7 @@ def test_vectors_pass_unquantised_until_the_codebook_starts():
 def test_codes_that_have_started_stay():
     """A stage trained further goes on with the codes that others may have learnt from."""
     vectors = normalize(torch.randn(64, 4))
-    for codebook in (EMACodebook(8, 4), PixelCodebook(3, 8, 4)):
+    for codebook in (EMACodebook(8, 4), PixelCodebook(3, 8, 4), FreePixelCodebook(3, 8, 4)):
         codebook.initialize(vectors)
         before = {name: value.clone() for name, value in codebook.state_dict().items()}
         codebook.initialize(-vectors)
@@ -150,11 +153,19 @@ def test_kmeans_finds_separate_clusters_and_bears_too_few_vectors():
     assert kmeans(vectors[:2], 5).shape == (5, 3)
 
 
-def test_pixel_code_is_searched_in_the_sub_codebook_of_its_semantic_code_and_nowhere_else():
+def random_codebook(kind: str, num_semantic_codes: int, num_codes: int, dim: int) -> SubCodebooks:
+    """Started sub-codebooks of a kind, each unlike the others."""
     torch.manual_seed(0)
-    codebook = PixelCodebook(num_semantic_codes=6, num_codes=4, dim=3)
-    codebook.bend.data.normal_()
+    codebook = PIXEL_CODEBOOKS[kind](num_semantic_codes, num_codes, dim)
+    for parameter in codebook.parameters():
+        parameter.data.normal_()
     codebook.initialized.fill_(True)
+    return codebook
+
+
+@pytest.mark.parametrize("kind", PIXEL_CODEBOOKS)
+def test_pixel_code_is_searched_in_the_sub_codebook_of_its_semantic_code_and_nowhere_else(kind):
+    codebook = random_codebook(kind, 6, 4, 3)
     vectors, semantic = normalize(torch.randn(50, 3)), torch.randint(6, (50,))
     quantized, index, _, _ = codebook(vectors, semantic)
     codes = codebook.codes()
@@ -185,23 +196,40 @@ def test_a_sub_codebook_is_the_base_bent_by_its_own_affine_map():
     torch.testing.assert_close(codebook.codes()[1], torch.tensor([[0.0, 1.0]] * 3))
 
 
-def count_sub_codebooks(codebook: PixelCodebook) -> list[int]:
+def test_free_sub_codebooks_start_alike_and_only_those_that_are_met_move():
+    codebook = FreePixelCodebook(num_semantic_codes=2, num_codes=3, dim=4)
+    vectors = normalize(torch.randn(20, 4))
+    codebook.initialize(vectors)
+    before = codebook.codes().detach().clone()
+    torch.testing.assert_close(before[0], before[1])
+    optimizer = torch.optim.SGD(codebook.parameters(), lr=0.5)
+    codebook(-vectors, torch.zeros(20, dtype=torch.long))[2].backward()
+    optimizer.step()
+    assert torch.equal(codebook.codes()[1], before[1]) and not torch.equal(codebook.codes()[0], before[0])
+
+
+def count_sub_codebooks(codebook: SubCodebooks) -> list[int]:
     """How many sub-codebooks each later call computes."""
-    counts, bent = [], codebook._bent
+    counts = []
 
-    def counting(bend, shift):
-        counts.append(len(bend))
-        return bent(bend, shift)
+    def counting(name: str) -> None:
+        inner = getattr(codebook, name)
 
-    codebook._bent = counting
+        def counted(*args: torch.Tensor) -> torch.Tensor:
+            codes = inner(*args)
+            counts.append(len(codes))
+            return codes
+
+        setattr(codebook, name, counted)
+
+    counting("codes"), counting("codes_under")
     return counts
 
 
+@pytest.mark.parametrize("kind", PIXEL_CODEBOOKS)
 @pytest.mark.parametrize("num_positions", [1, 5, 40, 41, 200])
-def test_searching_the_selected_sub_codebooks_equals_searching_by_brute_force(num_positions):
-    torch.manual_seed(0)
-    codebook = PixelCodebook(num_semantic_codes=40, num_codes=6, dim=4)
-    codebook.bend.data.normal_(), codebook.shift.data.normal_()
+def test_searching_the_selected_sub_codebooks_equals_searching_by_brute_force(num_positions, kind):
+    codebook = random_codebook(kind, 40, 6, 4)
     vectors = normalize(torch.randn(num_positions, 4))
     semantic = torch.randint(7, (num_positions,)) * 5  # several positions share a code
     every = codebook.codes()  # (K, m, D)
@@ -215,13 +243,11 @@ def test_searching_the_selected_sub_codebooks_equals_searching_by_brute_force(nu
     assert torch.equal(codebook.search(vectors[None], semantic[None]), expected[None])
 
 
+@pytest.mark.parametrize("kind", PIXEL_CODEBOOKS)
 @pytest.mark.parametrize("num_positions", [3, 30])
-def test_gradients_reach_the_chosen_codes_alone(num_positions):
+def test_gradients_reach_the_chosen_codes_alone(num_positions, kind):
     """As through the table of all codes, whichever way the sub-codebooks are computed."""
-    torch.manual_seed(0)
-    codebook = PixelCodebook(num_semantic_codes=8, num_codes=4, dim=3)
-    codebook.initialized.fill_(True)
-    codebook.bend.data.normal_()
+    codebook = random_codebook(kind, 8, 4, 3)
     vectors, semantic = normalize(torch.randn(num_positions, 3)), torch.arange(num_positions) % 3 * 2
     _, index, codebook_loss, _ = codebook(vectors, semantic)
     codebook_loss.backward()
@@ -230,7 +256,8 @@ def test_gradients_reach_the_chosen_codes_alone(num_positions):
     ((vectors - codebook.codes()[semantic, index]) ** 2).sum(-1).mean().backward()
     for grad, parameter in zip(found, codebook.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad)
-    assert found[1][[0, 2, 4]].abs().sum() > 0 and found[1][[1, 3, 5, 6, 7]].abs().sum() == 0
+    under = found[-1]  # of what belongs to each semantic code
+    assert under[[0, 2, 4]].abs().sum() > 0 and under[[1, 3, 5, 6, 7]].abs().sum() == 0
 
 
 def test_a_large_codebook_is_searched_in_parts_with_the_same_result(monkeypatch):

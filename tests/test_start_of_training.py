@@ -14,10 +14,12 @@ from released_siglips import siglip_alone
 from transformers import SiglipConfig, SiglipVisionModel
 
 from semhitok import SemHiTokModel
+from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import tiny_config
 from semhitok.convolution import conv_stem
+from semhitok.losses import ReconstructionLosses
 from semhitok.quantization import EMACodebook, PixelCodebook
-from semhitok.stages import SemanticStage
+from semhitok.stages import PixelStage, SemanticStage
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.errors import UserError
@@ -137,13 +139,16 @@ def test_where_there_is_no_meaning_to_learn_a_teacher_is_enough():
         semhitok_stages.check_start(args, recipe, stage)
 
 
-def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder):
+def test_sizes_that_the_checkpoint_decides_are_refused_and_equal_ones_taken(tokenizer_folder, tmp_path):
     config = start("pixel", init_from=tokenizer_folder).config
     check_taken({"model.pixel_dim": 4, "model.conv_decoder_channels": (8, 8, 8), "train.max_steps": 3}, config)
     asked = {"num_pixel_codes": 5}
     check_taken({"model.num_pixel_codes": 5}, start("pixel", asked, init_from=tokenizer_folder).config)
+    model, _ = load_tokenizer(str(tokenizer_folder), "cpu")
+    model.pixel.codebook.initialized.fill_(True)
+    model.save_pretrained(tmp_path / "with_codes")
     with pytest.raises(UserError, match="^--model.num_pixel_codes 5 is not to be had"):
-        check_taken({"model.num_pixel_codes": 5}, start("decoder", asked, init_from=tokenizer_folder).config)
+        check_taken({"model.num_pixel_codes": 5}, start("decoder", asked, init_from=tmp_path / "with_codes").config)
     with pytest.raises(UserError, match="^--model.pixel_dim 8 is not to be had: the model .* has 4, from"):
         check_taken({"model.pixel_dim": 8}, config)
     with pytest.raises(UserError, match="^--model.vision_config.hidden_size 32 .* has 16, from"):
@@ -374,7 +379,7 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
 def test_a_codebook_starts_at_the_pictures_of_several_steps():
     """Of this step and those after it until there are eight vectors for each code, this rank's share of each."""
     task = SimpleNamespace(
-        model=SimpleNamespace(config=SimpleNamespace(num_semantic_codes=40, num_pixel_codes=4, num_positions=16)),
+        model=SimpleNamespace(config=SimpleNamespace(num_positions=16)),
         codebooks=lambda: [EMACodebook(40, 3), PixelCodebook(40, 4, 3)],
         parameters=lambda: iter([torch.zeros(1)]),
     )
@@ -387,9 +392,46 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
     found = tokenizer.start_pictures(task, recipe, source, 5)
     assert [batch.tolist() for batch in found] == [list(range(i, i + 3)) for i in range(15, 15 + 7 * 3, 3)]
     recipe.train.micro_batch_size = 1
-    task.model.config.num_semantic_codes = 4000
+    task.codebooks = lambda: [EMACodebook(4000, 3)]
     found = tokenizer.start_pictures(task, recipe, source, 5)
     assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
+
+
+def changed_parts(model: SemHiTokModel, stage: str, new_decoder: bool = False, **options) -> None:
+    """The recipe's own sizes differ from the model's in m and in the decoder."""
+    config = tiny_config(**{"num_pixel_codes": 5, "decoder_hidden_size": 32} | options)
+    recipe = TokenizerRecipe(TrainConfig(), config, new_decoder=new_decoder)
+    overrides = {f"model.{name}": value for name, value in options.items()}
+    semhitok_stages.change_parts(model, Namespace(overrides=overrides), recipe, stage)
+
+
+def test_a_pixel_branch_without_codes_becomes_the_recipe_s(capsys):
+    model = SemHiTokModel(tiny_config())
+    before = model.semantic.state_dict()
+    changed_parts(model, "pixel", pixel_dim=6, pixel_codebook="free", conv_encoder_blocks=(0, 0, 2))
+    assert model.pixel.codebook.table.shape == (10, 5, 6) and model.config.conv_encoder_blocks == [0, 0, 2]
+    assert "the pixel branch is new: num_pixel_codes 5, pixel_codebook free, pixel_dim 6" in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.semantic.state_dict().items())
+    size = model.config.image_size
+    stage = PixelStage(model, ReconstructionLosses()).train()
+    pictures = torch.rand(4, 3, size, size) * 2 - 1
+    stage.initialize_codebook([pictures])
+    assert stage(pictures)["loss"].isfinite() and (model.encode(pictures)[..., 1] < 5).all()
+
+
+def test_a_pixel_branch_with_codes_stays_but_for_what_is_asked(capsys):
+    model = SemHiTokModel(tiny_config())
+    model.pixel.codebook.initialized.fill_(True)
+    parts = model.pixel.codebook, model.pixel.decoder
+    changed_parts(model, "pixel")
+    changed_parts(model, "decoder")
+    assert (model.pixel.codebook, model.pixel.decoder) == parts and not capsys.readouterr().out
+    changed_parts(model, "decoder", decoder_hidden_size=24)
+    assert model.config.decoder_hidden_size == 24 and model.pixel.codebook is parts[0]
+    changed_parts(model, "decoder", new_decoder=True)
+    assert model.config.decoder_hidden_size == 32 and "a new decoder: " in capsys.readouterr().out
+    changed_parts(model, "pixel", num_pixel_codes=7)
+    assert model.pixel.codebook.num_codes == 7 and "new sub-codebooks: num_pixel_codes 7" in capsys.readouterr().out
 
 
 def test_codes_begin_within_the_run_or_go_on(capsys):

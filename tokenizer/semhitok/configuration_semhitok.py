@@ -4,11 +4,18 @@ from math import isqrt
 
 from transformers import AutoConfig, PreTrainedConfig, Siglip2VisionConfig, SiglipVisionConfig
 
+from semhitok.quantization import PIXEL_CODEBOOKS
+
 PIXEL_BACKBONES = ("vit", "conv")
 DECODER_SIZES = (
     "decoder_hidden_size", "decoder_layers", "decoder_heads", "conv_decoder_channels", "conv_decoder_blocks",
 )  # fmt: skip
 """What no code depends on: a decoder of other sizes may take the place of a trained one."""
+PIXEL_SIZES = (
+    "num_pixel_codes", "pixel_codebook", "pixel_dim", "pixel_backbone", "pixel_hidden_size", "pixel_layers",
+    "pixel_heads", "conv_encoder_channels", "conv_encoder_blocks", *DECODER_SIZES,
+)  # fmt: skip
+"""What no semantic code depends on."""
 VISION_CONFIGS = (SiglipVisionConfig, Siglip2VisionConfig)
 
 
@@ -30,6 +37,8 @@ class SemHiTokConfig(PreTrainedConfig):
         semantic_dim: channels of a semantic code vector.
         pixel_dim: channels of a pixel code vector.
         semantic_hidden_size, semantic_layers, semantic_heads: the semantic encoder, and its decoder back to SigLIP.
+        pixel_codebook: "affine" (one set of codes, bent by a map for each semantic code) or "free" (the paper's: codes
+            of its own under each); by the names of `quantization.PIXEL_CODEBOOKS`.
         pixel_backbone: "vit" (the paper's) or "conv" (small pictures, trained from nothing in minutes).
         pixel_hidden_size, pixel_layers, pixel_heads: the pixel encoder, if a ViT.
         decoder_hidden_size: channels of the pixel decoder at patch resolution, ViT or not.
@@ -60,6 +69,7 @@ class SemHiTokConfig(PreTrainedConfig):
         semantic_hidden_size: int = 768,
         semantic_layers: int = 4,
         semantic_heads: int = 12,
+        pixel_codebook: str = "affine",
         pixel_backbone: str = "vit",
         pixel_hidden_size: int = 768,
         pixel_layers: int = 12,
@@ -91,6 +101,9 @@ class SemHiTokConfig(PreTrainedConfig):
         if pixel_backbone not in PIXEL_BACKBONES:
             raise ValueError(f"pixel_backbone is {pixel_backbone!r}; choose one of {', '.join(PIXEL_BACKBONES)}")
         self.pixel_backbone = pixel_backbone
+        if pixel_codebook not in PIXEL_CODEBOOKS:
+            raise ValueError(f"pixel_codebook is {pixel_codebook!r}; choose one of {', '.join(PIXEL_CODEBOOKS)}")
+        self.pixel_codebook = pixel_codebook
         self.pixel_hidden_size = pixel_hidden_size
         self.pixel_layers = pixel_layers
         self.pixel_heads = pixel_heads

@@ -53,11 +53,12 @@ class AdversarialLoss(nn.Module):
     """Losses of the decoder and of its discriminator together, to be added up and differentiated once.
 
     The decoder's part goes through the discriminator's weights as constants, the discriminator's part through the
-    pictures as constants: so one optimiser steps both at once, and neither sees the other's gradient. Until `active`
-    is set nothing is computed and the losses are zero.
+    pictures as constants: so one optimiser steps both at once, and neither sees the other's gradient. Where gradients
+    are clipped, though, it is by the norm of both together. Until `active` is set nothing is computed and the losses
+    are zero.
 
     Args:
-        weight: of the decoder's part beside L1's 1; times the adaptive factor where `adaptive` is set.
+        weight: of the decoder's part; times the adaptive factor where `adaptive` is set.
         adaptive: scale the decoder's part so that its gradient at the decoder's last layer is as long as that of the
             reconstruction losses.
         channels, num_halvings: see `PatchDiscriminator`.

@@ -80,17 +80,17 @@ class ReconstructionLosses(nn.Module):
     PatchGAN.
 
     Args:
-        l2, edges, coarse, perceptual: weights beside L1's 1; 0 leaves a part out (L2 is always shown as PSNR).
+        l1, l2, edges, coarse, perceptual: weights; 0 leaves a part out (L2 is always shown as PSNR).
         distance: what `perceptual` weighs, `distance(predicted, target) -> scalar`.
         adversarial: None leaves PatchGAN out.
     """
 
     def __init__(
         self, l2: float = 1.0, edges: float = 1.0, perceptual: float = 0.0, distance: nn.Module | None = None,
-        adversarial: AdversarialLoss | None = None, coarse: float = 0.0,
+        adversarial: AdversarialLoss | None = None, coarse: float = 0.0, l1: float = 1.0,
     ):  # fmt: skip
         super().__init__()
-        self.weights = {"l1": 1.0, "l2": l2, "edges": edges, "coarse": coarse, "perceptual": perceptual}
+        self.weights = {"l1": l1, "l2": l2, "edges": edges, "coarse": coarse, "perceptual": perceptual}
         self.distance = distance if perceptual else None
         self.adversarial = adversarial
 

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from semhitok.configuration_semhitok import DECODER_SIZES, SemHiTokConfig
+from semhitok.configuration_semhitok import DECODER_SIZES, PIXEL_SIZES, SemHiTokConfig
 from semhitok.convolution import ConvDecoder, ConvEncoder
-from semhitok.quantization import EMACodebook, PixelCodebook, nearest_code, normalize
+from semhitok.quantization import PIXEL_CODEBOOKS, EMACodebook, SubCodebooks, nearest_code, normalize
 from semhitok.transformer import Transformer, ViTDecoder, ViTEncoder
 from semhitok.vision import build_vision_model, renormalize
 
@@ -87,9 +87,10 @@ class PixelBranch(nn.Module):
         return self.decoder(vectors.to(self.decoder.last_weight.dtype))
 
 
-def build_pixel_codebook(config: SemHiTokConfig) -> PixelCodebook:
-    """K sub-codebooks of m codes."""
-    return PixelCodebook(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
+def build_pixel_codebook(config: SemHiTokConfig) -> SubCodebooks:
+    """K sub-codebooks of m codes, of the kind that `config.pixel_codebook` names."""
+    kind = PIXEL_CODEBOOKS[config.pixel_codebook]
+    return kind(config.num_semantic_codes, config.num_pixel_codes, config.pixel_dim)
 
 
 def build_pixel_encoder(config: SemHiTokConfig) -> ViTEncoder | ConvEncoder:
@@ -143,10 +144,8 @@ class SemHiTokPreTrainedModel(PreTrainedModel):
             module.codes.copy_(normalize(torch.randn(module.codes.shape, dtype=torch.float32)))
             module.counts.fill_(1.0)
             module.initialized.fill_(False)
-        elif isinstance(module, PixelCodebook):
-            module.base.copy_(normalize(torch.randn(module.base.shape, dtype=torch.float32)))
-            nn.init.zeros_(module.bend)
-            nn.init.zeros_(module.shift)
+        elif isinstance(module, SubCodebooks):
+            module.reset_parameters()
             module.initialized.fill_(False)
 
 
@@ -281,10 +280,22 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         self.pixel.decoder = build_pixel_decoder(self.config).to(self.device, self.dtype)
         self.pixel.decoder.apply(self._init_weights)
 
+    def replace_pixel_branch(self, **sizes) -> None:
+        """An untrained pixel branch in the place of the old one, over the same semantic codes.
+
+        Args:
+            sizes: values of `PIXEL_SIZES` of the config.
+        """
+        for name, value in sizes.items():
+            assert name in PIXEL_SIZES, name
+            setattr(self.config, name, value)
+        self.pixel = PixelBranch(self.config).to(self.device, self.dtype)
+        self.pixel.apply(self._init_weights)
+
     def replace_pixel_codebook(self, num_pixel_codes: int) -> None:
         """New sub-codebooks of another size in the place of the old ones, to be trained in the pixel stage.
 
-        Encoder and decoder stay; until `PixelCodebook.initialize` is called their vectors pass through unquantised.
+        Encoder and decoder stay; until `SubCodebooks.initialize` is called their vectors pass through unquantised.
 
         Args:
             num_pixel_codes: m.

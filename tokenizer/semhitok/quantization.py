@@ -114,6 +114,7 @@ class EMACodebook(nn.Module):
 
     def __init__(self, num_codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.05):
         super().__init__()
+        self.num_codes = num_codes
         self.decay = decay
         self.restart_below = restart_below
         self.register_buffer("codes", normalize(torch.randn(num_codes, dim)))  # (K, D)
@@ -179,33 +180,43 @@ class EMACodebook(nn.Module):
             self.counts[dead] = GRACE * self.restart_below
 
 
-class PixelCodebook(nn.Module):
+class SubCodebooks(nn.Module):
     """Semantic-guided hierarchical codebook: K sub-codebooks of m codes; the semantic code selects one.
 
-    Sub-codebook k is `base A_k + b_k`, l2-normalised: a base of m codes that all share, bent by an affine map.
-    So a semantic code that training met rarely, or never in some colour, keeps the base's codes for it, moved as its
-    other codes moved. Free codes under each semantic code reconstruct training pictures a little better and forget
-    whatever they have not met (docs/experiments.md). SimVQ (arXiv 2411.02038) has one such map for a flat codebook.
+    A kind of them is a subclass in PIXEL_CODEBOOKS with the parameters that hold the codes, and
+
+        codes()                all of them, (K, m, D) l2-normalised float32
+        codes_under(semantic)  those under R semantic codes, (R,) int64 -> (R, m, D)
+        reset_parameters()     untrained ones
+        started()              the parameters that `start_at` writes
+        start_at(centres)      start at m centres (m, D), the same under each semantic code
 
     Until `initialize` is called the vectors pass through unquantised.
+
+    Args:
+        num_semantic_codes: K.
+        num_codes: m.
     """
 
-    def __init__(self, num_semantic_codes: int, num_codes: int, dim: int):
+    def __init__(self, num_semantic_codes: int, num_codes: int):
         super().__init__()
-        self.base = nn.Parameter(normalize(torch.randn(num_codes, dim)))  # (m, D)
-        self.bend = nn.Parameter(torch.zeros(num_semantic_codes, dim, dim))  # (K, D, D), A_k - identity
-        self.shift = nn.Parameter(torch.zeros(num_semantic_codes, 1, dim))  # (K, 1, D), b_k
+        self.num_semantic_codes, self.num_codes = num_semantic_codes, num_codes
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     def codes(self) -> torch.Tensor:
-        """All sub-codebooks, (K, m, D) l2-normalised float32."""
-        return self._bent(self.bend, self.shift)
+        raise NotImplementedError
 
-    def _bent(self, bend: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """The base under R affine maps (R, D, D) and (R, 1, D): (R, m, D) l2-normalised float32."""
-        base = self.base.float()
-        with in_full_precision(base):
-            return normalize(base + base @ bend.float() + shift.float())
+    def codes_under(self, semantic: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        raise NotImplementedError
+
+    def started(self) -> list[nn.Parameter]:
+        raise NotImplementedError
+
+    def start_at(self, centres: torch.Tensor) -> None:
+        raise NotImplementedError
 
     def select(self, semantic: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The sub-codebooks that some positions need and which of them each needs.
@@ -219,11 +230,10 @@ class PixelCodebook(nn.Module):
         Returns:
             codes (R, m, D) l2-normalised float32, and rows (...) int64 into them.
         """
-        if semantic.numel() >= len(self.bend):
+        if semantic.numel() >= self.num_semantic_codes:
             return self.codes(), semantic
-        flat = semantic.flatten()
-        rows = torch.arange(len(flat), device=semantic.device).view(semantic.shape)
-        return self._bent(self.bend[flat], self.shift[flat]), rows
+        rows = torch.arange(semantic.numel(), device=semantic.device).view(semantic.shape)
+        return self.codes_under(semantic.flatten()), rows
 
     def lookup(self, semantic: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Code vectors (..., D) of semantic codes and of the indices under them, both (...) int64."""
@@ -232,14 +242,14 @@ class PixelCodebook(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: torch.Tensor) -> None:
-        """Start the base at the k-means centres of all ranks' (M, D) l2-normalised vectors; quantise from now on.
+        """Start at the k-means centres of all ranks' (M, D) l2-normalised vectors, and quantise from now on.
 
         Codes that have started already stay, as in `EMACodebook.initialize`.
         """
         if bool(self.initialized):
             return
         generator = torch.Generator().manual_seed(0)
-        self.base.copy_(broadcast(kmeans(gather_vectors(vectors.float()), len(self.base), 20, generator)))
+        self.start_at(broadcast(kmeans(gather_vectors(vectors.float()), self.num_codes, 20, generator)))
         self.initialized.fill_(True)
 
     def search(self, vectors: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
@@ -279,3 +289,72 @@ class PixelCodebook(nn.Module):
         if not bool(self.initialized):
             return vectors, index, codebook_loss * 0, commit_loss * 0
         return straight_through(vectors, chosen), index, codebook_loss, commit_loss
+
+
+class PixelCodebook(SubCodebooks):
+    """Sub-codebook k is `base A_k + b_k`, l2-normalised: a base of m codes that all share, bent by an affine map.
+
+    So a semantic code that training met rarely, or never in some colour, keeps the base's codes for it, moved as its
+    other codes moved. Free codes under each semantic code reconstruct training pictures a little better and forget
+    whatever they have not met (docs/experiments.md). SimVQ (arXiv 2411.02038) has one such map for a flat codebook.
+    """
+
+    def __init__(self, num_semantic_codes: int, num_codes: int, dim: int):
+        super().__init__(num_semantic_codes, num_codes)
+        self.base = nn.Parameter(torch.empty(num_codes, dim))  # (m, D)
+        self.bend = nn.Parameter(torch.empty(num_semantic_codes, dim, dim))  # (K, D, D), A_k - identity
+        self.shift = nn.Parameter(torch.empty(num_semantic_codes, 1, dim))  # (K, 1, D), b_k
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.base.copy_(normalize(torch.randn(self.base.shape, dtype=torch.float32)))
+        nn.init.zeros_(self.bend)
+        nn.init.zeros_(self.shift)
+
+    def codes(self) -> torch.Tensor:
+        return self._bent(self.bend, self.shift)
+
+    def codes_under(self, semantic: torch.Tensor) -> torch.Tensor:
+        return self._bent(self.bend[semantic], self.shift[semantic])
+
+    def _bent(self, bend: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """The base under R affine maps (R, D, D) and (R, 1, D): (R, m, D) l2-normalised float32."""
+        base = self.base.float()
+        with in_full_precision(base):
+            return normalize(base + base @ bend.float() + shift.float())
+
+    def started(self) -> list[nn.Parameter]:
+        return [self.base]
+
+    def start_at(self, centres: torch.Tensor) -> None:
+        self.base.copy_(centres)
+
+
+class FreePixelCodebook(SubCodebooks):
+    """Sub-codebooks that share nothing, the paper's: K times m codes, each trained where its semantic code occurs."""
+
+    def __init__(self, num_semantic_codes: int, num_codes: int, dim: int):
+        super().__init__(num_semantic_codes, num_codes)
+        self.table = nn.Parameter(torch.empty(num_semantic_codes, num_codes, dim))  # (K, m, D)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.table.copy_(normalize(torch.randn(self.table.shape, dtype=torch.float32)))
+
+    def codes(self) -> torch.Tensor:
+        return normalize(self.table)
+
+    def codes_under(self, semantic: torch.Tensor) -> torch.Tensor:
+        return normalize(self.table[semantic])
+
+    def started(self) -> list[nn.Parameter]:
+        return [self.table]
+
+    def start_at(self, centres: torch.Tensor) -> None:
+        self.table.copy_(centres.expand_as(self.table))
+
+
+PIXEL_CODEBOOKS: dict[str, type[SubCodebooks]] = {"affine": PixelCodebook, "free": FreePixelCodebook}
+"""By `config.pixel_codebook`: each is built with (K, m, D)."""

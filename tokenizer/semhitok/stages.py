@@ -17,7 +17,7 @@ from torch import nn
 
 from semhitok.losses import ReconstructionLosses, feature_distillation
 from semhitok.modeling_semhitok import SemHiTokModel
-from semhitok.quantization import EMACodebook, PixelCodebook, in_full_precision
+from semhitok.quantization import EMACodebook, SubCodebooks, in_full_precision
 
 NUM_NEAR = 7  # semantic codes that `confuse` exchanges a code for
 
@@ -29,11 +29,17 @@ def freeze(module: nn.Module) -> None:
 
 
 class SemanticStage(nn.Module):
-    """Stage 1: loss = (1 - cosine) + L1 to SigLIP's features + beta * commitment."""
+    """Stage 1: loss = (1 - cosine) + L1 to SigLIP's features + beta * commitment.
 
-    def __init__(self, model: SemHiTokModel):
+    Args:
+        model: over a trained SigLIP.
+        cosine_weight, l1_weight: of the two parts.
+    """
+
+    def __init__(self, model: SemHiTokModel, cosine_weight: float = 1.0, l1_weight: float = 1.0):
         super().__init__()
         self.model = model
+        self.weights = (cosine_weight, l1_weight)
         freeze(model)
         model.semantic.requires_grad_(True)
 
@@ -49,8 +55,9 @@ class SemanticStage(nn.Module):
             features = self.model.vision_features(pixel_values)
         quantized, index, commit = branch.codebook(branch.encode(features))
         cosine, l1 = feature_distillation(branch.decoder(quantized), features)
+        loss = self.weights[0] * cosine + self.weights[1] * l1
         return {
-            "loss": cosine + l1 + self.model.config.commitment_weight * commit,
+            "loss": loss + self.model.config.commitment_weight * commit,
             "cosine": cosine,
             "l1": l1,
             "commit": commit,
@@ -124,7 +131,7 @@ class PixelStage(nn.Module):
         ids = chosen * model.config.num_pixel_codes + index
         return losses | {"commit": commit, "codes_used": torch.bincount(ids.flatten()).gt(0).sum()}
 
-    def codebooks(self) -> list[PixelCodebook]:
+    def codebooks(self) -> list[SubCodebooks]:
         return [self.model.pixel.codebook]
 
     def code_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -204,11 +211,16 @@ class JointStage(nn.Module):
     Args:
         model: untrained but for its SigLIP.
         losses: between the decoder's pictures and the true ones.
+        cosine_weight, feature_l1_weight: as in `SemanticStage`; they decide how much meaning weighs beside pictures.
     """
 
-    def __init__(self, model: SemHiTokModel, losses: ReconstructionLosses):
+    def __init__(
+        self, model: SemHiTokModel, losses: ReconstructionLosses, cosine_weight: float = 1.0,
+        feature_l1_weight: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         self.model = model
+        self.weights = (cosine_weight, feature_l1_weight)
         model.requires_grad_(True)
         freeze(model.vision_model)
         self.losses = losses
@@ -227,12 +239,13 @@ class JointStage(nn.Module):
         cosine, feature_l1 = feature_distillation(model.semantic.decoder(quantized.for_features), features)
         predicted = model.decode_vectors(quantized.semantic, quantized.pixel)
         losses = self.losses(predicted, pixel_values, model.pixel.decoder.last_weight)
-        losses["loss"] = losses["loss"] + cosine + feature_l1 + quantized.loss
+        meaning = self.weights[0] * cosine + self.weights[1] * feature_l1
+        losses["loss"] = losses["loss"] + meaning + quantized.loss
         used = torch.bincount(model.codes_to_ids(quantized.codes).flatten()).gt(0).sum()
         return losses | {"cosine": cosine, "feature_l1": feature_l1, "quantization": quantized.loss, "codes_used": used}
 
-    def codebooks(self) -> list[EMACodebook | PixelCodebook]:
-        return [module for module in self.model.modules() if type(module) in (EMACodebook, PixelCodebook)]
+    def codebooks(self) -> list[EMACodebook | SubCodebooks]:
+        return [module for module in self.model.modules() if isinstance(module, (EMACodebook, SubCodebooks))]
 
     def code_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return ids_of(self.model, pixel_values)

@@ -3,13 +3,14 @@ those of `stages`.
 """
 
 from argparse import Namespace
+from typing import Any
 
 import torch
 from torch import nn
 
 from semhitok import SemHiTokConfig, SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
-from semhitok.configuration_semhitok import DECODER_SIZES
+from semhitok.configuration_semhitok import DECODER_SIZES, PIXEL_SIZES
 from semhitok.losses import teacher_distance
 from semhitok.shared_index import SingleCodeModel
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
@@ -58,23 +59,28 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
         raise UserError(f"{folder}: its semantic codes were never trained; let its stage run beyond --quantize_after")
     for name in LOSS_WEIGHTS:
         setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))
-    change_parts(model, recipe, stage)
+    if stage in ("pixel", "decoder"):
+        change_parts(model, args, recipe, stage)
     return model
 
 
-def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> None:
-    """Untrained parts where the recipe's are of another size than the stage before left them.
+def change_parts(model: SemHiTokModel, args: Namespace, recipe: TokenizerRecipe, stage: str) -> None:
+    """Untrained parts in the place of those that the stage before left.
 
-    The pixel stage may choose m anew; the decoder stage a decoder for the same codes (Enhance Decoder).
+    A pixel branch without codes becomes the recipe's. One with codes stays as it is, whatever the preset says, but for
+    what an option asks for: the pixel stage takes another m, the decoder stage another decoder for the same codes. A
+    recipe with `new_decoder` asks for its own.
     """
-    parts = {
-        "pixel": ("new sub-codebooks", ("num_pixel_codes",), model.replace_pixel_codebook),
-        "decoder": ("a new decoder", DECODER_SIZES, model.replace_decoder),
-    }
-    if stage not in parts:
-        return
-    what, names, replace = parts[stage]
-    sizes = {name: getattr(recipe.model, name) for name in names}
+    asked = {key.removeprefix("model.") for key in args.overrides if key.startswith("model.")}
+    if not bool(model.pixel.codebook.initialized):
+        what, names, replace = "the pixel branch is new", PIXEL_SIZES, model.replace_pixel_branch
+        asked |= set(PIXEL_SIZES)
+    elif stage == "pixel":
+        what, names, replace = "new sub-codebooks", ("num_pixel_codes",), model.replace_pixel_codebook
+    else:
+        what, names, replace = "a new decoder", DECODER_SIZES, model.replace_decoder
+        asked |= set(DECODER_SIZES) if recipe.new_decoder else set()
+    sizes = {name: as_list(getattr(recipe.model, name)) for name in names if name in asked}
     changed = {name: size for name, size in sizes.items() if size != getattr(model.config, name)}
     if changed:
         print_once(f"{what}: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
@@ -82,14 +88,20 @@ def change_parts(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str) -> N
             replace(**changed)
 
 
+def as_list(size: Any) -> Any:
+    """A size as configs keep it: a command line's tuple as a list."""
+    return list(size) if isinstance(size, tuple) else size
+
+
 def make_task(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str, args: Namespace | None = None) -> nn.Module:
+    features = (recipe.cosine_weight, recipe.feature_l1_weight)
     if stage == "semantic":
-        return SemanticStage(model)
+        return SemanticStage(model, *features)
     losses = make_losses(recipe, teacher_distance(model))
     if stage == "pixel":
         return PixelStage(model, losses, recipe.confused_share, recipe.foreign_share)
     if stage == "joint":
-        return JointStage(model, losses)
+        return JointStage(model, losses, *features)
     return DecoderStage(model, losses, recipe.confused_share)
 
 

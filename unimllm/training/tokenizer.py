@@ -11,7 +11,7 @@ from torch import nn
 from semhitok.discriminator import AdversarialLoss
 from semhitok.losses import PerceptualLoss, ReconstructionLosses
 from semhitok.lpips_weights import LPIPS
-from semhitok.quantization import EMACodebook, PixelCodebook
+from semhitok.quantization import EMACodebook, SubCodebooks
 from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
 from unimllm.distributed import print_once, rank_and_size
@@ -83,8 +83,10 @@ def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> Rec
     weight = recipe.adversarial_weight
     return ReconstructionLosses(
         recipe.l2_weight, recipe.edge_weight, recipe.perceptual_weight, distance,
-        AdversarialLoss(weight, recipe.adaptive_adversarial, recipe.discriminator_channels) if weight else None,
-        recipe.coarse_weight,
+        AdversarialLoss(
+            weight, recipe.adaptive_adversarial, recipe.discriminator_channels, recipe.discriminator_halvings
+        ) if weight else None,
+        recipe.coarse_weight, recipe.l1_weight,
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -
         recipe.quantize_after = sooner
 
 
-def starting_codebooks(task: nn.Module) -> list[EMACodebook | PixelCodebook]:
+def starting_codebooks(task: nn.Module) -> list[EMACodebook | SubCodebooks]:
     """The codebooks that a stage trains and that have no codes yet."""
     codebooks = task.codebooks() if hasattr(task, "codebooks") else []
     return [codebook for codebook in codebooks if not bool(codebook.initialized)]
@@ -139,7 +141,8 @@ def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) 
             codebook.micro_batches = recipe.train.per_device(rank_and_size()[1])[1]
         starting = starting_codebooks(task) if step >= recipe.quantize_after else []
         if starting:
-            with written_in_place([codebook.base for codebook in starting if isinstance(codebook, PixelCodebook)]):
+            written = [weights for c in starting if isinstance(c, SubCodebooks) for weights in c.started()]
+            with written_in_place(written):
                 task.initialize_codebook(start_pictures(task, recipe, source, step))
         if adversarial:
             adversarial.active = step >= recipe.adversarial_start
@@ -153,9 +156,9 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     Those of this step and of as many after it as bring START_VECTORS vectors for each code, START_STEPS at most: fewer
     vectors than codes would begin with copies.
     """
-    config, train = task.model.config, recipe.train
-    sizes = {EMACodebook: config.num_semantic_codes, PixelCodebook: config.num_pixel_codes}
-    needed = START_VECTORS * max((sizes[type(m)] for m in starting_codebooks(task)), default=1) / config.num_positions
+    train = recipe.train
+    needed = START_VECTORS * max((codebook.num_codes for codebook in starting_codebooks(task)), default=1)
+    needed /= task.model.config.num_positions
     num_steps = min(START_STEPS, math.ceil(needed / train.batch_size))
     rank, world_size = rank_and_size()
     micro, accumulation = train.per_device(world_size)

@@ -70,6 +70,7 @@ def ablation_enhanced() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset ablation_enhanced --stage decoder`: 2.2 times the parameters, anew."""
     recipe = ablation_decoder()
     recipe.model.decoder_hidden_size, recipe.model.conv_decoder_channels = 240, [192, 72, 36]
+    recipe.new_decoder = True
     return recipe
 
 

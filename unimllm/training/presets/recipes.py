@@ -47,10 +47,18 @@ class TokenizerRecipe:
     """Pixel and decoder stage: share of the pictures whose semantic codes are exchanged for near ones."""
     foreign_share: float = 0.0
     """Pixel stage: share of the positions that are quantised under a random semantic code instead of their own."""
+    new_decoder: bool = False
+    """Decoder stage: begin with an untrained decoder of `model`'s sizes where the one before has others."""
+    cosine_weight: float = 1.0
+    """Semantic and joint stage: weight of 1 - cosine to SigLIP's features."""
+    feature_l1_weight: float = 1.0
+    """Semantic and joint stage: weight of the L1 to SigLIP's features."""
     kl_weight: float = 0.0
     """VAE stage: weight of the posterior's divergence from the standard normal, in nats a latent value."""
+    l1_weight: float = 1.0
+    """Weight of the absolute error of pictures."""
     l2_weight: float = 2.0
-    """Weight of the squared error beside L1's 1."""
+    """Weight of the squared error."""
     edge_weight: float = 1.0
     """Weight of the L1 between pixel differences."""
     coarse_weight: float = 0.0
@@ -67,6 +75,8 @@ class TokenizerRecipe:
     """Scale PatchGAN's weight by VQGAN's ratio of gradients."""
     discriminator_channels: int = 64
     """Channels of the discriminator's first layer, a multiple of 8."""
+    discriminator_halvings: int = 3
+    """Of the resolution in the discriminator: at 3, pix2pix's, a score sees 70 x 70 pixels; at 2, 34 x 34."""
 
 
 @dataclass

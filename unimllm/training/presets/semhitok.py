@@ -110,4 +110,5 @@ def _at_384(recipe: TokenizerRecipe) -> TokenizerRecipe:
 def _enhance(recipe: TokenizerRecipe) -> TokenizerRecipe:
     """The same recipe with a decoder of 1.6 times the parameters."""
     recipe.model.decoder_hidden_size, recipe.model.decoder_heads = 1280, 20
+    recipe.new_decoder = True
     return recipe
