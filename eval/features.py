@@ -1,4 +1,4 @@
-"""What quantising costs understanding: a linear probe on a teacher's features, and on those that codes give back.
+"""What quantising costs understanding of scenes: a linear probe on a teacher's features, and on those codes give back.
 
     python eval/features.py --model runs/scenes_64/pixel
 
@@ -6,7 +6,7 @@ The probe names the object that each patch shows (cross-entropy; objects and gro
 training scenes; it is examined on object patches of held-out compositions (--split). One probe reads SigLIP's own
 features, one what the semantic decoder makes of the codes, both of the same pictures. Beside them stands how often the
 code of a patch alone tells the object, by a table of what each code showed in training. Intervals: 95 %, bootstrap over
-pictures, which for the difference are the same for both.
+pictures, which for the difference are the same for both. Pictures of your own: eval/zero_shot.py.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def summarize(right: dict[str, np.ndarray], num_objects: np.ndarray) -> dict:
 def make_table(results: dict) -> Table:
     """The table for people."""
     title = (
-        f"Objects named right: {results['num_object_patches']:,} patches of {results['num_pictures']:,} pictures "
+        f"Objects named right: {results['num_object_patches']:,} patches of {results['num_pictures']:,} emoji scenes "
         f"({results['split']}), a probe trained on {results['num_training_pictures']:,}"
     )
     table = open_table(title, (results["model"], "share right", "95 %"))
