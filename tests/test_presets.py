@@ -17,6 +17,7 @@ from semhitok.lpips_weights import LPIPS
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
+from unimllm.training import config as config_module
 from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
@@ -37,6 +38,7 @@ from unimllm.training.presets import (
     SEMANTIC_PRESETS,
     SFT_PRESETS,
     TEACHER_PRESETS,
+    VAE_PRESETS,
 )
 from unimllm.training.presets.ablation import STEPS
 
@@ -148,6 +150,29 @@ def test_the_plan_by_hand():
 )
 def test_memory_of_weights_gradients_and_optimiser_by_hand(config, expected):
     assert list(state_bytes(1000, 100, config, num_processes=4).values()) == expected
+
+
+def test_a_plan_is_a_gpus_whatever_machine_makes_it(monkeypatch):
+    """Without a GPU to ask, `auto` is autocast; with one it is what that GPU does; what was asked for stays."""
+    recipe = SEMANTIC_PRESETS["photos_128"]()
+    task = SemanticStage(build_on_meta(recipe.model))
+
+    def planned(precision: str) -> str:
+        recipe.train.precision = precision
+        return tokenizer_plan("photos_128", "semantic", task, recipe, 1, None)
+
+    monkeypatch.setattr(config_module, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert planned("auto") == planned("autocast") != planned("fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert planned("auto") == planned("fp32")
+    assert recipe.train.precision == "fp32"  # as it was last set: a plan changes nothing
+
+
+def test_no_preset_asks_for_what_only_some_machines_do_fast():
+    presets = [preset for _, by_name in STAGES.values() for preset in by_name.values()]
+    presets += [*JOINT_PRESETS.values(), *VAE_PRESETS.values(), *TEACHER_PRESETS.values(), *SFT_PRESETS.values()]
+    assert {preset().train.precision for preset in presets} == {"auto", "bf16"}  # bf16: weights of 1.5 and 7 B
 
 
 def test_activations_by_hand():

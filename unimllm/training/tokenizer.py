@@ -61,7 +61,7 @@ def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
 
 def check_losses(recipe: TokenizerRecipe) -> None:
     """UserError for what these losses cannot be computed with: weights of bf16, ZeRO 3."""
-    if recipe.train.precision == "bf16":
+    if recipe.train.precision == "bf16":  # an EMA codebook's steps of 1 % would be rounded away
         raise UserError(
             "--train.precision bf16: a tokenizer's weights stay float32; autocast computes in bf16 with them"
         )

@@ -23,8 +23,8 @@ def photos_128_semantic() -> TokenizerRecipe:
     )  # fmt: skip
     return TokenizerRecipe(
         train=TrainConfig(
-            max_steps=3000, batch_size=64, learning_rate=5e-4, warmup_steps=300, precision="autocast", num_workers=2,
-            log_every=10, validate_every=500, validation_rows=512,
+            max_steps=3000, batch_size=64, learning_rate=5e-4, warmup_steps=300, num_workers=2, log_every=10,
+            validate_every=500, validation_rows=512,
         ),
         model=SemHiTokConfig(
             vision, num_semantic_codes=4096, num_pixel_codes=16, semantic_dim=32, pixel_dim=16,

@@ -22,11 +22,10 @@ def siglip_large(image_size: int) -> SiglipVisionConfig:
 
 
 def _train(max_steps: int) -> TrainConfig:
-    # autocast, not bf16: in bf16 weights an EMA codebook's steps of 1 % would be rounded away.
     return TrainConfig(
         max_steps=max_steps, batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup_steps=2000,
-        weight_decay=0.05, beta1=0.9, beta2=0.95, precision="autocast", gradient_checkpointing=True, num_workers=2,
-        log_every=50, save_minutes=30, validate_every=2500, validation_rows=2048,
+        weight_decay=0.05, beta1=0.9, beta2=0.95, gradient_checkpointing=True, num_workers=2, log_every=50,
+        save_minutes=30, validate_every=2500, validation_rows=2048,
     )  # fmt: skip
 
 
