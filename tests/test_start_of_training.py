@@ -23,7 +23,7 @@ from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
-from unimllm.training import checkpoint, semhitok_stages, start_model, tokenizer
+from unimllm.training import checkpoint, picture_data, semhitok_stages, start_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
@@ -87,6 +87,20 @@ def test_a_discriminator_is_not_shared_out():
 def test_options_without_effect_on_a_tokenizer_are_refused():
     with pytest.raises(UserError, match="^--train.compile: "):
         tokenizer.check_options(TokenizerRecipe(TrainConfig(compile=True), None))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_mirrored_pictures_that_is_none_is_refused(share):
+    with pytest.raises(UserError, match=f"^--flip is {share}; it is a share of the pictures, from 0 to 1$"):
+        tokenizer.check_options(TokenizerRecipe(TrainConfig(), None, flip=share))
+
+
+def test_what_is_about_pictures_alone_is_refused_with_scenes():
+    args = Namespace(preset="a", data=[], validation_data=[], strict=False, dry_run=None, overrides={"flip": 0.0})
+    with pytest.raises(UserError, match="^--flip is about --data, which is not given: scenes"):
+        picture_data.check_places(args, TokenizerRecipe(TrainConfig(), None))
+    args.data = [Path("pictures")]
+    picture_data.check_places(args, TokenizerRecipe(TrainConfig(), None))
 
 
 def test_a_model_without_blocks_to_run_twice_is_refused():
@@ -242,15 +256,18 @@ class Engine:
 
 def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
     before = {"adversarial_weight": 0.0, "model": {"pixel_dim": 8}, "train": {"max_steps": 5, "precision": "fp32"}}
+    before |= {"flip": 0.5}
     (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before, "world_size": 1}))
     (tmp_path / "deepspeed").mkdir()
     (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").touch()
     now = {"adversarial_weight": 0.5, "model": {"pixel_dim": 4}, "train": {"max_steps": 9, "precision": "bf16"}}
+    now |= {"flip": 0.0}
     with pytest.raises(UserError) as caught:
         checkpoint.load(Engine(), tmp_path, now)
     assert str(caught.value) == (
-        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; model.pixel_dim was 8 and is 4; "
-        "train.precision was fp32 and is bf16; take the options of that run, or another --output-dir"
+        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; flip was 0.5 and is 0.0; "
+        "model.pixel_dim was 8 and is 4; train.precision was fp32 and is bf16; "
+        "take the options of that run, or another --output-dir"
     )
     with pytest.raises(UserError, match=r"for Task: Missing key\(s\): \S+; take the options .* if it is damaged"):
         checkpoint.load(Engine(), tmp_path, before)

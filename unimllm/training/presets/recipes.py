@@ -38,6 +38,11 @@ class TokenizerRecipe:
     """Share of the scenes that show objects outside `world.classes`: in tints that those are never trained in."""
     decode_threads: int = 8
     """Threads of each data worker (or of the process itself) that read and decode pictures of --data."""
+    flip: float = 0.5
+    """Share of the pictures of --data that are mirrored, 0..1."""
+    random_crop: bool = False
+    """Cut pictures of --data to a square of 0.8 to all of their shorter side, anywhere, as ADM does (arXiv 2105.05233);
+    else to their centre square."""
     patch_size: int = 0
     """Pixels of a patch at which SigLIP is made to read, by scaling its patch embedding; 0: its own."""
     quantize_after: int = 0
