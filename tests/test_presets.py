@@ -1,5 +1,6 @@
 """The tokenizer's presets at full size, built on the meta device, and the plan that --dry-run prints of them."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -308,12 +309,30 @@ def test_the_joint_stage_has_a_plan():
     for name, preset in JOINT_PRESETS.items():
         recipe = preset()
         task = JointStage(build_on_meta(recipe.model), ReconstructionLosses())
+        assert "ablation" in name or "Untrained." in preset.__doc__
         plan = tokenizer_plan(name, "joint", task, recipe, num_processes=1, num_pictures=None)
         assert "SigLIP" in plan and ("shared codebook" in plan) == ("shared" in name)
         trained = {part for part, module in parts_of(task).items() if count_trained(module)}
         assert trained - {"pixel codebook"} == {
             f"{b} {n}" for b in ("semantic", "pixel") for n in ("encoder", "decoder")
         }
+
+
+@pytest.mark.parametrize("name", ["photos_128", "semhitok_256"])
+def test_baselines_over_pictures_see_as_much_and_have_as_many_ids(name):
+    joint, pixel = JOINT_PRESETS[name](), PIXEL_PRESETS[name]()
+    assert joint.train.max_steps == SEMANTIC_PRESETS[name]().train.max_steps + pixel.train.max_steps
+    assert f"--preset {name} --stage joint --teacher SIGLIP --data " in JOINT_PRESETS[name].__doc__
+    for rival in ("shared_index", "shared_vector"):
+        preset = JOINT_PRESETS[f"{name}_{rival}"]
+        recipe = preset()
+        assert f"--preset {name}_{rival} --stage joint --teacher SIGLIP --data " in preset.__doc__
+        assert f"{recipe.model.num_codes:,} ids" in preset.__doc__
+        sizes, expected = recipe.model.to_dict(), joint.model.to_dict()
+        changed = {field for field in expected if sizes[field] != expected[field]}
+        assert changed == {"model_type", "num_semantic_codes", "num_pixel_codes"}
+        assert recipe.model.num_codes == joint.model.num_codes == pixel.model.num_codes
+        assert dataclasses.replace(recipe, model=joint.model) == joint
 
 
 def test_later_samples_are_those_that_follow():

@@ -8,7 +8,7 @@ from transformers import SiglipVisionConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.training.config import TrainConfig
-from unimllm.training.presets.recipes import TokenizerRecipe
+from unimllm.training.presets.recipes import TokenizerRecipe, joined
 
 
 def photos_128_semantic() -> TokenizerRecipe:
@@ -49,6 +49,15 @@ def photos_128_pixel() -> TokenizerRecipe:
     recipe.train.learning_rate = 1e-3
     recipe.quantize_after = 2000
     return recipe
+
+
+def photos_128_joint() -> TokenizerRecipe:
+    """Both kinds of codes at once, in as many steps as the semantic and the pixel stage together, to compare.
+
+    deepspeed train/tokenizer.py --preset photos_128 --stage joint --teacher SIGLIP --data PICTURES
+    Untrained.
+    """
+    return joined(photos_128_semantic(), photos_128_pixel())
 
 
 def photos_128_decoder() -> TokenizerRecipe:

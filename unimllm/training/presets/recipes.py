@@ -1,6 +1,6 @@
 """Recipes: everything that one training program needs to know, in one object."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import SiglipConfig
 
@@ -72,6 +72,13 @@ class TokenizerRecipe:
     """Scale PatchGAN's weight by VQGAN's ratio of gradients."""
     discriminator_channels: int = 64
     """Channels of the discriminator's first layer, a multiple of 8."""
+
+
+def joined(semantic: TokenizerRecipe, pixel: TokenizerRecipe) -> TokenizerRecipe:
+    """The recipe of a joint stage: the pixel stage's, over as many steps as both stages have."""
+    steps = semantic.train.max_steps + pixel.train.max_steps
+    quantize_after = semantic.quantize_after + pixel.quantize_after
+    return replace(pixel, train=replace(pixel.train, max_steps=steps), quantize_after=quantize_after)
 
 
 @dataclass

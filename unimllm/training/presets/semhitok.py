@@ -23,7 +23,7 @@ from transformers import SiglipVisionConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.training.config import TrainConfig
-from unimllm.training.presets.recipes import TokenizerRecipe
+from unimllm.training.presets.recipes import TokenizerRecipe, joined
 
 
 def siglip_large(image_size: int) -> SiglipVisionConfig:
@@ -70,6 +70,15 @@ def semhitok_256_pixel() -> TokenizerRecipe:
     recipe.adversarial_weight = 0.5
     recipe.adversarial_start = 20_000
     return recipe
+
+
+def semhitok_256_joint() -> TokenizerRecipe:
+    """Both kinds of codes at once, in as many steps as the semantic and the pixel stage together, to compare.
+
+    deepspeed train/tokenizer.py --preset semhitok_256 --stage joint --teacher SIGLIP --data /data/imagenet/train
+    Untrained.
+    """
+    return joined(semhitok_256_semantic(), semhitok_256_pixel())
 
 
 def semhitok_256_decoder() -> TokenizerRecipe:
