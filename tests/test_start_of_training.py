@@ -29,6 +29,7 @@ from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
 from unimllm.training.teacher import TeacherTask
+from unimllm.training.validation import HeldOut
 
 PROGRAMS = Path(__file__).parents[1] / "train"
 
@@ -407,6 +408,27 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
     task.model.config.num_semantic_codes = 4000
     found = tokenizer.start_pictures(task, recipe, source, 5)
     assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
+
+
+@pytest.mark.parametrize(("num_held_out", "shown"), [(None, range(8)), (3, range(100, 103)), (50, range(100, 108))])
+def test_tensorboard_shows_pictures_that_are_held_out_where_there_are_any(num_held_out, shown):
+    """Above what the model makes of them, here their negatives."""
+    model = SimpleNamespace(
+        device=torch.device("cpu"), parameters=lambda: [], encode=lambda pictures: pictures, decode=lambda codes: -codes
+    )
+
+    def source_from(first: int):
+        def source(indices: range) -> dict[str, torch.Tensor]:
+            values = torch.tensor([first + i for i in indices]) / 127.5 - 1
+            return {"pixel_values": values[:, None, None, None].expand(-1, 3, 2, 2)}
+
+        return source
+
+    held_out = {"pictures": HeldOut(source_from(100), num_held_out)} if num_held_out else {}
+    recipe = TokenizerRecipe(TrainConfig(precision="fp32"), None)
+    grid = tokenizer.reconstructions(model, recipe, source_from(0), held_out)()
+    assert grid.shape == (4, 2 * len(shown), 3)
+    assert grid[0, ::2, 0].tolist() == list(shown) and grid[3, ::2, 2].tolist() == [255 - i for i in shown]
 
 
 def test_codes_begin_within_the_run_or_go_on(capsys):

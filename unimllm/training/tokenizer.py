@@ -5,10 +5,14 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
+from transformers import PreTrainedModel
 
 from semhitok.discriminator import AdversarialLoss
+from semhitok.image_processing_semhitok import to_uint8
 from semhitok.losses import PerceptualLoss, ReconstructionLosses
 from semhitok.lpips_weights import LPIPS
 from semhitok.quantization import EMACodebook, PixelCodebook
@@ -18,12 +22,14 @@ from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import resolve
-from unimllm.training.in_place import written_in_place
+from unimllm.training.in_place import gathered, written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
+from unimllm.training.validation import HeldOut
 
 TEACHER = "teacher"
 CODED = ("semantic", "pixel", "joint")  # stages that train codes
+GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 START_VECTORS, START_STEPS = 8, 16  # vectors for each code at whose k-means a codebook starts; steps they come from
 
 
@@ -167,3 +173,25 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
         for later in range(step, step + num_steps) for part in range(accumulation)
     ]  # fmt: skip
     return [source(range(start, start + micro))["pixel_values"].to(device) for start in starts]
+
+
+def reconstructions(
+    model: PreTrainedModel, recipe: TokenizerRecipe, source: SampleSource, held_out: dict[str, HeldOut]
+) -> Callable[[], np.ndarray]:
+    """What draws TensorBoard's grid: true pictures over what the decoder makes of their codes.
+
+    Those are the first that are held out, at most GRID_COLUMNS of them; where none are, the first that are trained on.
+    Before there are codes the grid is of little use.
+    """
+    shown = next(iter(held_out.values()), HeldOut(source, GRID_COLUMNS))
+
+    @torch.no_grad()
+    def draw() -> np.ndarray:
+        """(2 S, columns x S, 3) uint8."""
+        true = shown.source(range(min(GRID_COLUMNS, shown.num_samples)))["pixel_values"].to(model.device)
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast())
+        with gathered(model.parameters()), autocast:
+            drawn = model.decode(model.encode(true))
+        return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
+
+    return draw
