@@ -431,6 +431,21 @@ def test_tensorboard_shows_pictures_that_are_held_out_where_there_are_any(num_he
     assert grid[0, ::2, 0].tolist() == list(shown) and grid[3, ::2, 2].tolist() == [255 - i for i in shown]
 
 
+@pytest.mark.parametrize(
+    ("stage", "num_pictures", "told"),
+    [  # tiny_config: 4 positions, 10 x 3 codes
+        ("semantic", 2, "validation: 2 pictures x 4 positions = 8, so codes_used is at most that, of 10 codes\n"),
+        ("semantic", 3, ""),
+        ("pixel", 7, "validation: 7 pictures x 4 positions = 28, so codes_used is at most that, of 30 codes\n"),
+        ("joint", 8, ""),
+        ("decoder", 2, ""),
+    ],
+)
+def test_few_validation_pictures_are_not_taken_for_few_codes(stage, num_pictures, told, capsys):
+    tokenizer.announce_positions(tiny_config(), stage, {"pictures": HeldOut(None, num_pictures)})
+    assert capsys.readouterr().out == told
+
+
 def test_codes_begin_within_the_run_or_go_on(capsys):
     recipe = TokenizerRecipe(TrainConfig(max_steps=10, batch_size=3, learning_rate=1e-3), None, quantize_after=1000)
     codebook = EMACodebook(4, 3)

@@ -52,6 +52,7 @@ from unimllm.training.seeding import seed_everything
 from unimllm.training.stages import stages_of
 from unimllm.training.tokenizer import (
     announce_losses,
+    announce_positions,
     before_step,
     check_losses,
     check_options,
@@ -98,6 +99,7 @@ def main() -> None:
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
+    announce_positions(model.config, stage, held_out)
     about = as_dict(recipe)
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),

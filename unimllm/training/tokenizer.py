@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from semhitok.discriminator import AdversarialLoss
 from semhitok.image_processing_semhitok import to_uint8
@@ -129,6 +129,18 @@ def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -
         steps = f"the {recipe.train.max_steps:,} steps of this run"
         print_once(f"quantize_after {recipe.quantize_after:,} is not below {steps}: codes begin after step {sooner:,}")
         recipe.quantize_after = sooner
+
+
+def announce_positions(config: PreTrainedConfig, stage: str, held_out: dict[str, HeldOut]) -> None:
+    """Say how many codes a validation can find in use, where its pictures have fewer positions than there are codes."""
+    if stage not in CODED:
+        return
+    num_codes = config.num_semantic_codes if stage == "semantic" else config.num_codes
+    for name, held in held_out.items():
+        positions = held.num_samples * config.num_positions
+        if positions < num_codes:
+            looked_at = f"{held.num_samples:,} {name} x {config.num_positions:,} positions = {positions:,}"
+            print_once(f"validation: {looked_at}, so codes_used is at most that, of {num_codes:,} codes")
 
 
 def starting_codebooks(task: nn.Module) -> list[EMACodebook | PixelCodebook]:
