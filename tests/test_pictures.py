@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from picture_files import colours, pictures, write_folder, write_parquet, write_tar
+from picture_files import colours, encoded, pictures, write_folder, write_parquet, write_tar
 from PIL import Image
 
-from semhitok.image_processing_semhitok import adm_center_crop
+from semhitok.image_processing_semhitok import adm_center_crop, adm_resize, to_uint8
 from unimllm.data import picture_index, picture_shards
 from unimllm.data.picture_index import open_pictures
 from unimllm.data.picture_shards import RowGroupCache
-from unimllm.data.pictures import PictureSource
+from unimllm.data.pictures import PictureSource, random_square
 from unimllm.data.shard_index import compare_indices
 from unimllm.data.splits import split_of
 from unimllm.errors import UserError
@@ -232,6 +232,63 @@ def test_adm_crop_by_hand():
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 17), (5, 3), (1, 30), (31, 16), (16, 33)])
 def test_adm_crop_gives_squares(size):
     assert adm_center_crop(Image.new("RGB", size), 8).size == (8, 8)
+
+
+def test_by_default_the_first_random_number_of_a_sample_decides_its_flip(places):
+    index = open_pictures([places["tars"]])
+    source = PictureSource(index, 8, seed=3)
+    for sample in range(6):
+        image = Image.open(io.BytesIO(index.read(source.order.picture(sample))))
+        expected = np.asarray(adm_center_crop(image, 8))
+        flip = np.random.default_rng([3, sample, 1]).random() < 0.5
+        found = to_uint8(source(range(sample, sample + 1))["pixel_values"])[0]
+        assert np.array_equal(found, expected[:, ::-1] if flip else expected)
+
+
+def test_a_share_of_the_samples_is_mirrored(places):
+    index = open_pictures([places["tars"]])
+    mirrored = {}
+    for share in (0.0, 0.2, 0.5, 1.0):
+        batch = PictureSource(index, 8, seed=0, flip=share)(range(100))
+        mirrored[share] = batch["pixel_values"][:, 2, 0, 0] == 1  # blue at the left
+    assert not mirrored[0.0].any() and mirrored[1.0].all()
+    assert 8 < int(mirrored[0.2].sum()) < 33 < int(mirrored[0.5].sum()) < 67
+    assert not (mirrored[0.2] & ~mirrored[0.5]).any()  # the same samples, and more
+
+
+def test_a_random_square_by_hand():
+    """8 pixels of 8 to 10: 20 x 10 pixels stay as they are at 10, and lose a fifth of each side at 8."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
+    image, last = Image.fromarray(pixels), np.nextafter(1.0, 0)
+
+    def cut(*place: float) -> np.ndarray:
+        return np.asarray(random_square(image, 8, np.array(place)))
+
+    assert np.array_equal(cut(last, 0.0, 0.0), pixels[:8, :8])
+    assert np.array_equal(cut(last, last, last), pixels[2:, 12:])
+    assert np.array_equal(cut(0.7, 0.5, 0.4), pixels[1:9, 6:14])  # 10 pixels; 13 places from left to right, 3 down
+    smaller = np.asarray(adm_resize(image, 8, Image.Resampling.BICUBIC))
+    assert np.array_equal(cut(0.0, last, last), smaller[:, 8:]) and smaller.shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (8, 17), (5, 3), (1, 30), (31, 16), (16, 33)])
+def test_random_squares_are_squares(size):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert random_square(Image.new("RGB", size, "red"), 8, rng.random(3)).getcolors() == [(64, (255, 0, 0))]
+
+
+def test_random_crops_belong_to_their_sample_and_change_no_flip(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), np.uint8)
+    index = open_pictures([write_folder(tmp_path, [encoded(Image.fromarray(pixels)) for pixels in noise])])
+    cropped = PictureSource(index, 16, seed=0, random_crop=True)(range(16))["pixel_values"]
+    assert cropped.shape == (16, 3, 16, 16) and len({tuple(sample.flatten().tolist()) for sample in cropped}) > 12
+    again = PictureSource(index, 16, seed=0, num_threads=1, random_crop=True)
+    assert torch.equal(torch.cat([again(range(i, i + 2))["pixel_values"] for i in range(0, 16, 2)]), cropped)
+    straight = PictureSource(index, 16, seed=0, flip=0.0, random_crop=True)(range(16))["pixel_values"]
+    for sample, pixels in enumerate(straight):
+        flip = np.random.default_rng([0, sample, 1]).random() < 0.5
+        assert torch.equal(pixels.flip(-1) if flip else pixels, cropped[sample])
 
 
 def test_workers_keep_the_order(places):

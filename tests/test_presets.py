@@ -1,5 +1,6 @@
 """The tokenizer's presets at full size, built on the meta device, and the plan that --dry-run prints of them."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from semhitok.lpips_weights import LPIPS
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
+from unimllm.training import config as config_module
 from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
@@ -37,6 +39,7 @@ from unimllm.training.presets import (
     SEMANTIC_PRESETS,
     SFT_PRESETS,
     TEACHER_PRESETS,
+    VAE_PRESETS,
 )
 from unimllm.training.presets.ablation import STEPS
 
@@ -148,6 +151,29 @@ def test_the_plan_by_hand():
 )
 def test_memory_of_weights_gradients_and_optimiser_by_hand(config, expected):
     assert list(state_bytes(1000, 100, config, num_processes=4).values()) == expected
+
+
+def test_a_plan_is_a_gpus_whatever_machine_makes_it(monkeypatch):
+    """Without a GPU to ask, `auto` is autocast; with one it is what that GPU does; what was asked for stays."""
+    recipe = SEMANTIC_PRESETS["photos_128"]()
+    task = SemanticStage(build_on_meta(recipe.model))
+
+    def planned(precision: str) -> str:
+        recipe.train.precision = precision
+        return tokenizer_plan("photos_128", "semantic", task, recipe, 1, None)
+
+    monkeypatch.setattr(config_module, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert planned("auto") == planned("autocast") != planned("fp32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert planned("auto") == planned("fp32")
+    assert recipe.train.precision == "fp32"  # as it was last set: a plan changes nothing
+
+
+def test_no_preset_asks_for_what_only_some_machines_do_fast():
+    presets = [preset for _, by_name in STAGES.values() for preset in by_name.values()]
+    presets += [*JOINT_PRESETS.values(), *VAE_PRESETS.values(), *TEACHER_PRESETS.values(), *SFT_PRESETS.values()]
+    assert {preset().train.precision for preset in presets} == {"auto", "bf16"}  # bf16: weights of 1.5 and 7 B
 
 
 def test_activations_by_hand():
@@ -283,12 +309,30 @@ def test_the_joint_stage_has_a_plan():
     for name, preset in JOINT_PRESETS.items():
         recipe = preset()
         task = JointStage(build_on_meta(recipe.model), ReconstructionLosses())
+        assert "ablation" in name or "Untrained." in preset.__doc__
         plan = tokenizer_plan(name, "joint", task, recipe, num_processes=1, num_pictures=None)
         assert "SigLIP" in plan and ("shared codebook" in plan) == ("shared" in name)
         trained = {part for part, module in parts_of(task).items() if count_trained(module)}
         assert trained - {"pixel codebook"} == {
             f"{b} {n}" for b in ("semantic", "pixel") for n in ("encoder", "decoder")
         }
+
+
+@pytest.mark.parametrize("name", ["photos_128", "semhitok_256"])
+def test_baselines_over_pictures_see_as_much_and_have_as_many_ids(name):
+    joint, pixel = JOINT_PRESETS[name](), PIXEL_PRESETS[name]()
+    assert joint.train.max_steps == SEMANTIC_PRESETS[name]().train.max_steps + pixel.train.max_steps
+    assert f"--preset {name} --stage joint --teacher SIGLIP --data " in JOINT_PRESETS[name].__doc__
+    for rival in ("shared_index", "shared_vector"):
+        preset = JOINT_PRESETS[f"{name}_{rival}"]
+        recipe = preset()
+        assert f"--preset {name}_{rival} --stage joint --teacher SIGLIP --data " in preset.__doc__
+        assert f"{recipe.model.num_codes:,} ids" in preset.__doc__
+        sizes, expected = recipe.model.to_dict(), joint.model.to_dict()
+        changed = {field for field in expected if sizes[field] != expected[field]}
+        assert changed == {"model_type", "num_semantic_codes", "num_pixel_codes"}
+        assert recipe.model.num_codes == joint.model.num_codes == pixel.model.num_codes
+        assert dataclasses.replace(recipe, model=joint.model) == joint
 
 
 def test_later_samples_are_those_that_follow():

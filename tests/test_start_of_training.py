@@ -25,12 +25,13 @@ from unimllm.cheers.configuration_cheers import CheersVaeConfig
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
-from unimllm.training import checkpoint, semhitok_stages, start_model, tokenizer
+from unimllm.training import checkpoint, picture_data, semhitok_stages, start_model, tokenizer
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
 from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
 from unimllm.training.teacher import TeacherTask
+from unimllm.training.validation import HeldOut
 
 PROGRAMS = Path(__file__).parents[1] / "train"
 
@@ -89,6 +90,20 @@ def test_a_discriminator_is_not_shared_out():
 def test_options_without_effect_on_a_tokenizer_are_refused():
     with pytest.raises(UserError, match="^--train.compile: "):
         tokenizer.check_options(TokenizerRecipe(TrainConfig(compile=True), None))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_mirrored_pictures_that_is_none_is_refused(share):
+    with pytest.raises(UserError, match=f"^--flip is {share}; it is a share of the pictures, from 0 to 1$"):
+        tokenizer.check_options(TokenizerRecipe(TrainConfig(), None, flip=share))
+
+
+def test_what_is_about_pictures_alone_is_refused_with_scenes():
+    args = Namespace(preset="a", data=[], validation_data=[], strict=False, dry_run=None, overrides={"flip": 0.0})
+    with pytest.raises(UserError, match="^--flip is about --data, which is not given: scenes"):
+        picture_data.check_places(args, TokenizerRecipe(TrainConfig(), None))
+    args.data = [Path("pictures")]
+    picture_data.check_places(args, TokenizerRecipe(TrainConfig(), None))
 
 
 def test_a_model_without_blocks_to_run_twice_is_refused():
@@ -247,15 +262,18 @@ class Engine:
 
 def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
     before = {"adversarial_weight": 0.0, "model": {"pixel_dim": 8}, "train": {"max_steps": 5, "precision": "fp32"}}
+    before |= {"flip": 0.5}
     (tmp_path / "run.json").write_text(json.dumps({"step": 5, "recipe": before, "world_size": 1}))
     (tmp_path / "deepspeed").mkdir()
     (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").touch()
     now = {"adversarial_weight": 0.5, "model": {"pixel_dim": 4}, "train": {"max_steps": 9, "precision": "bf16"}}
+    now |= {"flip": 0.0}
     with pytest.raises(UserError) as caught:
         checkpoint.load(Engine(), tmp_path, now)
     assert str(caught.value) == (
-        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; model.pixel_dim was 8 and is 4; "
-        "train.precision was fp32 and is bf16; take the options of that run, or another --output-dir"
+        f"cannot resume from {tmp_path}: adversarial_weight was 0.0 and is 0.5; flip was 0.5 and is 0.0; "
+        "model.pixel_dim was 8 and is 4; train.precision was fp32 and is bf16; "
+        "take the options of that run, or another --output-dir"
     )
     with pytest.raises(UserError, match=r"for Task: Missing key\(s\): \S+; take the options .* if it is damaged"):
         checkpoint.load(Engine(), tmp_path, before)
@@ -432,6 +450,42 @@ def test_a_pixel_branch_with_codes_stays_but_for_what_is_asked(capsys):
     assert model.config.decoder_hidden_size == 32 and "a new decoder: " in capsys.readouterr().out
     changed_parts(model, "pixel", num_pixel_codes=7)
     assert model.pixel.codebook.num_codes == 7 and "new sub-codebooks: num_pixel_codes 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_held_out", "shown"), [(None, range(8)), (3, range(100, 103)), (50, range(100, 108))])
+def test_tensorboard_shows_pictures_that_are_held_out_where_there_are_any(num_held_out, shown):
+    """Above what the model makes of them, here their negatives."""
+    model = SimpleNamespace(
+        device=torch.device("cpu"), parameters=lambda: [], encode=lambda pictures: pictures, decode=lambda codes: -codes
+    )
+
+    def source_from(first: int):
+        def source(indices: range) -> dict[str, torch.Tensor]:
+            values = torch.tensor([first + i for i in indices]) / 127.5 - 1
+            return {"pixel_values": values[:, None, None, None].expand(-1, 3, 2, 2)}
+
+        return source
+
+    held_out = {"pictures": HeldOut(source_from(100), num_held_out)} if num_held_out else {}
+    recipe = TokenizerRecipe(TrainConfig(precision="fp32"), None)
+    grid = tokenizer.reconstructions(model, recipe, source_from(0), held_out)()
+    assert grid.shape == (4, 2 * len(shown), 3)
+    assert grid[0, ::2, 0].tolist() == list(shown) and grid[3, ::2, 2].tolist() == [255 - i for i in shown]
+
+
+@pytest.mark.parametrize(
+    ("stage", "num_pictures", "told"),
+    [  # tiny_config: 4 positions, 10 x 3 codes
+        ("semantic", 2, "validation: 2 pictures x 4 positions = 8, so codes_used is at most that, of 10 codes\n"),
+        ("semantic", 3, ""),
+        ("pixel", 7, "validation: 7 pictures x 4 positions = 28, so codes_used is at most that, of 30 codes\n"),
+        ("joint", 8, ""),
+        ("decoder", 2, ""),
+    ],
+)
+def test_few_validation_pictures_are_not_taken_for_few_codes(stage, num_pictures, told, capsys):
+    tokenizer.announce_positions(tiny_config(), stage, {"pictures": HeldOut(None, num_pictures)})
+    assert capsys.readouterr().out == told
 
 
 def test_codes_begin_within_the_run_or_go_on(capsys):

@@ -19,7 +19,8 @@ from toy_training import NUM_HELD_OUT, held_out_source
 from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
-from unimllm.training import checkpoint, presets
+from unimllm.training import checkpoint, loop, presets
+from unimllm.training import config as config_module
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.overrides import as_dict, parse_arguments, set_field
@@ -244,6 +245,16 @@ def test_a_gpu_that_emulates_bf16_trains_in_fp32(major, is_fast, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
     assert TrainConfig().autocast() == is_fast
+
+
+@pytest.mark.parametrize("precision, is_fast", [("autocast", False), ("autocast", True), ("auto", False)])
+def test_autocast_without_hardware_for_it_is_warned_of(precision, is_fast, monkeypatch, capsys):
+    monkeypatch.setattr(config_module, "has_fast_bf16", lambda: is_fast)
+    monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
+    loop._announce(torch.nn.Linear(2, 2), TrainConfig(precision=precision), None, 0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    warned = [line for line in lines if line.startswith("warning: --train.precision autocast: ")]
+    assert len(warned) == (precision == "autocast" and not is_fast) == len(lines) - 1
 
 
 def test_the_deepspeed_json_follows_from_the_configuration():

@@ -28,17 +28,14 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from einops import rearrange
 
-from semhitok.image_processing_semhitok import for_tokenizer, to_uint8
+from semhitok.image_processing_semhitok import for_tokenizer
 from unimllm.command_line import number
 from unimllm.data.picture_index import open_pictures
 from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
-from unimllm.training.in_place import gathered
 from unimllm.training.loop import train
 from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.picture_data import check_apart, check_places, make_source, open_held_out, open_index
@@ -53,11 +50,18 @@ from unimllm.training.presets import (
 )
 from unimllm.training.seeding import seed_everything
 from unimllm.training.stages import stages_of
-from unimllm.training.tokenizer import announce_losses, before_step, check_losses, check_options, check_quantize_after
+from unimllm.training.tokenizer import (
+    announce_losses,
+    announce_positions,
+    before_step,
+    check_losses,
+    check_options,
+    check_quantize_after,
+    reconstructions,
+)
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
-GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 
 
 def main() -> None:
@@ -95,6 +99,7 @@ def main() -> None:
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
+    announce_positions(model.config, stage, held_out)
     about = as_dict(recipe)
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
@@ -104,16 +109,7 @@ def main() -> None:
         model.save_pretrained(folder)
         for_tokenizer(model.config).save_pretrained(folder)
 
-    @torch.no_grad()
-    def draw_pictures() -> np.ndarray:
-        """True pictures over what the decoder makes of their codes (of little use before there are codes)."""
-        true = source(range(GRID_COLUMNS))["pixel_values"].to(model.device)
-        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast())
-        with gathered(model.parameters()), autocast:
-            drawn = model.decode(model.encode(true))
-        return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
-
-    pictures = None if stage == "semantic" else draw_pictures
+    pictures = None if stage == "semantic" else reconstructions(model, recipe, source, held_out)
     prepare = before_step(task, recipe, source)
     train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out)
 

@@ -105,6 +105,10 @@ class TrainConfig:
             return "fp32 weights, bf16 products"
         return "bf16 weights, fp32 optimiser" if self.precision == "bf16" else "fp32"
 
+    def is_slow(self) -> bool:
+        """Whether autocast was asked for where there is no hardware for it: far slower than fp32."""
+        return self.precision == "autocast" and not has_fast_bf16()
+
     def per_device(self, world_size: int) -> tuple[int, int]:
         """(micro batch, accumulation steps) of one process.
 

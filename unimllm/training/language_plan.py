@@ -4,6 +4,8 @@ Built on the meta device from the preset's sizes; weights, gradients, optimiser 
 `training.plan`. The logits are counted apart: they are the largest tensors of a step where vocabularies are large.
 """
 
+from dataclasses import replace
+
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -18,7 +20,7 @@ from unimllm.discrete.four_bits import BITS, linear_layers
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.families import family_of
-from unimllm.training.plan import BF16_SHARE, count, count_trained, row, saved_bytes, state_bytes
+from unimllm.training.plan import BF16_SHARE, count, count_trained, on_a_gpu, row, saved_bytes, state_bytes
 from unimllm.training.presets import SftRecipe
 from unimllm.training.start_model import tokenizer_at_hand
 from unimllm.training.throughput import PEAK_FLOPS
@@ -42,6 +44,7 @@ def language_model_plan(name: str, model, recipe: SftRecipe, num_processes: int,
     Raises:
         UserError: the batch cannot be shared among the processes.
     """
+    recipe = replace(recipe, train=on_a_gpu(recipe.train))
     train = recipe.train
     micro, accumulation = train.per_device(num_processes)
     tokens = train.batch_size * recipe.max_length

@@ -322,6 +322,9 @@ def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: in
         + ("; the first step compiles (--train.compile false: not)" if config.compile else ""),
         flush=True,
     )
+    if config.is_slow():
+        print("warning: --train.precision autocast: this machine has no hardware for bf16 and is far slower so than in "
+              "fp32; --train.precision auto takes what is fast", flush=True)  # fmt: skip
 
 
 def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

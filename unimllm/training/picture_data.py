@@ -17,6 +17,8 @@ from unimllm.training.loop import start_processes
 from unimllm.training.presets import TokenizerRecipe
 from unimllm.training.validation import HeldOut
 
+OF_DATA = ("flip", "random_crop")
+"""Fields of a recipe that are about pictures of --data alone."""
 ORDERS = {"semantic": 1, "pixel": 2, "decoder": 3, "joint": 4, "vae": 6}
 """Numbers of the orders in which stages go through the pictures."""
 COMMON_ORDER = 5
@@ -30,6 +32,9 @@ def check_places(args: Namespace, recipe: TokenizerRecipe) -> None:
     for name in ("validation_data", "strict"):
         if getattr(args, name) and not args.data:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
+    for name in OF_DATA:
+        if name in args.overrides and recipe.world is not None and not args.data:
+            raise UserError(f"--{name} is about --data, which is not given: scenes are drawn whole")
     if args.validation_data and not recipe.train.validate_every:
         raise UserError("--validation-data is for every --train.validate_every steps, which is 0; set that too")
     if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
@@ -67,7 +72,10 @@ def make_source(
     is_common = recipe.first_step is not None
     seed = recipe.train.seed + 1000 * (COMMON_ORDER if is_common else ORDERS[stage])
     if index:
-        source = PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample, strict=strict)
+        source = PictureSource(
+            index, config.image_size, seed, recipe.decode_threads, config.resample, recipe.flip, recipe.random_crop,
+            strict,
+        )  # fmt: skip
     else:
         others = recipe.world.open_others() if recipe.other_share else None
         source = ScenePictures(*scenes, seed, others, recipe.other_share)
@@ -77,7 +85,7 @@ def make_source(
 def open_held_out(
     args: Namespace, recipe: TokenizerRecipe, index: PictureIndex | None, scenes, config: PreTrainedConfig
 ) -> dict[str, HeldOut]:
-    """Of --validation-data some pictures, the same in every run and never flipped; of scenes their validation split.
+    """Of --validation-data some centre squares, the same in every run, none mirrored; of scenes their validation split.
 
     Raises:
         UserError: nothing is there, or a picture of it is trained on.
@@ -96,7 +104,7 @@ def open_held_out(
     check_apart(held_out, index)
     tell_faults(held_out, f"validation on {min(most, len(held_out)):,} pictures of", args.strict)
     source = PictureSource(
-        held_out, config.image_size, HELD_OUT_SEED, recipe.decode_threads, config.resample, flip=False,
+        held_out, config.image_size, HELD_OUT_SEED, recipe.decode_threads, config.resample, flip=0.0,
         strict=args.strict,
     )  # fmt: skip
     return {"pictures": HeldOut(source, min(most, len(held_out)))}

@@ -1,12 +1,15 @@
 """What a run will need, before it is started: `train/tokenizer.py ... --dry-run`. Models are built on the meta device.
 
-Memory is an estimate for one GPU. Weights, gradients and optimiser state follow from the counts of parameters and the
-ZeRO stage. Activations are what the trained networks keep for the backward pass, counted by running one picture through
-them on the meta device in float32; under bf16 autocast about 0.6 of those bytes remain (a ViT block: 36 of 64 for each
-channel and position). Left out: buffers of the allocator, of communication and of kernels, one to three GiB.
+Memory is an estimate for one GPU, on whatever machine it is made (`on_a_gpu`). Weights, gradients and optimiser state
+follow from the counts of parameters and the ZeRO stage. Activations are what the trained networks keep for the backward
+pass, counted by running one picture through them on the meta device in float32; under bf16 autocast about 0.6 of those
+bytes remain (a ViT block: 36 of 64 for each channel and position). Left out: buffers of the allocator, of communication
+and of kernels, one to three GiB.
 
 Shapes: B pictures, N positions, D channels, S pixels along a side.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -67,6 +70,7 @@ def tokenizer_plan(
     Raises:
         UserError: the batch cannot be shared among the processes.
     """
+    recipe = replace(recipe, train=on_a_gpu(recipe.train))
     config, train = task.model.config, recipe.train
     micro, accumulation = train.per_device(num_processes)
     samples = train.max_steps * train.batch_size
@@ -90,6 +94,12 @@ def tokenizer_plan(
     lines += [row(f"  {what}", f"{size / 2**30:9.2f} GiB") for what, size in memory.items()]
     lines.append(row("  all", f"{sum(memory.values()) / 2**30:9.2f} GiB, and 1 to 3 of working space"))
     return "\n".join(lines)
+
+
+def on_a_gpu(train: TrainConfig) -> TrainConfig:
+    """What a run would be on GPUs: where this machine has none to ask, their `precision` auto is autocast."""
+    is_open = train.precision == "auto" and not torch.cuda.is_available()
+    return replace(train, precision="autocast") if is_open else train
 
 
 def row(what: str, value: str) -> str:

@@ -5,10 +5,14 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from semhitok.discriminator import AdversarialLoss
+from semhitok.image_processing_semhitok import to_uint8
 from semhitok.losses import PerceptualLoss, ReconstructionLosses
 from semhitok.lpips_weights import LPIPS
 from semhitok.quantization import EMACodebook, SubCodebooks
@@ -18,12 +22,14 @@ from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import resolve
-from unimllm.training.in_place import written_in_place
+from unimllm.training.in_place import gathered, written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
+from unimllm.training.validation import HeldOut
 
 TEACHER = "teacher"
 CODED = ("semantic", "pixel", "joint")  # stages that train codes
+GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 START_VECTORS, START_STEPS = 8, 16  # vectors for each code at whose k-means a codebook starts; steps they come from
 
 
@@ -61,7 +67,7 @@ def open_teacher(args: Namespace, patch_size: int = 0) -> Teacher:
 
 def check_losses(recipe: TokenizerRecipe) -> None:
     """UserError for what these losses cannot be computed with: weights of bf16, ZeRO 3."""
-    if recipe.train.precision == "bf16":
+    if recipe.train.precision == "bf16":  # an EMA codebook's steps of 1 % would be rounded away
         raise UserError(
             "--train.precision bf16: a tokenizer's weights stay float32; autocast computes in bf16 with them"
         )
@@ -91,9 +97,11 @@ def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> Rec
 
 
 def check_options(recipe: TokenizerRecipe) -> None:
-    """UserError for options of the loop that do nothing in these stages."""
+    """UserError for options of the loop that do nothing in these stages, and for a share that is none."""
     if recipe.train.compile:
         raise UserError("--train.compile: a tokenizer's stages are not compiled; leave it out")
+    if not 0 <= recipe.flip <= 1:
+        raise UserError(f"--flip is {recipe.flip}; it is a share of the pictures, from 0 to 1")
 
 
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
@@ -123,6 +131,18 @@ def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -
         steps = f"the {recipe.train.max_steps:,} steps of this run"
         print_once(f"quantize_after {recipe.quantize_after:,} is not below {steps}: codes begin after step {sooner:,}")
         recipe.quantize_after = sooner
+
+
+def announce_positions(config: PreTrainedConfig, stage: str, held_out: dict[str, HeldOut]) -> None:
+    """Say how many codes a validation can find in use, where its pictures have fewer positions than there are codes."""
+    if stage not in CODED:
+        return
+    num_codes = config.num_semantic_codes if stage == "semantic" else config.num_codes
+    for name, held in held_out.items():
+        positions = held.num_samples * config.num_positions
+        if positions < num_codes:
+            looked_at = f"{held.num_samples:,} {name} x {config.num_positions:,} positions = {positions:,}"
+            print_once(f"validation: {looked_at}, so codes_used is at most that, of {num_codes:,} codes")
 
 
 def starting_codebooks(task: nn.Module) -> list[EMACodebook | SubCodebooks]:
@@ -168,3 +188,25 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
         for later in range(step, step + num_steps) for part in range(accumulation)
     ]  # fmt: skip
     return [source(range(start, start + micro))["pixel_values"].to(device) for start in starts]
+
+
+def reconstructions(
+    model: PreTrainedModel, recipe: TokenizerRecipe, source: SampleSource, held_out: dict[str, HeldOut]
+) -> Callable[[], np.ndarray]:
+    """What draws TensorBoard's grid: true pictures over what the decoder makes of their codes.
+
+    Those are the first that are held out, at most GRID_COLUMNS of them; where none are, the first that are trained on.
+    Before there are codes the grid is of little use.
+    """
+    shown = next(iter(held_out.values()), HeldOut(source, GRID_COLUMNS))
+
+    @torch.no_grad()
+    def draw() -> np.ndarray:
+        """(2 S, columns x S, 3) uint8."""
+        true = shown.source(range(min(GRID_COLUMNS, shown.num_samples)))["pixel_values"].to(model.device)
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.train.autocast())
+        with gathered(model.parameters()), autocast:
+            drawn = model.decode(model.encode(true))
+        return rearrange(to_uint8(torch.cat([true, drawn])), "(r b) h w c -> (r h) (b w) c", r=2)
+
+    return draw

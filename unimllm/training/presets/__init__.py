@@ -12,6 +12,10 @@ from unimllm.training.presets.ablation import (
     ablation_sft,
     ablation_shared_index,
     ablation_shared_vector,
+    photos_128_shared_index,
+    photos_128_shared_vector,
+    semhitok_256_shared_index,
+    semhitok_256_shared_vector,
 )
 from unimllm.training.presets.cheers import (
     cheers_1_5b_align,
@@ -29,7 +33,7 @@ from unimllm.training.presets.llava import (
     unified_qwen25_7b_pretrain,
     unified_qwen25_7b_sft,
 )
-from unimllm.training.presets.photos import photos_128_decoder, photos_128_pixel, photos_128_semantic
+from unimllm.training.presets.photos import photos_128_decoder, photos_128_joint, photos_128_pixel, photos_128_semantic
 from unimllm.training.presets.recipes import SftRecipe, TeacherRecipe, TokenizerRecipe
 from unimllm.training.presets.scenes import (
     scenes_64_decoder,
@@ -46,6 +50,7 @@ from unimllm.training.presets.scenes import (
 )
 from unimllm.training.presets.semhitok import (
     semhitok_256_decoder,
+    semhitok_256_joint,
     semhitok_256_pixel,
     semhitok_256_semantic,
     semhitok_384_decoder,
@@ -86,6 +91,12 @@ DECODER_PRESETS = {
     "ablation_semantic_only": ablation_semantic_only_decoder,
 }
 JOINT_PRESETS = {
+    "photos_128": photos_128_joint,
+    "photos_128_shared_index": photos_128_shared_index,
+    "photos_128_shared_vector": photos_128_shared_vector,
+    "semhitok_256": semhitok_256_joint,
+    "semhitok_256_shared_index": semhitok_256_shared_index,
+    "semhitok_256_shared_vector": semhitok_256_shared_vector,
     "ablation": ablation_joint,
     "ablation_shared_index": ablation_shared_index,
     "ablation_shared_vector": ablation_shared_vector,

@@ -12,12 +12,16 @@ them have no counterpart without phases.
     shared vector    K = 4,096, m = 1       stage joint    one vector for both decoders (the way of VILA-U)
     shared index     K = 4,096, m = 1       stage joint    two codebooks under one index (the way of TokenFlow)
     SemHiTok         K = 256,   m = 16      stages semantic, pixel; or stage joint
+
+Below them the two shared ones over pictures of one's own, against the SemHiTok of the same number of ids and of steps.
 """
 
 from semhitok import SemHiTokConfig
 from semhitok.shared_index import SharedIndexConfig, SharedVectorConfig
+from unimllm.training.presets.photos import photos_128_joint
 from unimllm.training.presets.recipes import SftRecipe, TokenizerRecipe
 from unimllm.training.presets.scenes import scenes_64_pixel, scenes_64_semhitok, scenes_64_sft
+from unimllm.training.presets.semhitok import semhitok_256_joint
 
 STEPS = 2000
 SEMANTIC_STEPS = 600
@@ -31,8 +35,11 @@ def _as_semhitok(num_semantic_codes: int) -> SemHiTokConfig:
     return config
 
 
-def _as_single(config_class: type[SharedIndexConfig] | type[SharedVectorConfig]) -> SemHiTokConfig:
-    values = _as_semhitok(NUM_CODES).to_dict()
+def _as_single(
+    config_class: type[SharedIndexConfig] | type[SharedVectorConfig], config: SemHiTokConfig
+) -> SemHiTokConfig:
+    """The same sizes with as many codes under one index."""
+    values = config.to_dict() | {"num_semantic_codes": config.num_codes, "num_pixel_codes": 1}
     return config_class(**{name: value for name, value in values.items() if name != "model_type"})
 
 
@@ -91,12 +98,37 @@ def ablation_semantic_only_decoder() -> TokenizerRecipe:
 
 def ablation_shared_vector() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset ablation_shared_vector --stage joint --teacher ...`: VILA-U's way."""
-    return _recipe(_as_single(SharedVectorConfig), 0, STEPS, quantize_after=400)
+    return _recipe(_as_single(SharedVectorConfig, _as_semhitok(NUM_CODES)), 0, STEPS, quantize_after=400)
 
 
 def ablation_shared_index() -> TokenizerRecipe:
     """`deepspeed train/tokenizer.py --preset ablation_shared_index --stage joint --teacher ...`: TokenFlow's way."""
-    return _recipe(_as_single(SharedIndexConfig), 0, STEPS, quantize_after=400)
+    return _recipe(_as_single(SharedIndexConfig, _as_semhitok(NUM_CODES)), 0, STEPS, quantize_after=400)
+
+
+def _over_pictures(recipe: TokenizerRecipe, config_class) -> TokenizerRecipe:
+    recipe.model = _as_single(config_class, recipe.model)
+    return recipe
+
+
+def photos_128_shared_vector() -> TokenizerRecipe:
+    """`... --preset photos_128_shared_vector --stage joint --teacher SIGLIP --data PICTURES`: 65,536 ids. Untrained."""
+    return _over_pictures(photos_128_joint(), SharedVectorConfig)
+
+
+def photos_128_shared_index() -> TokenizerRecipe:
+    """`... --preset photos_128_shared_index --stage joint --teacher SIGLIP --data PICTURES`: 65,536 ids. Untrained."""
+    return _over_pictures(photos_128_joint(), SharedIndexConfig)
+
+
+def semhitok_256_shared_vector() -> TokenizerRecipe:
+    """`... --preset semhitok_256_shared_vector --stage joint --teacher SIGLIP --data DATA`: 196,608 ids. Untrained."""
+    return _over_pictures(semhitok_256_joint(), SharedVectorConfig)
+
+
+def semhitok_256_shared_index() -> TokenizerRecipe:
+    """`... --preset semhitok_256_shared_index --stage joint --teacher SIGLIP --data DATA`: 196,608 ids. Untrained."""
+    return _over_pictures(semhitok_256_joint(), SharedIndexConfig)
 
 
 def ablation_sft() -> SftRecipe:

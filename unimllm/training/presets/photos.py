@@ -8,7 +8,7 @@ from transformers import SiglipVisionConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.training.config import TrainConfig
-from unimllm.training.presets.recipes import TokenizerRecipe
+from unimllm.training.presets.recipes import TokenizerRecipe, joined
 
 
 def photos_128_semantic() -> TokenizerRecipe:
@@ -23,8 +23,8 @@ def photos_128_semantic() -> TokenizerRecipe:
     )  # fmt: skip
     return TokenizerRecipe(
         train=TrainConfig(
-            max_steps=3000, batch_size=64, learning_rate=5e-4, warmup_steps=300, precision="autocast", num_workers=2,
-            log_every=10, validate_every=500, validation_rows=512,
+            max_steps=3000, batch_size=64, learning_rate=5e-4, warmup_steps=300, num_workers=2, log_every=10,
+            validate_every=500, validation_rows=512,
         ),
         model=SemHiTokConfig(
             vision, num_semantic_codes=4096, num_pixel_codes=16, semantic_dim=32, pixel_dim=16,
@@ -49,6 +49,15 @@ def photos_128_pixel() -> TokenizerRecipe:
     recipe.train.learning_rate = 1e-3
     recipe.quantize_after = 2000
     return recipe
+
+
+def photos_128_joint() -> TokenizerRecipe:
+    """Both kinds of codes at once, in as many steps as the semantic and the pixel stage together, to compare.
+
+    deepspeed train/tokenizer.py --preset photos_128 --stage joint --teacher SIGLIP --data PICTURES
+    Untrained.
+    """
+    return joined(photos_128_semantic(), photos_128_pixel())
 
 
 def photos_128_decoder() -> TokenizerRecipe:

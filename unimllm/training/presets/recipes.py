@@ -1,6 +1,6 @@
 """Recipes: everything that one training program needs to know, in one object."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import SiglipConfig
 
@@ -38,6 +38,11 @@ class TokenizerRecipe:
     """Share of the scenes that show objects outside `world.classes`: in tints that those are never trained in."""
     decode_threads: int = 8
     """Threads of each data worker (or of the process itself) that read and decode pictures of --data."""
+    flip: float = 0.5
+    """Share of the pictures of --data that are mirrored, 0..1."""
+    random_crop: bool = False
+    """Cut pictures of --data to a square of 0.8 to all of their shorter side, anywhere, as ADM does (arXiv 2105.05233);
+    else to their centre square."""
     patch_size: int = 0
     """Pixels of a patch at which SigLIP is made to read, by scaling its patch embedding; 0: its own."""
     quantize_after: int = 0
@@ -77,6 +82,13 @@ class TokenizerRecipe:
     """Channels of the discriminator's first layer, a multiple of 8."""
     discriminator_halvings: int = 3
     """Of the resolution in the discriminator: at 3, pix2pix's, a score sees 70 x 70 pixels; at 2, 34 x 34."""
+
+
+def joined(semantic: TokenizerRecipe, pixel: TokenizerRecipe) -> TokenizerRecipe:
+    """The recipe of a joint stage: the pixel stage's, over as many steps as both stages have."""
+    steps = semantic.train.max_steps + pixel.train.max_steps
+    quantize_after = semantic.quantize_after + pixel.quantize_after
+    return replace(pixel, train=replace(pixel.train, max_steps=steps), quantize_after=quantize_after)
 
 
 @dataclass

@@ -1,16 +1,29 @@
 """SemHiTok at the paper's size (arXiv 2503.06764): over SigLIP-L/16, 196,608 ids, on any large set of pictures.
 
-Untrained by us: sizes and numbers are the paper's where it states them, else those of its nearest relatives (BEiT v2
-for the semantic stage; ILLUME+ and TokenFlow for the others: AdamW 1e-4, betas 0.9 and 0.95, weight decay 0.05, batch
-256). Steps are for ImageNet-1k, 5,004 steps an epoch. Hours are estimates from the count of multiplications at 40 % of
-an A100's peak. `--dry-run` prints what a stage needs before it is started.
+Untrained by us. Of the paper we know the 196,608 ids, SigLIP-L for 256 pixels, the kinds of its losses and codebooks,
+and that both pixel networks are ViTs. All else is taken from its nearest relatives or chosen here:
+
+    optimiser of all stages      ILLUME+'s and TokenFlow's: AdamW 1e-4, betas 0.9 and 0.95, weight decay 0.05, gradients
+                                 clipped to 1; batch 256 as ILLUME+. BEiT v2's VQ-KD, which the semantic stage is built
+                                 after, has betas 0.9 and 0.99, weight decay 1e-4, batch 512 and 100 epochs
+    semantic codebook            BEiT v2's: 32 channels of unit length, moving means with decay 0.99, k-means at first
+    commitment_weight            1.0 as BEiT v2, but times a sum over the channels of a vector where BEiT v2 has their
+                                 mean: semantic_dim (32) times as much
+    losses on pictures           ILLUME+'s and TokenFlow's but for L1 instead of L2: LPIPS 1.0, hinge PatchGAN 0.5 that
+                                 begins after 20,000 steps (5,000 in the decoder's stage: ours)
+    pixel codes                  8 channels and commitment 0.25 as TokenFlow
+    K and m, epochs, warm-up,    ours; the paper's K and m are not known. 256 and 384 pixels differ in K and m too, so
+    sizes of the networks        what lies between the two is not the resolution's alone
+
+Steps are for ImageNet-1k, 5,004 steps an epoch. Hours are estimates from the count of multiplications at 40 % of an
+A100's peak. `--dry-run` prints what a stage needs before it is started.
 """
 
 from transformers import SiglipVisionConfig
 
 from semhitok import SemHiTokConfig
 from unimllm.training.config import TrainConfig
-from unimllm.training.presets.recipes import TokenizerRecipe
+from unimllm.training.presets.recipes import TokenizerRecipe, joined
 
 
 def siglip_large(image_size: int) -> SiglipVisionConfig:
@@ -22,16 +35,15 @@ def siglip_large(image_size: int) -> SiglipVisionConfig:
 
 
 def _train(max_steps: int) -> TrainConfig:
-    # autocast, not bf16: in bf16 weights an EMA codebook's steps of 1 % would be rounded away.
     return TrainConfig(
         max_steps=max_steps, batch_size=256, micro_batch_size=32, learning_rate=1e-4, warmup_steps=2000,
-        weight_decay=0.05, beta1=0.9, beta2=0.95, precision="autocast", gradient_checkpointing=True, num_workers=2,
-        log_every=50, save_minutes=30, validate_every=2500, validation_rows=2048,
+        weight_decay=0.05, beta1=0.9, beta2=0.95, gradient_checkpointing=True, num_workers=2, log_every=50,
+        save_minutes=30, validate_every=2500, validation_rows=2048,
     )  # fmt: skip
 
 
 def semhitok_256_semantic() -> TokenizerRecipe:
-    """K = 16,384 semantic codes over SigLIP-L/16-256, 20 epochs of ImageNet.
+    """K = 16,384 semantic codes (our guess) over SigLIP-L/16-256, 20 epochs of ImageNet.
 
     deepspeed train/tokenizer.py --preset semhitok_256 --stage semantic --teacher SIGLIP --data /data/imagenet/train
     8 x A100-80GB: about 2 hours (estimate). Untrained; SigLIP: google/siglip-large-patch16-256.
@@ -48,7 +60,7 @@ def semhitok_256_pixel() -> TokenizerRecipe:
     """m = 12 pixel codes under each semantic code, 40 epochs of ImageNet.
 
     deepspeed train/tokenizer.py --preset semhitok_256 --stage pixel --data /data/imagenet/train
-    8 x A100-80GB: about 18 hours (estimate). Untrained; the paper's rFID is 1.16.
+    8 x A100-80GB: about 18 hours (estimate). Untrained; the paper reports an rFID of 1.16.
     """
     recipe = semhitok_256_semantic()
     recipe.train.max_steps = 200_000
@@ -60,8 +72,19 @@ def semhitok_256_pixel() -> TokenizerRecipe:
     return recipe
 
 
+def semhitok_256_joint() -> TokenizerRecipe:
+    """Both kinds of codes at once, in as many steps as the semantic and the pixel stage together, to compare.
+
+    deepspeed train/tokenizer.py --preset semhitok_256 --stage joint --teacher SIGLIP --data /data/imagenet/train
+    Untrained.
+    """
+    return joined(semhitok_256_semantic(), semhitok_256_pixel())
+
+
 def semhitok_256_decoder() -> TokenizerRecipe:
-    """A wider decoder, trained anew on codes that stay (the paper's Enhance Decoder; how wide is ours), 20 epochs.
+    """A wider decoder, trained anew on codes that stay, 20 epochs of ImageNet.
+
+    After TokenFlow's enhanced decoder; the paper has an Enhance Decoder, of which we know no more than the name.
 
     deepspeed train/tokenizer.py --preset semhitok_256 --stage decoder --data /data/imagenet/train
     8 x A100-80GB: about 9 hours (estimate). Untrained.
@@ -74,7 +97,7 @@ def semhitok_256_decoder() -> TokenizerRecipe:
 
 
 def semhitok_384_semantic() -> TokenizerRecipe:
-    """K = 24,576 semantic codes over SigLIP-L/16-384, 576 positions, 20 epochs of ImageNet.
+    """K = 24,576 semantic codes (unconfirmed) over SigLIP-L/16-384, 576 positions, 20 epochs of ImageNet.
 
     deepspeed train/tokenizer.py --preset semhitok_384 --stage semantic --teacher SIGLIP --data /data/imagenet/train
     8 x A100-80GB: about 5 hours (estimate). Untrained; SigLIP: google/siglip-large-patch16-384.
@@ -86,7 +109,7 @@ def semhitok_384_pixel() -> TokenizerRecipe:
     """m = 8 pixel codes under each semantic code, 40 epochs of ImageNet.
 
     deepspeed train/tokenizer.py --preset semhitok_384 --stage pixel --data /data/imagenet/train
-    8 x A100-80GB: about 45 hours (estimate). Untrained; the paper's rFID is 0.66.
+    8 x A100-80GB: about 45 hours (estimate). Untrained; the paper reports an rFID of 0.66.
     """
     return _at_384(semhitok_256_pixel())
 
@@ -101,7 +124,7 @@ def semhitok_384_decoder() -> TokenizerRecipe:
 
 
 def _at_384(recipe: TokenizerRecipe) -> TokenizerRecipe:
-    """The same recipe for 384 pixels, with the paper's other split of its 196,608 ids."""
+    """The same recipe for 384 pixels, and the 196,608 ids split as notes on the paper say (m = 8), unconfirmed."""
     recipe.model = SemHiTokConfig(siglip_large(384), num_semantic_codes=24_576, num_pixel_codes=8)
     recipe.train.micro_batch_size = 16
     return recipe
