@@ -5,7 +5,8 @@
         --inception-weights weights-inception-2015-12-05-6726825d.pth --lpips-weights vgg16-397923af.pth
 
 Pictures are cropped as ADM does (halved, scaled bicubically, cut to the centre), encoded, decoded, clamped and rounded
-to 8 bits; everything is measured between those and the cropped originals. "FID" stands only over the TF-2015 Inception
+to 8 bits; everything is measured between those and the cropped originals. An equal picture counts 100 dB in the mean
+PSNR, the most that any does, and the table says how many are equal. "FID" stands only over the TF-2015 Inception
 (--inception-weights); other networks give FD(network): the tokenizer's own SigLIP, or --features, which is the one to
 compare tokenizers by. An autoencoder (CHEERS) is measured alike; it has neither codes nor a SigLIP of its own.
 `--data scenes`: the held-out compositions of eval/scenes.py (--split), a thousand unless --limit says so.
@@ -44,6 +45,7 @@ from unimllm.metrics.comparison import (
     add_network_options,
     compare_pairs,
     compare_sets,
+    equal_told,
     networks_told,
     open_networks,
     summarize_pairs,
@@ -286,7 +288,7 @@ def make_table(results: dict) -> Table:
 def notes(results: dict) -> list[str]:
     """What stands under the table: how it was measured, what was left out, what to beware of."""
     lines = [f"Crop: {results['crop']}. All on 8-bit RGB; SSIM and PSNR by unimllm.metrics.reconstruction."]
-    lines += networks_told(results)
+    lines += equal_told(results) + networks_told(results)
     if results["skipped"]:
         found = results["num_pictures"] + len(results["skipped"])
         lines.append(
