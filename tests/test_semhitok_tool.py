@@ -328,7 +328,7 @@ def test_reconstruct_a_folder(call, tokenizer, photos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command; choose one of encode, decode, reconstruct"),
+        ([], "no command; choose one of encode, decode, reconstruct, export"),
         (["encod"], "unknown command 'encod' (did you mean 'encode'?)"),
         (["encode"], "encode photos/ --out codes/"),
         (["encode", "photos"], "encode photos/ --out codes/"),
