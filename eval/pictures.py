@@ -5,6 +5,7 @@
     python eval/pictures.py clipscore GENERATED --clip openai/clip-vit-large-patch14
 
 PSNR, SSIM and LPIPS are of the pictures that have one name in both folders, endings aside; FID and KID are of all.
+A pair of equal pictures counts 100 dB in the mean PSNR, the most that any does, and the table says how many are equal.
 "FID" stands only over the TF-2015 Inception; with --features it is FD(network). Pictures are taken as they are unless
 --size crops them as ADM does; all are opened beforehand, so that a damaged one is told at once. CLIPScore is
 100 * max(cos, 0); `clip_score_paper` in the JSON has the paper's weight, 2.5 * max(cos, 0), without the "A photo
@@ -47,6 +48,7 @@ from unimllm.metrics.comparison import (
     add_network_options,
     compare_pairs,
     compare_sets,
+    equal_told,
     networks_told,
     open_networks,
     summarize_pairs,
@@ -220,7 +222,7 @@ def differing(only: list[dict[str, Path]], args: argparse.Namespace) -> list[str
 
 def comparison_table(results: dict) -> Table:
     """The table for people."""
-    lines = [f"Size: {results['size'] or 'as it is'}. All on 8-bit RGB.", *networks_told(results)]
+    lines = [f"Size: {results['size'] or 'as it is'}. All on 8-bit RGB.", *equal_told(results), *networks_told(results)]
     lines += [f"Warning: {warning}." for warning in results["warnings"]]
     title = (
         f"{results['generated']} ({results['num_generated']:,}) beside {results['reference']} "

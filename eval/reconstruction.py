@@ -4,10 +4,13 @@
     python eval/reconstruction.py --model runs/semhitok_256/decoder --data imagenet/val --grid grid.png \\
         --inception-weights weights-inception-2015-12-05-6726825d.pth --lpips-weights vgg16-397923af.pth
 
-Pictures are cropped as ADM does (halved, scaled bicubically, cut to the centre), encoded, decoded, clamped and rounded
-to 8 bits; everything is measured between those and the cropped originals. "FID" stands only over the TF-2015 Inception
-(--inception-weights); other networks give FD(network): the tokenizer's own SigLIP, or --features, which is the one to
-compare tokenizers by. An autoencoder (CHEERS) is measured alike; it has neither codes nor a SigLIP of its own.
+--data takes a folder of pictures, of .tar or of .parquet files, or such a file. Pictures are cropped as ADM does
+(halved, scaled by the tokenizer's own interpolation, bicubic unless its SigLIP has another, cut to the centre),
+encoded, decoded, clamped and rounded to 8 bits; everything is measured between those and the cropped originals. An
+equal picture counts 100 dB in the mean PSNR, the most that any does, and the table says how many are equal. "FID"
+stands only over the TF-2015 Inception (--inception-weights); other networks give FD(network): the tokenizer's own
+SigLIP, or --features, which is the one to compare tokenizers by. An autoencoder (CHEERS) is measured alike; it has
+neither codes nor a SigLIP of its own.
 `--data scenes`: the held-out compositions of eval/scenes.py (--split), a thousand unless --limit says so.
 Intervals: 95 %, bootstrap over pictures.
 """
@@ -31,7 +34,7 @@ from transformers import PreTrainedModel
 from semhitok.checkpoints import resolve
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
-from unimllm.data.sequential import FolderPictures, cropped_batches
+from unimllm.data.sequential import FolderPictures, PackedPictures, cropped_batches, open_sequential
 from unimllm.errors import UserError
 from unimllm.fingerprint import DIGITS, weights_fingerprint
 from unimllm.grid import draw_grid
@@ -44,6 +47,7 @@ from unimllm.metrics.comparison import (
     add_network_options,
     compare_pairs,
     compare_sets,
+    equal_told,
     networks_told,
     open_networks,
     summarize_pairs,
@@ -76,6 +80,7 @@ class HeldOutPictures:
         self.world, self.renderer = config.open()
         self.count, self.split = count, split
         self.skipped: dict[str, str] = {}
+        self.faults: list[str] = []
         self.num_other_files = 0
 
     def __len__(self) -> int:
@@ -84,6 +89,9 @@ class HeldOutPictures:
     def __iter__(self) -> Iterator[tuple[str, Image.Image]]:
         for i, scene in enumerate(examined_scenes(self.world, SCENES_SEED, self.count, self.split)):
             yield f"scene {i}", Image.fromarray(self.renderer.render(scene))
+
+
+Pictures = FolderPictures | PackedPictures | HeldOutPictures
 
 
 @dataclass
@@ -108,7 +116,7 @@ class Measured:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandLine("eval/reconstruction.py", __doc__)
     parser.add_argument("--model", type=Path, help="folder of a tokenizer or of a model; scenes: the one that ships")
-    parser.add_argument("--data", help=f"a folder of pictures, or {SCENES!r}")
+    parser.add_argument("--data", help=f"a folder of pictures, .tar or .parquet files, such a file, or {SCENES!r}")
     parser.add_argument("--split", choices=SPLITS, default="test", help=f"of --data {SCENES}")
     parser.add_argument("--limit", type=number(int, 1), help="the first so many pictures")
     parser.add_argument("--batch-size", type=number(int, 1), default=32)
@@ -143,11 +151,12 @@ def main(argv: list[str] | None = None) -> None:
         results["warnings"].append(
             "no Frechet distance: this tokenizer has no SigLIP of its own, name one with --features"
         )
+    results["warnings"] += source.faults
     results |= describe_data(args, tokenizer, source, lpips)
     results |= describe_run(
         start, model=str(args.model), fingerprint=weights, fingerprint_of="weights",
         seed=SCENES_SEED, num_samples={"pictures": results["num_pictures"]},
-        limited=args.limit is not None or bool(source.skipped),
+        limited=args.limit is not None or bool(source.skipped or source.faults),
     )  # fmt: skip
     if args.json:
         write_json(args.json, results)
@@ -156,10 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     print_table(make_table(results), 110)
 
 
-def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path) -> FolderPictures | HeldOutPictures:
+def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path) -> Pictures:
     """What --data names."""
     if args.data != SCENES:
-        return FolderPictures(Path(args.data))
+        return open_sequential(Path(args.data))
     world = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24)
     return HeldOutPictures(world, args.limit or NUM_SCENES, args.split)
 
@@ -170,7 +179,7 @@ def open_data(args: argparse.Namespace, tokenizer: PreTrainedModel, folder: Path
 def measure(
     args: argparse.Namespace,
     tokenizer: PreTrainedModel,
-    source: FolderPictures | HeldOutPictures,
+    source: Pictures,
     nets: list[FeatureNet],
     comparisons: list[FrechetComparison],
     lpips: PairDistance | None,
@@ -179,7 +188,8 @@ def measure(
     measured = Measured()
     total = min(len(source), args.limit or len(source))
     with tqdm(total=total, desc="reconstructing", unit="picture") as progress:
-        for keys, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
+        size, resample = tokenizer.config.image_size, interpolation(tokenizer)
+        for keys, pictures in cropped_batches(source, size, args.batch_size, args.limit, resample):
             measured.sha256.update(pictures.data)
             encoded, decoded = reconstruct(tokenizer, pictures, measured.seconds)
             if not encoded.is_floating_point():
@@ -198,6 +208,11 @@ def measure(
     if not measured.scores:
         raise UserError(f"none of the {len(source)} pictures in {args.data} can be read")
     return measured
+
+
+def interpolation(tokenizer: PreTrainedModel) -> Image.Resampling:
+    """What the tokenizer was trained with: a SigLIP's own, or bicubic."""
+    return Image.Resampling(tokenizer.config.resample)
 
 
 @torch.inference_mode()
@@ -246,16 +261,17 @@ def summarize(measured: Measured, tokenizer: PreTrainedModel) -> dict:
 def describe_data(
     args: argparse.Namespace,
     tokenizer: PreTrainedModel,
-    source: FolderPictures | HeldOutPictures,
+    source: Pictures,
     lpips: PairDistance | None,
 ) -> dict:
     """What was measured and how."""
+    by = interpolation(tokenizer).name.lower()
     facts = {
         "data": args.data,
         "split": args.split if args.data == SCENES else None,
         "limit": args.limit,
         "resolution": tokenizer.config.image_size,
-        "crop": "none, drawn at this size" if args.data == SCENES else "ADM centre crop (box halving, bicubic)",
+        "crop": "none, drawn at this size" if args.data == SCENES else f"ADM centre crop (box halving, {by})",
         "skipped": source.skipped,
         "num_other_files": source.num_other_files,
         "batch_size": args.batch_size,
@@ -286,7 +302,7 @@ def make_table(results: dict) -> Table:
 def notes(results: dict) -> list[str]:
     """What stands under the table: how it was measured, what was left out, what to beware of."""
     lines = [f"Crop: {results['crop']}. All on 8-bit RGB; SSIM and PSNR by unimllm.metrics.reconstruction."]
-    lines += networks_told(results)
+    lines += equal_told(results) + networks_told(results)
     if results["skipped"]:
         found = results["num_pictures"] + len(results["skipped"])
         lines.append(

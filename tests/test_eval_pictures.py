@@ -13,7 +13,7 @@ from unimllm.metrics import comparison
 from unimllm.metrics.clip_score import ClipScorer
 from unimllm.metrics.frechet import frechet_distance, kid
 from unimllm.metrics.networks import FeatureNet, PairDistance
-from unimllm.metrics.reconstruction import psnr, ssim
+from unimllm.metrics.reconstruction import MOST, psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,12 @@ def test_pairs_of_two_sizes_are_cropped_where_it_is_asked_for(call, program, tmp
     told = call(program, "compare", reference, generated, "--device", "cpu")
     assert told.code == 2 and "b: the two pictures are 16 x 16 and 20 x 20 pixels; crop both with --size" in told.err
     results, table = compared(call, program, tmp_path, reference, generated, "--size", 16)
-    assert results["num_pairs"] == 2 and results["psnr"] is None and results["frechet"] == {}  # one pair is equal
+    other = write(tmp_path / "other", {"b.png": noise(2, 20)})
+    assert results["num_pairs"] == 2 and results["num_equal"] == 1 and results["frechet"] == {}
+    different = compared(call, program, tmp_path, reference, other, "--size", 16)
+    assert results["psnr"] == pytest.approx((MOST + different[0]["psnr"]) / 2) and different[0]["num_equal"] == 0
     assert "FID" not in table and "Size: 16" in table
+    assert "Exactly equal: 1 pair, at 100 dB in the mean PSNR" in table and "equal" not in different[1]
 
 
 def test_a_damaged_picture_is_told_before_any_is_compared(call, program, clip, tmp_path):

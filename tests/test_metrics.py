@@ -8,7 +8,7 @@ from unimllm.metrics.codes import code_use, perplexity
 from unimllm.metrics.geneval import TAGS, Detection, is_correct, relations, summarize
 from unimllm.metrics.geneval import intervals as geneval_intervals
 from unimllm.metrics.intervals import bootstrap, wilson
-from unimllm.metrics.reconstruction import psnr, ssim, ssim_uniform
+from unimllm.metrics.reconstruction import MOST, psnr, ssim, ssim_uniform
 
 
 def at(x: float, y: float, side: float = 10.0) -> tuple[float, float, float, float]:
@@ -208,7 +208,10 @@ def test_psnr_by_hand():
     assert values[0] == pytest.approx(0)  # the largest error there is
     assert values[1] == pytest.approx(10 * np.log10(255**2 / 100))
     assert values[2] == pytest.approx(48.1308, abs=1e-4)  # one step everywhere
-    assert np.isinf(values[3])
+    assert values[3] == MOST == 100.0  # equal
+    nearly = plain(7, side=256)
+    nearly[0, 0, 0, 0] += 1  # 101 dB without the limit
+    assert psnr(plain(7, side=256), nearly)[0] == MOST
     half = plain(0)
     half[0, :8] = 10  # error 100 in half of the pixels: the mean is over pixels before the logarithm
     assert psnr(plain(0), half)[0] == pytest.approx(10 * np.log10(255**2 / 50))

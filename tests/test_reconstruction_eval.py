@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_program
+from picture_files import write_parquet, write_tar
 from PIL import Image
 from released_siglips import FORMATS, PICTURES
 
@@ -19,7 +20,7 @@ from semhitok.image_processing_semhitok import adm_center_crop, to_pixel_values,
 from semhitok.teacher import Teacher, load_teacher
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import tiny_config as tiny_cheers
-from unimllm.data.sequential import FolderPictures, cropped_batches
+from unimllm.data.sequential import FolderPictures, PackedPictures, cropped_batches, open_sequential
 from unimllm.errors import UserError
 from unimllm.grid import draw_grid
 from unimllm.metrics import networks
@@ -101,13 +102,41 @@ def test_folder_is_read_in_order_and_what_is_broken_is_named(folder):
     assert np.array_equal(batches[1][1][0], np.asarray(adm_center_crop(noise(17, 90, seed=2), 16)))
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_packed_pictures_are_read_in_order_and_what_is_broken_is_named(folder, tmp_path, kind):
+    contents = [path.read_bytes() for path in (folder / "a.png", folder / "b" / "0.png", folder / "c.webp")]
+    write = write_tar if kind == "tar" else write_parquet
+    root = tmp_path / "shards"
+    write(root / "sub" / f"0.{kind}", contents)
+    write(root / f"1.{kind}", contents[2:])
+    source = open_sequential(root)
+    members = ("000.png", "002.png") if kind == "tar" else ("row 0", "row 2")
+    expected = [f"sub/0.{kind}:{member}" for member in members]
+    keys = [f"1.{kind}:{members[0]}", *expected]
+    assert isinstance(source, PackedPictures) and len(source) == 4
+    read = dict(source)
+    assert list(read) == keys and source.num_other_files == (4 if kind == "tar" else 0) and not source.faults
+    (broken, why), = source.skipped.items()  # fmt: skip
+    assert broken == f"sub/0.{kind}:{'001.png' if kind == 'tar' else 'row 1'}" and broken in why and "cut off" in why
+    assert np.array_equal(np.asarray(read[expected[0]]), np.asarray(noise(40, 24)))
+    alone = open_sequential(root / f"1.{kind}")
+    assert [key for key, _ in alone] == keys[:1] and len(alone) == 1
+    assert [key for batch, _ in cropped_batches(source, 16, 2, limit=2) for key in batch] == keys[:2]
+
+
+def test_a_folder_of_pictures_may_hold_a_tar_besides(folder):
+    write_tar(folder / "more.tar", [(folder / "a.png").read_bytes()])
+    source = open_sequential(folder)
+    assert isinstance(source, FolderPictures) and len(source) == 6 and source.num_other_files == 2
+
+
 def test_a_folder_without_pictures_is_told(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="no picture in .*: 1 files"):
         FolderPictures(tmp_path)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         FolderPictures(tmp_path / "none")
-    with pytest.raises(UserError, match="a file, but only folders"):
+    with pytest.raises(UserError, match="a file, but neither .tar nor .parquet"):
         FolderPictures(tmp_path / "notes.txt")
 
 
@@ -307,6 +336,35 @@ def test_table_json_and_grid_of_a_folder(program, tokenizer, tokenizer_folder, f
     assert Image.open(grid).size == (5 * (160 + 12) + 12, 12 + 29 + 160 * 2 + 2 + 2 * 17 + 12)
 
 
+def test_packed_pictures_are_measured_as_those_of_a_folder(program, tokenizer_folder, folder, tmp_path, call):
+    names = ["a.png", "b/1.JPG", "b/2.png", "b/3.png", "c.webp"]
+    write_tar(tmp_path / "packed" / "0.tar", [(folder / name).read_bytes() for name in names])
+    cut = write_tar(tmp_path / "packed" / "1.tar", [(folder / "a.png").read_bytes()])
+    cut.write_bytes(cut.read_bytes()[:700])
+    results = {}
+    for name, data in (("folder", folder), ("packed", tmp_path / "packed")):
+        out = tmp_path / f"{name}.json"
+        assert call(program, "--model", tokenizer_folder, "--data", data, "--device", "cpu", "--json", out).code == 0
+        results[name] = json.loads(out.read_text())
+    for key in ("pictures_fingerprint", "psnr", "num_pictures", "num_equal"):
+        assert results["folder"][key] == results["packed"][key]
+    assert any("1.tar" in warning for warning in results["packed"]["warnings"]) and results["packed"]["limited"]
+
+
+def test_pictures_are_scaled_as_the_tokenizer_was_trained(program, tokenizer, folder, tmp_path, call):
+    for name, resample in (("bicubic", 3), ("bilinear", 2)):
+        config = type(tokenizer.config).from_dict(tokenizer.config.to_dict() | {"resample": resample})
+        model = SemHiTokModel(config)
+        model.load_state_dict(tokenizer.state_dict())
+        model.save_pretrained(tmp_path / name)
+        out = tmp_path / f"{name}.json"
+        assert call(program, "--model", tmp_path / name, "--data", folder, "--device", "cpu", "--json", out).code == 0
+        results = json.loads(out.read_text())
+        ((_, pictures),) = cropped_batches(FolderPictures(folder), 16, 9, None, resample)
+        assert results["pictures_fingerprint"] == hashlib.sha256(pictures.tobytes()).hexdigest()[:16]
+        assert results["crop"] == f"ADM centre crop (box halving, {name})"
+
+
 def test_an_autoencoder_is_measured_without_codes(program, folder, tmp_path, call):
     torch.manual_seed(0)
     config = tiny_cheers().vae_config
@@ -369,7 +427,7 @@ def test_mistakes_are_one_line(program, tokenizer_folder, folder, tmp_path, call
     assert "--data is missing" in call(program, *model).refusal()
     assert "did you mean '--limit'" in call(program, *model, *data, "--limt", 3).refusal()
     assert "no checkpoint in" in call(program, "--model", tmp_path / "none", *data).refusal()
-    assert "no such folder" in call(program, *model, "--data", tmp_path / "a.tar").refusal()
+    assert "no such file or folder" in call(program, *model, "--data", tmp_path / "a.tar").refusal()
     assert "pictures are written as" in call(program, *model, *data, "--grid", tmp_path / "grid.svg").refusal()
     assert "--features: " in call(program, *model, *data, "--features", tmp_path).refusal()
     assert "holds a semhitok model" in call(program, *model, *data, "--features", tokenizer_folder).refusal()

@@ -328,7 +328,7 @@ def test_reconstruct_a_folder(call, tokenizer, photos, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command; choose one of encode, decode, reconstruct"),
+        ([], "no command; choose one of encode, decode, reconstruct, export"),
         (["encod"], "unknown command 'encod' (did you mean 'encode'?)"),
         (["encode"], "encode photos/ --out codes/"),
         (["encode", "photos"], "encode photos/ --out codes/"),
@@ -361,7 +361,8 @@ def test_help(call):
     assert "side by side" in call(__main__, "--help").out
     for command in __main__.COMMANDS:
         result = call(__main__, command, "--help")
-        assert result.code == 0 and f"python -m semhitok {command}" in result.out and "--batch-size" in result.out
+        assert result.code == 0 and f"python -m semhitok {command}" in result.out
+        assert ("--results" if command == "export" else "--batch-size") in result.out
 
 
 def test_options_may_stand_before_the_pictures(call, tokenizer, photos, tmp_path):

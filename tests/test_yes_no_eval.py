@@ -54,10 +54,6 @@ def test_resampled_sums_give_the_bootstrap_s_interval():
     assert percentiles(sums[:, 0] / sums[:, 1]) == pytest.approx(slow, abs=0.01)
 
 
-def test_intervals_of_infinite_values():
-    assert percentiles([np.inf] * 9) == (np.inf, np.inf) and percentiles([0.0, 1.0, np.inf]) == (0.0, np.inf)
-
-
 def test_strata_are_resampled_independently():
     counts, rng = np.arange(50)[:, None], np.random.default_rng(0)
     first, second = (resampled_sums(counts, range(50), rng)[:, 0] for _ in range(2))

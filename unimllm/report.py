@@ -188,7 +188,7 @@ def processor() -> str:
 
 
 def write_json(path: Path, results: dict) -> None:
-    """Write results as JSON, whole or not at all; numbers that it cannot hold (PSNR of equal pictures) become null.
+    """Write results as JSON, whole or not at all; numbers that it cannot hold (nan, infinity) become null.
 
     Raises:
         UserError: the place cannot be written.

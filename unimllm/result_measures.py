@@ -25,7 +25,7 @@ class Measure:
     Args:
         group: what it was measured on; equal only where two models can be compared.
         name: plain, unique in its group.
-        value: None where it could not be measured; infinite on a scale without an end alone.
+        value: None where it could not be measured.
         interval: of 95 %.
         num_samples: what it was measured on.
         ceiling: what a perfect model would get.
@@ -46,7 +46,7 @@ class Measure:
 
     def __post_init__(self):
         numbers = (self.value, self.ceiling, self.num_samples, *(self.interval or ()))
-        most = math.inf if self.top is None else sys.float_info.max
+        most = sys.float_info.max
         wrong = [n for n in numbers if n is not None and (type(n) not in (int, float) or not -math.inf < n <= most)]
         if wrong or (self.interval and len(self.interval) != 2):
             raise ValueError(f"{self.name!r} is {wrong[0] if wrong else self.interval!r}, no number")
@@ -69,12 +69,6 @@ class Measure:
 def plain(name: str) -> str:
     """`color_attr` -> `color attr`."""
     return name.replace("_", " ")
-
-
-def psnr_measure(r: dict, group: str, n: int) -> Measure:
-    """PSNR; of equal pictures it is infinite, which JSON cannot hold (see `report.write_json`)."""
-    value, low, high = (math.inf if number is None else number for number in (r["psnr"], *r["intervals"]["psnr"]))
-    return Measure(group, "PSNR, dB", value, (low, high), n, digits=2, top=None)
 
 
 def of_codes(r: dict, group: str) -> Iterator[Measure]:
@@ -109,7 +103,7 @@ def of_scenes(r: dict) -> Iterator[Measure]:
     """eval/scenes.py."""
     on, intervals = told_set(r), r["intervals"]
     group, n = f"{on}: reconstruction", r["num_pictures"]
-    yield psnr_measure(r, group, n)
+    yield Measure(group, "PSNR, dB", r["psnr"], intervals["psnr"], n, digits=2, top=None)
     yield Measure(group, "SSIM", r["ssim"], intervals["ssim"], n)
     yield Measure(
         group, "objects read from reconstructions / from true renders", r["objects_read"],
@@ -242,9 +236,8 @@ def of_reconstruction(r: dict) -> Iterator[Measure]:
 
 def of_pairs(r: dict, group: str, n: int) -> Iterator[Measure]:
     """Those of `comparison.summarize_pairs` that were measured."""
-    if "psnr" in r:
-        yield psnr_measure(r, group, n)
     for key, title, digits, top in (
+        ("psnr", "PSNR, dB", 2, None),
         ("ssim", "SSIM", 3, 1),
         ("lpips", f"LPIPS ({r.get('lpips_backbone')}), less is better", 3, None),
     ):  # fmt: skip

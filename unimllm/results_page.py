@@ -6,7 +6,6 @@ is escaped.
 
 import base64
 import io
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -149,7 +148,7 @@ def chart_rows(columns: list[Column], taking_part: list[int], key: tuple[str, st
     found = [columns[i].measure(key) for i in taking_part]
     known = [measure for measure, _ in filter(None, found)]
     ends = [n for m in known for n in (m.value, m.ceiling, *(m.interval or ())) if n is not None]
-    top = known[0].top or 1.05 * max(filter(math.isfinite, ends), default=1) or 1
+    top = known[0].top or 1.05 * max(ends, default=1) or 1
     comparable = known[0].top is not None or len(known) > 1  # a bar of no scale beside no other says nothing
     yield f"<tbody{' class=main' if known[0].main else ''}>"
     for row, (i, entry) in enumerate(zip(taking_part, found, strict=True)):

@@ -3,6 +3,7 @@
 python -m semhitok encode PICTURES_OR_FOLDERS... --out codes/     pictures to packed shards of codes
 python -m semhitok decode codes/ --out pictures/                  and back
 python -m semhitok reconstruct IN OUT                             side by side, with PSNR
+python -m semhitok export RUN OUT                                 a trained tokenizer as a folder to share
 """
 
 import importlib
@@ -11,7 +12,7 @@ import sys
 from semhitok.command_line import nearest, run
 from semhitok.errors import UserError
 
-COMMANDS = ("encode", "decode", "reconstruct")
+COMMANDS = ("encode", "decode", "reconstruct", "export")
 
 
 def main(argv: list[str] | None = None) -> None:

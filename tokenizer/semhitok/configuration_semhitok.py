@@ -120,6 +120,10 @@ class SemHiTokConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 
+    def to_dict(self) -> dict:
+        """As transformers', but for where SigLIP and this tokenizer were loaded from: a place on one machine."""
+        return without_places(super().to_dict())
+
     @property
     def image_size(self) -> int:
         """Width and height of a picture in pixels."""
@@ -144,6 +148,12 @@ class SemHiTokConfig(PreTrainedConfig):
     def num_codes(self) -> int:
         """K * m, the size of the block of image ids."""
         return self.num_semantic_codes * self.num_pixel_codes
+
+
+def without_places(config: dict) -> dict:
+    """A config's dict without the folders and hub ids that it, and the configs in it, were loaded from."""
+    kept = {name: value for name, value in config.items() if name != "_name_or_path"}
+    return {name: without_places(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def as_vision_config(config: PreTrainedConfig | dict | None) -> SiglipVisionConfig | Siglip2VisionConfig:

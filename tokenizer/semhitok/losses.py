@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from semhitok.discriminator import AdversarialLoss
+from semhitok.psnr import MOST
 
 COARSE_SIDES = (2, 4, 8)  # pixels over which `coarse_loss` averages
 
@@ -37,9 +38,9 @@ def coarse_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def mean_psnr(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean PSNR in dB over (B, 3, S, S) pictures in -1..1, not clamped; 100 dB for equal ones."""
+    """Mean PSNR in dB over (B, 3, S, S) pictures in -1..1, not clamped; at most MOST each, as `psnr.psnr`."""
     errors = (predicted - target).square().flatten(1).mean(1) / 4  # (B,) on 0..1: the pixels' range is 2
-    return -10 * errors.clamp(min=1e-10).log10().mean()
+    return -10 * errors.clamp(min=10 ** (-MOST / 10)).log10().mean()
 
 
 class PerceptualLoss(nn.Module):

@@ -3,6 +3,7 @@
 import numpy as np
 
 MAX = 255.0  # the largest value of a channel
+MOST = 100.0  # dB of a picture, the most that any counts in a mean: of equal ones it would be infinite
 
 
 def psnr(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -12,15 +13,15 @@ def psnr(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
         pictures, reconstructions: (n, H, W, 3) uint8.
 
     Returns:
-        (n,) float64 in dB; infinite where the two are equal. Report the mean over pictures.
+        (n,) float64 in dB, at most MOST, which equal ones have. Report the mean over pictures.
 
     Raises:
         ValueError: they differ in shape, or are not uint8.
     """
     check_pictures(pictures, reconstructions)
     error = (pictures.astype(np.float64) - reconstructions.astype(np.float64)) ** 2
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(MAX**2 / error.mean((1, 2, 3)))
+    least = MAX**2 / 10 ** (MOST / 10)  # of a picture's mean squared error
+    return 10 * np.log10(MAX**2 / np.maximum(error.mean((1, 2, 3)), least))
 
 
 def check_pictures(pictures: np.ndarray, reconstructions: np.ndarray) -> None:

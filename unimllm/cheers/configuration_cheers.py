@@ -7,6 +7,8 @@ as our presets use it; `released_config` switches on every quirk that the releas
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.image_utils import PILImageResampling
 
+from semhitok.configuration_semhitok import without_places
+
 RELEASED_QUIRKS = {
     "repeat_detail_positions": True,
     "extra_euler_step": True,
@@ -205,6 +207,10 @@ class CheersConfig(PreTrainedConfig):
             setattr(self, name, getattr(getattr(self, part), of))
         self.tie_word_embeddings = text_config.tie_word_embeddings
         self.check_sizes()
+
+    def to_dict(self) -> dict:
+        """As transformers', but for where its parts were loaded from: places on one machine."""
+        return without_places(super().to_dict())
 
     def check_sizes(self) -> None:
         """ValueError where the parts do not fit together."""

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
 
 from semhitok import SemHiTokConfig
+from semhitok.configuration_semhitok import without_places
 
 IMAGE_HEADS = ("flat", "factorised")
 
@@ -56,6 +57,10 @@ class UniMLLMConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         kwargs.setdefault("tie_word_embeddings", text_config.tie_word_embeddings)
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As transformers', but for where its parts were loaded from: places on one machine."""
+        return without_places(super().to_dict())
 
     @property
     def image_size(self) -> int:

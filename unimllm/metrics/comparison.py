@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from semhitok.command_line import counted
 from semhitok.teacher import load_teacher
 from unimllm.command_line import CommandLine
 from unimllm.errors import UserError
 from unimllm.metrics.frechet import ENOUGH, KID_MOST, FrechetComparison
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.metrics.networks import FeatureNet, PairDistance, inception_net, lpips_distance, siglip_net
-from unimllm.metrics.reconstruction import MAX, psnr, ssim, ssim_uniform
+from unimllm.metrics.reconstruction import MAX, MOST, psnr, ssim, ssim_uniform
 from unimllm.report import as_range
 
 SCORES = {  # per pair of pictures: name in the table, digits
@@ -26,6 +27,7 @@ SCORES = {  # per pair of pictures: name in the table, digits
     "ssim_uniform_data_range_2": ("SSIM, uniform 7 x 7, data_range = 2.0 (too high; some papers print it)", 4),
     "lpips": ("LPIPS", 4),
 }
+EQUAL = "num_equal"  # pairs of one and the same picture
 
 
 def add_network_options(parser: CommandLine, without_features: str) -> None:
@@ -57,8 +59,9 @@ def open_networks(args: argparse.Namespace, device: torch.device) -> tuple[list[
 
 
 def compare_pairs(first: np.ndarray, second: np.ndarray, lpips: PairDistance | None) -> dict[str, np.ndarray]:
-    """Two (n, H, W, 3) uint8 -> key of SCORES: (n,)."""
+    """Two (n, H, W, 3) uint8 -> key of SCORES: (n,); and under EQUAL whether the two of a pair are equal, (n,) bool."""
     scores = {
+        EQUAL: (first == second).all((1, 2, 3)),
         "psnr": psnr(first, second),
         "ssim": ssim(first, second),
         "ssim_uniform_data_range_2": ssim_uniform(first, second, data_range=2 * MAX),
@@ -67,11 +70,12 @@ def compare_pairs(first: np.ndarray, second: np.ndarray, lpips: PairDistance | N
 
 
 def summarize_pairs(scores: dict[str, list[np.ndarray]], seed: int = 0) -> dict:
-    """Batches of `compare_pairs` -> means by their keys, and "intervals", which are bootstrapped with `seed`."""
+    """Batches of `compare_pairs` -> means by their keys, "intervals", which are bootstrapped with `seed`, and how many
+    are EQUAL."""
     values = {name: np.concatenate(batches) for name, batches in scores.items()}
-    return {name: float(v.mean()) for name, v in values.items()} | {
-        "intervals": {name: bootstrap_mean(v, seed) for name, v in values.items()}
-    }
+    equal = values.pop(EQUAL, np.empty(0))
+    means = {name: float(v.mean()) for name, v in values.items()}
+    return means | {"intervals": {name: bootstrap_mean(v, seed) for name, v in values.items()}, EQUAL: int(equal.sum())}
 
 
 def compare_sets(nets: list[FeatureNet], comparisons: list[FrechetComparison]) -> dict:
@@ -110,6 +114,13 @@ def add_comparison(table: Table, results: dict) -> None:
             subsets = f"std {1000 * values['kid_std']:.3f} of {values['kid_subset_size']} pictures"
             kid = f"{values['kid_name']} x 1000" + (f", {values['num_pairs']:,} pairs" if values["num_pairs"] else "")
             table.add_row(kid, f"{1000 * values['kid_mean']:.3f}", subsets)
+
+
+def equal_told(results: dict) -> list[str]:
+    """A line of how many pairs are equal, if any is."""
+    if not results[EQUAL]:
+        return []
+    return [f"Exactly equal: {counted(results[EQUAL], 'pair')}, at {MOST:.0f} dB in the mean PSNR."]
 
 
 def networks_told(results: dict) -> list[str]:

@@ -7,9 +7,9 @@ Shapes: n pictures of H x W pixels.
 import numpy as np
 import torch
 
-from semhitok.psnr import MAX, check_pictures, psnr
+from semhitok.psnr import MAX, MOST, check_pictures, psnr
 
-__all__ = ["MAX", "psnr", "ssim", "ssim_uniform"]
+__all__ = ["MAX", "MOST", "psnr", "ssim", "ssim_uniform"]
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
 UNIFORM_WINDOW = 7  # of scikit-image's default, in pixels
