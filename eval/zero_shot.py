@@ -165,7 +165,8 @@ def labelled_batches(
     """
     for label, folder in enumerate(tqdm(folders, desc="classes", unit="class")):
         source = FolderPictures(args.data / folder)
-        for _, pictures in cropped_batches(source, tokenizer.config.image_size, args.batch_size, args.limit):
+        config = tokenizer.config
+        for _, pictures in cropped_batches(source, config.image_size, args.batch_size, args.limit, config.resample):
             yield label, pictures
         skipped |= {f"{folder}/{key}": reason for key, reason in source.skipped.items()}
 

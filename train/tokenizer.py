@@ -100,7 +100,7 @@ def main() -> None:
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
     announce_positions(model.config, stage, held_out)
-    about = as_dict(recipe)
+    about = as_dict(recipe) | {"preset": args.preset, "stage": stage}
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
                          "fingerprint": index.fingerprint}  # fmt: skip
