@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
@@ -309,6 +310,37 @@ def test_a_velocity_behind_the_cached_prompt_is_that_of_the_whole_sequence(model
         x_t = path(noise, model.vision_tokenizer.encode(pictures(2)), t)[1:]
         expected = model(whole, pictures(2), labels=only(whole, END), t=t, noise=noise).velocities
         torch.testing.assert_close(prompt.velocity(x_t, t[1]), expected)
+
+
+@pytest.mark.parametrize("name", ["MistralConfig", "Phi3Config", "Gemma2Config", "Qwen2Config"])
+def test_language_models_that_look_back_through_a_window_read_and_draw_as_without_a_cache(name):
+    """Windows that end within the prompt, within a picture and before it; the window is seen to matter."""
+    sizes = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": None, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None,
+    }  # fmt: skip
+    if name == "Gemma2Config":
+        sizes["layer_types"] = ["sliding_attention", "full_attention"]
+    velocities = []
+    for window in (3, 6, 60):
+        text = getattr(transformers, name)(**sizes, sliding_window=window)
+        model = make(text_config=text)
+        ids = row(USER, *READ, 9, ASSISTANT, START)
+        prompt = Prompt(model, ids, torch.ones_like(ids), model.get_image_tokens(pictures(2)[:1]), 1.0)
+        whole = torch.cat([ids, row(*DRAW[1:-1])], 1)
+        t, noise = torch.tensor([1.0, 0.4]).double(), torch.randn(2, 16, 4, 4, dtype=torch.double, generator=seeded(2))
+        x_t = path(noise, model.vision_tokenizer.encode(pictures(2)), t)[1:]
+        expected = model(whole, pictures(2), labels=only(whole, END), t=t, noise=noise).velocities
+        for _ in range(2):
+            torch.testing.assert_close(prompt.velocity(x_t, t[1]), expected)
+        velocities.append(expected)
+        asked = row(USER, *READ, 9, ASSISTANT)
+        said = model.generate(asked, pictures(1), max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        again = model(said[:, :-1], pictures(1)).logits[:, asked.shape[1] - 1 :, :]
+        again[..., model.config.picture_token_ids] = -torch.inf
+        assert again.argmax(-1).tolist() == said[:, asked.shape[1] :].tolist()
+    assert not torch.allclose(velocities[0], velocities[2])
 
 
 def test_the_picture_goes_on_counting_where_its_prompt_ends(model):

@@ -7,6 +7,8 @@ as our presets use it; `released_config` switches on every quirk that the releas
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.image_utils import PILImageResampling
 
+from unimllm.cheers.hybrid_mask import MASKS, kinds_of_layers
+
 RELEASED_QUIRKS = {
     "repeat_detail_positions": True,
     "extra_euler_step": True,
@@ -217,6 +219,11 @@ class CheersConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_size {self.image_size} must be a multiple of patch_size * compression "
                 f"({patch} * {self.compression})"
+            )
+        if other := [kind for kind in kinds_of_layers(self.text_config) if kind not in MASKS]:
+            raise ValueError(
+                f"text_config ({self.text_config.model_type}) has layers of {', '.join(other)}, in which a picture "
+                f"cannot see all of itself; take a language model whose layers are {' or '.join(MASKS)}"
             )
         widths = (("semantic", self.text_config.hidden_size), ("detail", self.vision_config.hidden_size))
         for stage, width in widths:

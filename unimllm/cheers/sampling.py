@@ -60,6 +60,7 @@ class Prompt:
             image_tokens = None if image_tokens is None else image_tokens.repeat(2, 1, 1)
         self.num_positions = model.config.num_positions
         self.cache = DynamicCache(config=model.config.text_config)
+        self.cache.activate_past_recording()  # else layers with a window could not forget the picture again
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         model.read(input_ids, image_tokens, attention_mask, positions, self.cache)
         picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
