@@ -1,6 +1,7 @@
 """Training CHEERS: rows of scenes with pixels, branches under its mask, targets counted apart, plans, the programs."""
 
 import copy
+import json
 import re
 import shutil
 from argparse import Namespace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from llava_files import write_llava
+from PIL import Image
 from programs import Ended, run_program
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +22,9 @@ from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.conversation import ConversationTokenizer
+from unimllm.data.open_data import DataOptions, open_data
 from unimllm.data.packing import PackedRow, stack_rows
+from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.errors import UserError
 from unimllm.flow_matching import time_shift
 from unimllm.scenes import Renderer, World
@@ -482,6 +486,38 @@ def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
     args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_cheers), image_tokenizer=str(parts.vae))
     with pytest.raises(UserError, match="draws in its own autoencoder's latents; leave it out"):
         start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
+
+
+def test_pictures_are_prepared_as_the_checkpoint_has_them_and_drawn_ones_cropped(tiny_cheers, tmp_path, capsys):
+    """Of the released model read on black, with another in the place of none."""
+    processor = unimllm.load(tiny_cheers, "cpu")[1]
+    folder = tmp_path / "released"
+    shutil.copytree(tiny_cheers, folder)
+    processor.image_processor.fit_on_black = processor.stand_in_picture = True
+    processor.save_pretrained(folder)
+    args = Namespace(preset="scenes_64_cheers", init_from=str(folder), image_tokenizer=None)
+    kept = start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)[1]
+    assert kept.image_processor.fit_on_black and kept.stand_in_picture and kept.num_positions == 4
+    told = "pictures are prepared as the model of --init-from has them: fit_on_black, stand_in_picture"
+    assert told in capsys.readouterr().out
+    recipe = SFT_PRESETS["scenes_64_cheers"]()
+    recipe.pad_to_square = True
+    with pytest.raises(UserError, match="^--pad_to_square: the model of --init-from reads pictures onto black"):
+        start_model(args, recipe, None)
+
+    Image.new("RGB", (32, 16), "white").save(tmp_path / "wide.png")
+    told = {"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a wall"}
+    lines = [{"image": "wide.png", "messages": told}, {"image": "wide.png", "caption": "a wall"}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rendering = SampleTokenizer(kept.conversation, 64)
+    pictures = cheers_family.sample_pictures(args, None, kept)
+    options = DataOptions([str(tmp_path / "data.jsonl")], image_root=tmp_path)
+    source = open_data(options, rendering, pictures, 64, 0.0, 0, 8, tmp_path / "index")[0]
+    batch = source(range(1))
+    is_drawn = batch["labels"][batch["input_ids"] == kept.conversation.ids["image"]].view(-1, 4)[:, 0] != IGNORE
+    assert len(is_drawn) == len(batch["pixel_values"]) and set(is_drawn.tolist()) == {True, False}
+    for picture, drawn in zip(batch["pixel_values"], is_drawn.tolist(), strict=True):
+        assert picture[:, 0].eq(1 if drawn else -1).all() and picture[:, 8].eq(1).all()  # no bars around what is drawn
 
 
 # ---- the programs ---------------------------------------------------------------------------------------------------

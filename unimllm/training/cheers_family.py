@@ -1,5 +1,6 @@
 """CHEERS in training: latents of an autoencoder, drawn by a flow. The verbs are those of `families`."""
 
+import copy
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import NoReturn
@@ -92,7 +93,12 @@ def scene_pictures(
 
 
 def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> OnlinePixels:
-    return OnlinePixels(processor.image_processor)
+    of_read = processor.image_processor
+    if not of_read.fit_on_black:
+        return OnlinePixels(of_read)
+    of_drawn = copy.deepcopy(of_read)
+    of_drawn.fit_on_black = False  # the released code shrinks what is read onto black, and crops what is drawn
+    return OnlinePixels(of_read, of_drawn)
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:
