@@ -267,7 +267,9 @@ def draw(model, rows: list[list[int]], **kwargs) -> torch.Tensor:
     longest = max(len(r) for r in rows)
     ids = torch.tensor([[PAD] * (longest - len(r)) + r for r in rows])
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
-    return model.generate(ids, attention_mask=mask, generation_mode="image", num_steps=3, **kwargs)
+    return model.generate(
+        ids, attention_mask=mask, generation_mode="image", num_steps=3, **{"guidance_scale": 1} | kwargs
+    )
 
 
 def test_drawings_depend_on_the_seed_and_the_prompt_and_decode_to_pictures(model):
@@ -389,7 +391,10 @@ def test_editing_begins_from_the_picture(model):
         ({"num_steps": "4"}, "num_steps is '4'; it must be a whole number"),
         ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a number"),
-        ({"guidance_scale": None}, "guidance_scale is None"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'"),
+        ({"start_time": 0.1}, "start_time is for drawings from a picture, and there is none"),
+        ({"start_time": 1, "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is 1; it must be at least 0"),
+        ({"start_time": 5.0, "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is 5.0; it must be at least 0"),
         ({"time_shift": "0.5"}, "time_shift is '0.5'"),
         ({"start_time": "0.1", "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is '0.1'"),
         ({"time_shift": 0}, "shift"),
@@ -409,6 +414,18 @@ def test_prompts_that_no_picture_can_follow_are_refused(model):
     for ids, mask in ((row(USER, START)[:, :0], None), (row(USER, START, 0), torch.tensor([[1, 1, 0]]))):
         with pytest.raises(ValueError, match="a prompt is empty or ends with padding; pad on the left"):
             model.generate(ids, attention_mask=mask, generation_mode="image")
+    with pytest.raises(ValueError, match=r"ends with the id 1; end each with image_start_token_id \(4\)"):
+        model.generate(row(USER, END), generation_mode="image")
+
+
+def test_a_drawing_is_as_the_checkpoint_has_it_unless_told_otherwise(model):
+    model.generation_config.drawing = {"guidance_scale": 2.0, "num_steps": 3, "time_shift": 0.5}
+    ids = row(USER, 9, START)
+    own = model.generate(ids, generation_mode="image")
+    torch.testing.assert_close(own, draw(model, [[USER, 9, START]], guidance_scale=2.0, time_shift=0.5))
+    other = model.generate(ids, generation_mode="image", guidance_scale=1.0, time_shift=1.0)
+    torch.testing.assert_close(other, draw(model, [[USER, 9, START]], time_shift=1.0))
+    assert not torch.allclose(own, other)
 
 
 def test_an_unknown_mode_is_refused(model):
