@@ -291,7 +291,9 @@ def test_sizes_of_the_released_model_and_of_none():
     for config, quirks in ((CheersConfig(), False), (released_config(), True)):
         assert (config.latent_size, config.grid_size, config.num_positions) == (32, 16, 256)
         assert config.vae_config.patched_channels == 128
-        assert (config.num_semantic_heads, config.num_detail_heads, config.num_flow_key_value_heads) == (12, 16, 2)
+        assert config.flow_heads == (12, 16, 2) and config.num_flow_key_value_heads is None
+        config.settle()
+        assert config.num_flow_key_value_heads == 2
         assert config.extra_euler_step is config.repeat_detail_positions is config.leading_picture_is_causal is quirks
         assert config.round_rotary_frequencies is quirks
         assert config.vae_config.pixels_from_zero is config.flow_loss_on_read_pictures is quirks
@@ -303,6 +305,12 @@ def test_sizes_of_the_released_model_and_of_none():
         ({"vae_config": CheersVaeConfig(channels=8, channel_multipliers=(1, 2, 2), num_groups=4)}, "covers 8 pixels"),
         ({"compression": 3}, "must be a multiple of"),
         ({"num_detail_heads": 5}, "num_detail_heads is 5"),
+        ({"num_flow_key_value_heads": 4}, r"num_flow_key_value_heads is 4, but num_semantic_heads \(2\) must be a"),
+        ({"num_flow_key_value_heads": 0}, "num_flow_key_value_heads is 0; it must be a whole number of 1 or more"),
+        ({"num_semantic_heads": "2"}, "num_semantic_heads is '2'; it must be a whole number of 1 or more"),
+        ({"compression": 0}, "compression is 0; it must be a whole number of 1 or more"),
+        ({"time_channels": 15}, "time_channels is 15; it must be even"),
+        ({"num_semantic_layers": -1}, "num_semantic_layers is -1; it must be a whole number of 0 or more"),
         ({"text_config": Llama4TextConfig(num_hidden_layers=2)}, "layers of chunked_attention, in which"),
     ],
 )

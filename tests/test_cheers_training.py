@@ -454,11 +454,18 @@ def test_options_of_the_other_family_are_one_line(preset, options, message):
 
 
 def test_heads_follow_the_parts_unless_they_were_chosen():
-    config, other = tiny_config(num_detail_heads=4), tiny_config()
+    config, other = tiny_config(num_detail_heads=4, num_flow_key_value_heads=1), tiny_config()
     other.text_config.num_attention_heads = other.text_config.num_key_value_heads = 4
     other.vision_config.num_attention_heads = 3
     config.take_parts(other.text_config, other.vision_config, other.vae_config)
-    assert (config.num_semantic_heads, config.num_flow_key_value_heads, config.num_detail_heads) == (4, 4, 4)
+    assert config.flow_heads == (4, 4, 1)  # 1 was the parts' own, but chosen
+    config.num_flow_key_value_heads = None
+    assert config.flow_heads == (4, 4, 4)
+    other.text_config.num_key_value_heads, config.num_detail_heads = 3, None  # SigLIP's 3, the language model's 4
+    assert config.flow_heads == (4, 3, 1)
+    model = CheersForConditionalGeneration(config)
+    assert (model.config.num_semantic_heads, model.config.num_detail_heads) == (4, 3)
+    assert model.config.num_flow_key_value_heads == 1
     other.vae_config.channel_multipliers = [1, 2, 4]
     with pytest.raises(ValueError, match="patch_size of vision_config is 4, but a latent position covers 8 pixels"):
         config.take_parts(other.text_config, other.vision_config, other.vae_config)

@@ -99,6 +99,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CheersConfig):
         super().__init__(config)
+        config.settle()
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tokenizer = VisionTokenizer(config)
         self.flow_head = FlowHead(config)
