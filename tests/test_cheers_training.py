@@ -36,6 +36,7 @@ from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.families import family_of
 from unimllm.training.language_model import check_options
 from unimllm.training.language_plan import build_on_meta, language_model_plan
+from unimllm.training.overrides import check_taken
 from unimllm.training.plan import count
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS, VAE_PRESETS
 from unimllm.training.start_model import freeze_language_model, start_model
@@ -484,13 +485,14 @@ def test_the_first_stage_trains_what_lies_between_pictures_and_words(tiny_cheers
 
 
 def test_a_checkpoint_of_the_other_family_is_not_started_from(tiny_checkpoint):
-    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None)
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None, overrides={})
     with pytest.raises(UserError, match="holds a unimllm model, --preset scenes_64_cheers trains cheers: choose a"):
         start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
 
 
 def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
-    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_cheers), image_tokenizer=str(parts.vae))
+    options = {"init_from": str(tiny_cheers), "image_tokenizer": str(parts.vae), "overrides": {}}
+    args = Namespace(preset="scenes_64_cheers", **options)
     with pytest.raises(UserError, match="draws in its own autoencoder's latents; leave it out"):
         start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
 
@@ -502,7 +504,7 @@ def test_pictures_are_prepared_as_the_checkpoint_has_them_and_drawn_ones_cropped
     shutil.copytree(tiny_cheers, folder)
     processor.image_processor.fit_on_black = processor.stand_in_picture = True
     processor.save_pretrained(folder)
-    args = Namespace(preset="scenes_64_cheers", init_from=str(folder), image_tokenizer=None)
+    args = Namespace(preset="scenes_64_cheers", init_from=str(folder), image_tokenizer=None, overrides={})
     kept = start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)[1]
     assert kept.image_processor.fit_on_black and kept.stand_in_picture and kept.num_positions == 4
     told = "pictures are prepared as the model of --init-from has them: fit_on_black, stand_in_picture"
@@ -525,6 +527,22 @@ def test_pictures_are_prepared_as_the_checkpoint_has_them_and_drawn_ones_cropped
     assert len(is_drawn) == len(batch["pixel_values"]) and set(is_drawn.tolist()) == {True, False}
     for picture, drawn in zip(batch["pixel_values"], is_drawn.tolist(), strict=True):
         assert picture[:, 0].eq(1 if drawn else -1).all() and picture[:, 8].eq(1).all()  # no bars around what is drawn
+
+
+def test_switches_without_weights_change_over_a_checkpoint_and_sizes_do_not(tiny_cheers, capsys):
+    recipe = SFT_PRESETS["scenes_64_cheers"]()
+    overrides = {"model.flow_loss_on_read_pictures": True, "model.inject_details": False, "model.compression": 1}
+    options = {"init_from": str(tiny_cheers), "image_tokenizer": None, "overrides": overrides}
+    config = start_model(Namespace(preset="scenes_64_cheers", **options), recipe, None)[0].config
+    assert config.flow_loss_on_read_pictures and not config.inject_details and config.compression == 2
+    told = capsys.readouterr().out
+    assert "--model.flow_loss_on_read_pictures: False -> True, over the checkpoint's own\n" in told
+    assert "--model.inject_details: True -> False, over the checkpoint's own\n" in told and "compression" not in told
+    with pytest.raises(UserError, match="^--model.compression 1 is not to be had"):
+        check_taken(overrides, config)
+    del overrides["model.compression"]
+    check_taken(overrides, config)
+    assert not start_model(Namespace(preset="x", **options), recipe, None)[0].flow_head.inject_details
 
 
 # ---- the programs ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from unimllm.errors import UserError
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
     import torch
     from PIL import Image
+    from transformers import PreTrainedConfig
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
 DEFAULT_NAME = "scenes"
@@ -34,6 +35,7 @@ def load(
     device: str | None = None,
     option: str = "--model",
     dtype: torch.dtype | str | None = "auto",
+    change: Callable[[PreTrainedConfig], None] | None = None,
 ):
     """Load a model and its processor.
 
@@ -45,6 +47,7 @@ def load(
         option: of the command line that named it, for the messages.
         dtype: of the weights, or its name, the image tokenizer's aside, which are always float32; "auto": as they are
             stored on a GPU, float32 on a CPU.
+        change: called with its config before the model is built; what weights there are must stay.
 
     Returns:
         (model in evaluation mode, processor).
@@ -55,7 +58,7 @@ def load(
     if model is not None and (Path(model) / "adapter_config.json").is_file():
         from unimllm.discrete.lora import base_of, load_lora
 
-        loaded, processor = load(base_of(Path(model)), device, option, dtype)
+        loaded, processor = load(base_of(Path(model)), device, option, dtype, change)
         load_lora(loaded, Path(model))
         return loaded, processor
     path = find_checkpoint(model, option)
@@ -71,6 +74,8 @@ def load(
     try:
         own = {"trust_remote_code": False}  # else transformers asks on stdin whether to run a folder's code
         config = AutoConfig.from_pretrained(path, **own)
+        if change:
+            change(config)
         processor = AutoProcessor.from_pretrained(path, **own)
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, **own

@@ -20,6 +20,8 @@ RELEASED_QUIRKS = {
     "round_rotary_frequencies": True,
 }
 """Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
+WITHOUT_WEIGHTS = (*RELEASED_QUIRKS, "inject_details")
+"""Switches of CheersConfig that any weights fit."""
 
 
 class CheersVaeConfig(PreTrainedConfig):

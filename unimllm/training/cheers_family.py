@@ -11,7 +11,7 @@ from transformers import SiglipVisionModel
 
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor, for_size
 from unimllm.cheers.autoencoder import CheersVae
-from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.configuration_cheers import WITHOUT_WEIGHTS, CheersConfig
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.cheers.processing_cheers import CheersProcessor
 from unimllm.data.picture_ids import OnlinePixels
@@ -28,6 +28,7 @@ from unimllm.training.presets import SftRecipe
 from unimllm.training.tokenizer import open_teacher
 
 model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
+without_weights = WITHOUT_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import copy
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.families import family_of
-from unimllm.training.overrides import sizes_told
+from unimllm.training.overrides import change_behaviour, sizes_told
 from unimllm.training.presets import SftRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.vocabulary import add_tokens
@@ -107,7 +108,8 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
     family = family_of(recipe.model)
     seed_everything(recipe.train.seed)  # new weights, and those of adapters that `choose_trained` adds
     if args.init_from:
-        model, processor = load(args.init_from, "cpu", "--init-from", dtype)
+        change = partial(change_behaviour, overrides=args.overrides, fields=family.without_weights)
+        model, processor = load(args.init_from, "cpu", "--init-from", dtype, change)
         if family_of(model.config) is not family:
             raise UserError(
                 f"--init-from {args.init_from} holds a {model.config.model_type} model, --preset {args.preset} trains "
