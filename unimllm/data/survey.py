@@ -30,7 +30,7 @@ CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 10  # seconds between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
 PASSING = (*PICTURE_FAULTS, "not readable")
-READERS = 3  # a number that changes where samples are read otherwise, or pictures have other keys
+READERS = 4  # a number that changes where samples are read otherwise, or pictures have other keys
 USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
