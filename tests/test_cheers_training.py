@@ -24,7 +24,9 @@ from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.conversation import ConversationTokenizer
 from unimllm.data.open_data import DataOptions, open_data
 from unimllm.data.packing import PackedRow, stack_rows
+from unimllm.data.sample_index import open_samples
 from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.data.survey import report, survey_samples
 from unimllm.errors import UserError
 from unimllm.flow_matching import time_shift
 from unimllm.scenes import Renderer, World
@@ -527,6 +529,22 @@ def test_pictures_are_prepared_as_the_checkpoint_has_them_and_drawn_ones_cropped
     assert len(is_drawn) == len(batch["pixel_values"]) and set(is_drawn.tolist()) == {True, False}
     for picture, drawn in zip(batch["pixel_values"], is_drawn.tolist(), strict=True):
         assert picture[:, 0].eq(1 if drawn else -1).all() and picture[:, 8].eq(1).all()  # no bars around what is drawn
+
+
+def test_words_behind_a_drawing_are_told_where_drawings_have_noise(tiny_cheers, tiny_checkpoint, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    turns = [("user", "a dog"), ("assistant", "<image>"), ("user", "<image>a dog"), ("assistant", "a dog")]
+    told = [{"role": role, "content": text} for role, text in turns]
+    lines = [{"messages": told[:n], "image": ["a.png"] * count} for n, count in ((2, 1), (4, 2))]
+    lines.append({"messages": told[2:], "image": "a.png"})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    index = open_samples(str(tmp_path / "data.jsonl"), None, None)
+    for folder, numbers in ((tiny_cheers, [1]), (tiny_checkpoint, [])):
+        processor = unimllm.load(folder, "cpu")[1]
+        rendering = SampleTokenizer(processor.conversation, 64)
+        found = survey_samples(index, rendering, lambda picture: None, "", strict=True)
+        assert [number for number, *_ in found.findings] == numbers and (found.lengths > 0).all()
+        assert ("words after a drawing: 1 used all the same" in report(index, found)) is bool(numbers)
 
 
 def test_switches_without_weights_change_over_a_checkpoint_and_sizes_do_not(tiny_cheers, capsys):
