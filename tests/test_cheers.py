@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from unimllm import CheersForConditionalGeneration
@@ -266,7 +267,9 @@ def draw(model, rows: list[list[int]], **kwargs) -> torch.Tensor:
     longest = max(len(r) for r in rows)
     ids = torch.tensor([[PAD] * (longest - len(r)) + r for r in rows])
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
-    return model.generate(ids, attention_mask=mask, generation_mode="image", num_steps=3, **kwargs)
+    return model.generate(
+        ids, attention_mask=mask, generation_mode="image", num_steps=3, **{"guidance_scale": 1} | kwargs
+    )
 
 
 def test_drawings_depend_on_the_seed_and_the_prompt_and_decode_to_pictures(model):
@@ -309,6 +312,37 @@ def test_a_velocity_behind_the_cached_prompt_is_that_of_the_whole_sequence(model
         x_t = path(noise, model.vision_tokenizer.encode(pictures(2)), t)[1:]
         expected = model(whole, pictures(2), labels=only(whole, END), t=t, noise=noise).velocities
         torch.testing.assert_close(prompt.velocity(x_t, t[1]), expected)
+
+
+@pytest.mark.parametrize("name", ["MistralConfig", "Phi3Config", "Gemma2Config", "Qwen2Config"])
+def test_language_models_that_look_back_through_a_window_read_and_draw_as_without_a_cache(name):
+    """Windows that end within the prompt, within a picture and before it; the window is seen to matter."""
+    sizes = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": None, "use_sliding_window": True, "max_window_layers": 1, "layer_types": None,
+    }  # fmt: skip
+    if name == "Gemma2Config":
+        sizes["layer_types"] = ["sliding_attention", "full_attention"]
+    velocities = []
+    for window in (3, 6, 60):
+        text = getattr(transformers, name)(**sizes, sliding_window=window)
+        model = make(text_config=text)
+        ids = row(USER, *READ, 9, ASSISTANT, START)
+        prompt = Prompt(model, ids, torch.ones_like(ids), model.get_image_tokens(pictures(2)[:1]), 1.0)
+        whole = torch.cat([ids, row(*DRAW[1:-1])], 1)
+        t, noise = torch.tensor([1.0, 0.4]).double(), torch.randn(2, 16, 4, 4, dtype=torch.double, generator=seeded(2))
+        x_t = path(noise, model.vision_tokenizer.encode(pictures(2)), t)[1:]
+        expected = model(whole, pictures(2), labels=only(whole, END), t=t, noise=noise).velocities
+        for _ in range(2):
+            torch.testing.assert_close(prompt.velocity(x_t, t[1]), expected)
+        velocities.append(expected)
+        asked = row(USER, *READ, 9, ASSISTANT)
+        said = model.generate(asked, pictures(1), max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        again = model(said[:, :-1], pictures(1)).logits[:, asked.shape[1] - 1 :, :]
+        again[..., model.config.picture_token_ids] = -torch.inf
+        assert again.argmax(-1).tolist() == said[:, asked.shape[1] :].tolist()
+    assert not torch.allclose(velocities[0], velocities[2])
 
 
 def test_the_picture_goes_on_counting_where_its_prompt_ends(model):
@@ -357,7 +391,10 @@ def test_editing_begins_from_the_picture(model):
         ({"num_steps": "4"}, "num_steps is '4'; it must be a whole number"),
         ({"num_steps": 2.5}, "num_steps is 2.5; it must be a whole number"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a number"),
-        ({"guidance_scale": None}, "guidance_scale is None"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'"),
+        ({"start_time": 0.1}, "start_time is for drawings from a picture, and there is none"),
+        ({"start_time": 1, "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is 1; it must be at least 0"),
+        ({"start_time": 5.0, "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is 5.0; it must be at least 0"),
         ({"time_shift": "0.5"}, "time_shift is '0.5'"),
         ({"start_time": "0.1", "start_pictures": torch.zeros(1, 3, 16, 16)}, "start_time is '0.1'"),
         ({"time_shift": 0}, "shift"),
@@ -377,6 +414,18 @@ def test_prompts_that_no_picture_can_follow_are_refused(model):
     for ids, mask in ((row(USER, START)[:, :0], None), (row(USER, START, 0), torch.tensor([[1, 1, 0]]))):
         with pytest.raises(ValueError, match="a prompt is empty or ends with padding; pad on the left"):
             model.generate(ids, attention_mask=mask, generation_mode="image")
+    with pytest.raises(ValueError, match=r"ends with the id 1; end each with image_start_token_id \(4\)"):
+        model.generate(row(USER, END), generation_mode="image")
+
+
+def test_a_drawing_is_as_the_checkpoint_has_it_unless_told_otherwise(model):
+    model.generation_config.drawing = {"guidance_scale": 2.0, "num_steps": 3, "time_shift": 0.5}
+    ids = row(USER, 9, START)
+    own = model.generate(ids, generation_mode="image")
+    torch.testing.assert_close(own, draw(model, [[USER, 9, START]], guidance_scale=2.0, time_shift=0.5))
+    other = model.generate(ids, generation_mode="image", guidance_scale=1.0, time_shift=1.0)
+    torch.testing.assert_close(other, draw(model, [[USER, 9, START]], time_shift=1.0))
+    assert not torch.allclose(own, other)
 
 
 def test_an_unknown_mode_is_refused(model):

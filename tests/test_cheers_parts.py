@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import Llama4TextConfig
 
 from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig, released_config, tiny_config
@@ -180,6 +181,24 @@ def test_packed_samples_do_not_see_one_another(config):
     assert torch.equal(mask[0, 0], torch.block_diag(BY_HAND, BY_HAND).bool())
 
 
+def test_layers_with_a_window_see_that_far_back_and_all_of_a_picture(config):
+    """The same of rows with branches, which bring their own mask; where layers differ there is a mask for each kind."""
+    text, numbers = config.text_config, picture_numbers(TEXT_IMAGE_TEXT_IMAGE)
+    text.sliding_window, text.layer_types = 2, ["sliding_attention", "full_attention"]
+    near = torch.ones(6, 6).triu(-1).bool()  # a position and the one before
+    near[1:3, 1:3] = near[4:, 4:] = True
+    mask = mask_of(config, numbers)
+    assert torch.equal(mask["full_attention"][0, 0], BY_HAND)
+    assert torch.equal(mask["sliding_attention"][0, 0], BY_HAND & near)
+    text.layer_types = ["sliding_attention"] * 2
+    assert torch.equal(mask_of(config, numbers)[0, 0], BY_HAND & near)
+    branches = mask_of(config, numbers, attention_mask=torch.ones(1, 1, 6, 6).tril().bool())
+    assert torch.equal(branches[0, 0], BY_HAND & near)
+    asked_at = torch.tensor([[0, 1, 2, 3, 2, 3]])  # the second picture is a branch behind position 1
+    branches = mask_of(config, numbers, attention_mask=torch.ones(1, 1, 6, 6).tril().bool(), position_ids=asked_at)
+    assert branches[0, 0, 4].tolist() == [False, True, True, True, True, True]
+
+
 def test_a_leading_picture_is_causal_where_the_quirk_asks_for_it():
     is_picture = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1]]).bool()
     is_text = ~is_picture & torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()  # row 0 begins with padding
@@ -272,7 +291,9 @@ def test_sizes_of_the_released_model_and_of_none():
     for config, quirks in ((CheersConfig(), False), (released_config(), True)):
         assert (config.latent_size, config.grid_size, config.num_positions) == (32, 16, 256)
         assert config.vae_config.patched_channels == 128
-        assert (config.num_semantic_heads, config.num_detail_heads, config.num_flow_key_value_heads) == (12, 16, 2)
+        assert config.flow_heads == (12, 16, 2) and config.num_flow_key_value_heads is None
+        config.settle()
+        assert config.num_flow_key_value_heads == 2
         assert config.extra_euler_step is config.repeat_detail_positions is config.leading_picture_is_causal is quirks
         assert config.round_rotary_frequencies is quirks
         assert config.vae_config.pixels_from_zero is config.flow_loss_on_read_pictures is quirks
@@ -284,6 +305,13 @@ def test_sizes_of_the_released_model_and_of_none():
         ({"vae_config": CheersVaeConfig(channels=8, channel_multipliers=(1, 2, 2), num_groups=4)}, "covers 8 pixels"),
         ({"compression": 3}, "must be a multiple of"),
         ({"num_detail_heads": 5}, "num_detail_heads is 5"),
+        ({"num_flow_key_value_heads": 4}, r"num_flow_key_value_heads is 4, but num_semantic_heads \(2\) must be a"),
+        ({"num_flow_key_value_heads": 0}, "num_flow_key_value_heads is 0; it must be a whole number of 1 or more"),
+        ({"num_semantic_heads": "2"}, "num_semantic_heads is '2'; it must be a whole number of 1 or more"),
+        ({"compression": 0}, "compression is 0; it must be a whole number of 1 or more"),
+        ({"time_channels": 15}, "time_channels is 15; it must be even"),
+        ({"num_semantic_layers": -1}, "num_semantic_layers is -1; it must be a whole number of 0 or more"),
+        ({"text_config": Llama4TextConfig(num_hidden_layers=2)}, "layers of chunked_attention, in which"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, words):

@@ -1,6 +1,7 @@
 """Training CHEERS: rows of scenes with pixels, branches under its mask, targets counted apart, plans, the programs."""
 
 import copy
+import json
 import re
 import shutil
 from argparse import Namespace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from llava_files import write_llava
+from PIL import Image
 from programs import Ended, run_program
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +22,11 @@ from unimllm import CheersForConditionalGeneration
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import tiny_config
 from unimllm.conversation import ConversationTokenizer
+from unimllm.data.open_data import DataOptions, open_data
 from unimllm.data.packing import PackedRow, stack_rows
+from unimllm.data.sample_index import open_samples
+from unimllm.data.sample_tokens import SampleTokenizer
+from unimllm.data.survey import report, survey_samples
 from unimllm.errors import UserError
 from unimllm.flow_matching import time_shift
 from unimllm.scenes import Renderer, World
@@ -32,6 +38,7 @@ from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.families import family_of
 from unimllm.training.language_model import check_options
 from unimllm.training.language_plan import build_on_meta, language_model_plan
+from unimllm.training.overrides import check_taken
 from unimllm.training.plan import count
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS, VAE_PRESETS
 from unimllm.training.start_model import freeze_language_model, start_model
@@ -450,11 +457,18 @@ def test_options_of_the_other_family_are_one_line(preset, options, message):
 
 
 def test_heads_follow_the_parts_unless_they_were_chosen():
-    config, other = tiny_config(num_detail_heads=4), tiny_config()
+    config, other = tiny_config(num_detail_heads=4, num_flow_key_value_heads=1), tiny_config()
     other.text_config.num_attention_heads = other.text_config.num_key_value_heads = 4
     other.vision_config.num_attention_heads = 3
     config.take_parts(other.text_config, other.vision_config, other.vae_config)
-    assert (config.num_semantic_heads, config.num_flow_key_value_heads, config.num_detail_heads) == (4, 4, 4)
+    assert config.flow_heads == (4, 4, 1)  # 1 was the parts' own, but chosen
+    config.num_flow_key_value_heads = None
+    assert config.flow_heads == (4, 4, 4)
+    other.text_config.num_key_value_heads, config.num_detail_heads = 3, None  # SigLIP's 3, the language model's 4
+    assert config.flow_heads == (4, 3, 1)
+    model = CheersForConditionalGeneration(config)
+    assert (model.config.num_semantic_heads, model.config.num_detail_heads) == (4, 3)
+    assert model.config.num_flow_key_value_heads == 1
     other.vae_config.channel_multipliers = [1, 2, 4]
     with pytest.raises(ValueError, match="patch_size of vision_config is 4, but a latent position covers 8 pixels"):
         config.take_parts(other.text_config, other.vision_config, other.vae_config)
@@ -473,15 +487,80 @@ def test_the_first_stage_trains_what_lies_between_pictures_and_words(tiny_cheers
 
 
 def test_a_checkpoint_of_the_other_family_is_not_started_from(tiny_checkpoint):
-    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None)
+    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_checkpoint), image_tokenizer=None, overrides={})
     with pytest.raises(UserError, match="holds a unimllm model, --preset scenes_64_cheers trains cheers: choose a"):
         start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
 
 
 def test_a_trained_model_keeps_its_autoencoder(tiny_cheers, parts):
-    args = Namespace(preset="scenes_64_cheers", init_from=str(tiny_cheers), image_tokenizer=str(parts.vae))
+    options = {"init_from": str(tiny_cheers), "image_tokenizer": str(parts.vae), "overrides": {}}
+    args = Namespace(preset="scenes_64_cheers", **options)
     with pytest.raises(UserError, match="draws in its own autoencoder's latents; leave it out"):
         start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)
+
+
+def test_pictures_are_prepared_as_the_checkpoint_has_them_and_drawn_ones_cropped(tiny_cheers, tmp_path, capsys):
+    """Of the released model read on black, with another in the place of none."""
+    processor = unimllm.load(tiny_cheers, "cpu")[1]
+    folder = tmp_path / "released"
+    shutil.copytree(tiny_cheers, folder)
+    processor.image_processor.fit_on_black = processor.stand_in_picture = True
+    processor.save_pretrained(folder)
+    args = Namespace(preset="scenes_64_cheers", init_from=str(folder), image_tokenizer=None, overrides={})
+    kept = start_model(args, SFT_PRESETS["scenes_64_cheers"](), None)[1]
+    assert kept.image_processor.fit_on_black and kept.stand_in_picture and kept.num_positions == 4
+    told = "pictures are prepared as the model of --init-from has them: fit_on_black, stand_in_picture"
+    assert told in capsys.readouterr().out
+    recipe = SFT_PRESETS["scenes_64_cheers"]()
+    recipe.pad_to_square = True
+    with pytest.raises(UserError, match="^--pad_to_square: the model of --init-from reads pictures onto black"):
+        start_model(args, recipe, None)
+
+    Image.new("RGB", (32, 16), "white").save(tmp_path / "wide.png")
+    told = {"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a wall"}
+    lines = [{"image": "wide.png", "messages": told}, {"image": "wide.png", "caption": "a wall"}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rendering = SampleTokenizer(kept.conversation, 64)
+    pictures = cheers_family.sample_pictures(args, None, kept)
+    options = DataOptions([str(tmp_path / "data.jsonl")], image_root=tmp_path)
+    source = open_data(options, rendering, pictures, 64, 0.0, 0, 8, tmp_path / "index")[0]
+    batch = source(range(1))
+    is_drawn = batch["labels"][batch["input_ids"] == kept.conversation.ids["image"]].view(-1, 4)[:, 0] != IGNORE
+    assert len(is_drawn) == len(batch["pixel_values"]) and set(is_drawn.tolist()) == {True, False}
+    for picture, drawn in zip(batch["pixel_values"], is_drawn.tolist(), strict=True):
+        assert picture[:, 0].eq(1 if drawn else -1).all() and picture[:, 8].eq(1).all()  # no bars around what is drawn
+
+
+def test_words_behind_a_drawing_are_told_where_drawings_have_noise(tiny_cheers, tiny_checkpoint, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    turns = [("user", "a dog"), ("assistant", "<image>"), ("user", "<image>a dog"), ("assistant", "a dog")]
+    told = [{"role": role, "content": text} for role, text in turns]
+    lines = [{"messages": told[:n], "image": ["a.png"] * count} for n, count in ((2, 1), (4, 2))]
+    lines.append({"messages": told[2:], "image": "a.png"})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    index = open_samples(str(tmp_path / "data.jsonl"), None, None)
+    for folder, numbers in ((tiny_cheers, [1]), (tiny_checkpoint, [])):
+        processor = unimllm.load(folder, "cpu")[1]
+        rendering = SampleTokenizer(processor.conversation, 64)
+        found = survey_samples(index, rendering, lambda picture: None, "", strict=True)
+        assert [number for number, *_ in found.findings] == numbers and (found.lengths > 0).all()
+        assert ("words after a drawing: 1 used all the same" in report(index, found)) is bool(numbers)
+
+
+def test_switches_without_weights_change_over_a_checkpoint_and_sizes_do_not(tiny_cheers, capsys):
+    recipe = SFT_PRESETS["scenes_64_cheers"]()
+    overrides = {"model.flow_loss_on_read_pictures": True, "model.inject_details": False, "model.compression": 1}
+    options = {"init_from": str(tiny_cheers), "image_tokenizer": None, "overrides": overrides}
+    config = start_model(Namespace(preset="scenes_64_cheers", **options), recipe, None)[0].config
+    assert config.flow_loss_on_read_pictures and not config.inject_details and config.compression == 2
+    told = capsys.readouterr().out
+    assert "--model.flow_loss_on_read_pictures: False -> True, over the checkpoint's own\n" in told
+    assert "--model.inject_details: True -> False, over the checkpoint's own\n" in told and "compression" not in told
+    with pytest.raises(UserError, match="^--model.compression 1 is not to be had"):
+        check_taken(overrides, config)
+    del overrides["model.compression"]
+    check_taken(overrides, config)
+    assert not start_model(Namespace(preset="x", **options), recipe, None)[0].flow_head.inject_details
 
 
 # ---- the programs ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Exporting: half the bytes, the same pictures' ids, float32 again after loading."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
 from semhitok import SemHiTokModel
@@ -37,6 +40,29 @@ def test_no_config_says_where_its_parts_lay(config, tmp_path):
     config.save_pretrained(tmp_path)
     assert "somebody" not in (tmp_path / "config.json").read_text() and "somebody" not in str(config.to_dict())
     assert type(config).from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_weights_in_bfloat16_stay_so_and_their_image_tokenizer_is_float16(tiny_cheers, tmp_path):
+    model, processor = load(tiny_cheers, "cpu", dtype="bfloat16")
+    with torch.no_grad():
+        large = model.language_model.get_decoder().norm.weight
+        large[0] = 2.0**20  # float16 ends at 65504
+    model.save_pretrained(tmp_path / "bf16")
+    processor.save_pretrained(tmp_path / "bf16")
+    main(["--model", str(tmp_path / "bf16"), "--out-dir", str(tmp_path / "small")])
+    stored = load_file(tmp_path / "small" / "model.safetensors")
+    kinds = {name: tensor.dtype for name, tensor in stored.items() if tensor.is_floating_point()}
+    assert {kinds[name] for name in kinds if "vae_model" in name} == {torch.float16}
+    assert {kinds[name] for name in kinds if "vae_model" not in name} == {torch.bfloat16}
+    after = load(tmp_path / "small", "cpu", dtype="bfloat16")[0]
+    others = dict(after.named_parameters())
+    assert all(torch.equal(others[n], p) for n, p in model.named_parameters() if "vae_model" not in n)
+    settings = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert settings["dtype"] == "bfloat16"
+    model.float().save_pretrained(tmp_path / "bf16")
+    with pytest.raises(UserError, match=r"^no export in float16: language_model.*norm.weight reaches 1.04858e\+06"):
+        main(["--model", str(tmp_path / "bf16"), "--out-dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_decoder_of_the_same_codes_is_taken_and_another_refused(tiny_checkpoint, tmp_path):

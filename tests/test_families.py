@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -379,7 +380,69 @@ def test_one_text_is_no_list_of_prompts(cheers):
         draw(*cheers, "a red apple")
 
 
+def test_a_picture_stands_before_its_prompt_and_the_drawing_begins_from_it(cheers, tiny_checkpoint, tmp_path):
+    model, processor = cheers
+    ids, blue = processor.conversation.ids, Image.new("RGB", (16, 16), "blue")
+    for stands_in in (False, True):  # a conversation with a picture needs no other before it
+        processor.save_pretrained(tmp_path)
+        other = CheersProcessor.from_pretrained(tmp_path, stand_in_picture=stands_in)
+        inputs = other.for_drawing([APPLE], [red()])
+        asked = other([[{"role": "user", "content": [{"type": "image", "image": red()}, text(APPLE)]}]])
+        length = asked["input_ids"].shape[1]
+        assert torch.equal(inputs["input_ids"][:, :length], asked["input_ids"])
+        assert inputs["input_ids"][0, -1] == ids["image_start"]
+        assert torch.equal(inputs["pixel_values"], asked["pixel_values"])
+        assert torch.equal(inputs["start_pictures"], asked["pixel_values"])
+    two = draw(model, processor, [APPLE, DOGS], pictures=[red(), blue], start_time=0.5)
+    alone = draw(model, processor, [DOGS], pictures=[blue], start_time=0.5)[0]
+    assert np.abs(np.asarray(two[1], int) - np.asarray(alone)).max() <= 1
+    own = draw(model, processor, [DOGS], pictures=[blue])[0]
+    assert np.array_equal(own, draw(model, processor, [DOGS], pictures=[blue], start_time=0.1)[0])
+    assert not np.array_equal(own, alone) and not np.array_equal(own, draw(model, processor, [DOGS])[0])
+    steps = []
+    draw(model, processor, [DOGS], None, lambda: steps.append(1), [blue], 0.5, num_steps=4)
+    assert len(steps) == model.num_drawing_steps({"num_steps": 4, "start_time": 0.5}) == 2
+    for options, message in (
+        ({"start_time": 0.5}, "start_time is for drawings from a picture"),
+        ({"pictures": [blue], "start_time": 1}, "start_time is 1; it must be at least 0"),
+        ({"pictures": [blue, blue]}, "one for each prompt; there are 1 prompts"),
+        ({"pictures": ["blue.png"]}, "a picture is given as str"),
+        ({"prompts": ["word " * 60], "pictures": [blue]}, "is too long"),
+    ):
+        with pytest.raises(UserError, match=message):
+            draw(model, processor, **{"prompts": [APPLE]} | options)
+    with pytest.raises(UserError, match="^a unimllm model cannot draw from a picture; a cheers model can$"):
+        draw(*load(tiny_checkpoint, "cpu"), [APPLE], pictures=[blue])
+
+
 # ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def test_generate_edits_a_picture_with_cheers(call, tiny_cheers, tiny_checkpoint, tmp_path):
+    red().save(tmp_path / "red.png")
+    common = ("--prompt", "make it green", "--image", tmp_path / "red.png", "--out")
+    result = call(generate, *common, tmp_path / "a.png", "--model", tiny_cheers, "--start-time", 0.5, "--num-steps", 4)
+    assert result.code == 0 and "2/2" in result.err
+    assert "4/4" in call(generate, *common, tmp_path / "b.png", "--model", tiny_cheers).err  # 0.9 of its 5 steps
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    refused = call(generate, *common, tmp_path / "c.png", "--model", tiny_checkpoint).refusal()
+    assert "a unimllm model cannot draw from a picture" in refused
+    refused = call(generate, "--prompt", "x", "--out", tmp_path / "c.png", "--start-time", 0.5).refusal()
+    assert "--start-time is for drawings from a picture" in refused
+    assert "--start-time is 1.0; it must" in call(generate, *common, tmp_path / "c.png", "--start-time", 1).refusal()
+    common = ("--prompt", "x", "--image", tmp_path / "none.png", "--out", tmp_path / "c.png")
+    assert "no such picture" in call(generate, *common).refusal()
+
+
+def test_chat_edits_the_picture_at_hand(call, tiny_cheers, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    red().save("red.png")
+    lines = "/edit make it green\n/image red.png\n/edit make it green\n/draw make it green\n"
+    result = call(chat, "--model", tiny_cheers, stdin=lines)
+    assert "there is no picture to edit yet" in result.err and result.out.split() == ["drawing-1.png", "drawing-2.png"]
+    assert Path("drawing-1.png").read_bytes() != Path("drawing-2.png").read_bytes()
+    result = call(chat, "--model", tiny_checkpoint, "--image", "red.png", stdin="/edit make it green\n")
+    assert "a unimllm model cannot draw from a picture" in result.err and result.out == ""
 
 
 def test_generate_draws_with_cheers(call, tiny_cheers, tmp_path):

@@ -110,7 +110,7 @@ def test_adapters_that_do_not_fit_are_told(adapted, tiny_checkpoint, tmp_path):
 def test_adapters_begin_as_the_run_s_seed_says(tiny_checkpoint):
     recipe = SFT_PRESETS["scenes_64"]()
     recipe.lora_rank = 2
-    args = Namespace(preset="scenes_64", init_from=str(tiny_checkpoint), image_tokenizer=None)
+    args = Namespace(preset="scenes_64", init_from=str(tiny_checkpoint), image_tokenizer=None, overrides={})
 
     def begin(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)

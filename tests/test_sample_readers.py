@@ -236,6 +236,37 @@ def test_conversations_and_captions_as_others_write_them(tmp_path, row, expected
             assert found.path.name in ("10.png", "20.png")
 
 
+def test_lines_as_cheers_has_them(tmp_path):
+    """Its marks around pictures, those to draw with another placeholder, several names in one text."""
+    read, drawn = "<im_start><image><im_end>", "<im_start><image_gen><im_end>"
+    rows = [
+        llava(f"{read}\nWhat is it?", "a dog", "10.png"),
+        llava("a dog\nBased on the above description, generate an image.", drawn, "10.png"),
+        llava(f"{read}\nMake it red.", "<image_gen>", "10.png,20.png"),
+        llava(f"{read}{read}\nWhich is larger?", "the first", "10.png; 20.png"),
+        llava(f"{read}\nWhat is it?", "a dog", "10,20.png"),  # one picture, so that is its name
+        llava(f"{read}{read}\nWhich?", "the first", "10.png"),
+        llava(f"What is {drawn}?", "a dog", "10.png"),
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    *good, too_few, asked = range(len(rows))
+    index = open_samples(str(tmp_path / "data.jsonl"), None, None)
+    samples = list(map(index.read, good))
+    assert [words(sample) for sample in samples] == [
+        ["<image>What is it?", "a dog"],
+        ["a dog\nBased on the above description, generate an image.", "<image>"],
+        ["<image>Make it red.", "<image>"],
+        ["<image><image>\nWhich is larger?", "the first"],
+        ["<image>What is it?", "a dog"],
+    ]
+    names = [[found.key for found in pictures_of(sample.variants[0])] for sample in samples]
+    assert names == [["10.png"], ["10.png"], ["10.png", "20.png"], ["10.png", "20.png"], ["10,20.png"]]
+    assert [sample.task for sample in samples] == ["understanding", "drawing", "drawing", *["understanding"] * 2]
+    for number in (too_few, asked):
+        with pytest.raises(BadSample, match="2 times <image> but 1 pictures|1 pictures but 0 times <image>"):
+            index.read(number)
+
+
 def test_parts_of_tables_hold_their_pictures(tmp_path):
     parts = [{"type": "image", "image": {"bytes": encoded(picture(10)), "path": "10.png"}, "text": None}]
     parts.append({"type": "text", "image": None, "text": "a"})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unimllm.command_line import CommandLine, nearest, one_line, open_model, run
-from unimllm.drawing import choose_drawing
+from unimllm.drawing import START_TIME, check_edits, choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture
 from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_conversations, check_prompts, draw
@@ -30,6 +30,7 @@ COMMANDS = {
     "/image PATH": "talk about another picture, from the beginning",
     "/add PATH": "talk about one more picture beside those, from the beginning",
     "/draw PROMPT": "draw a picture into this folder and talk about it",
+    "/edit PROMPT": "draw the last picture anew as told (cheers models) and talk about that",
     "/reset": "forget what was said; the pictures stay",
     "/help": "this list",
     "/quit": "end (so does Ctrl-D)",
@@ -181,11 +182,22 @@ class Chat:
 
     def draw(self, prompt: str) -> None:
         """Draw into the current folder; every drawing has its own seed, so asking twice gives two pictures."""
+        self._draw(prompt, None)
+
+    def edit(self, prompt: str) -> None:
+        """As `draw`, from the last of the pictures that are talked about."""
+        check_edits(self.conversation.model)
+        if not self.conversation.pictures:
+            raise UserError("there is no picture to edit yet: /image PATH or /draw PROMPT")
+        self._draw(prompt, self.conversation.pictures[-1:])
+
+    def _draw(self, prompt: str, pictures: list[Image.Image] | None) -> None:
         model, processor = self.conversation.model, self.conversation.processor
-        check_prompts(model, processor, [prompt])
+        check_prompts(model, processor, [prompt], with_pictures=pictures is not None)
         check_writable("drawing.png")
-        with self.terminal.progress(model.num_drawing_steps(choose_drawing(model, {})), model.drawing_unit) as on_step:
-            picture = draw(model, processor, [prompt], [self.num_drawings], on_step)[0]
+        options = choose_drawing(model, {}) | ({"start_time": START_TIME} if pictures else {})
+        with self.terminal.progress(model.num_drawing_steps(options), model.drawing_unit) as on_step:
+            picture = draw(model, processor, [prompt], [self.num_drawings], on_step, pictures, **options)[0]
         path = save_as_new(picture)
         self.num_drawings += 1
         self.conversation.show(picture)

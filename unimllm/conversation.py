@@ -101,11 +101,15 @@ class ConversationTokenizer:
         """What `prompt` makes ids of, with one `<image>` for each picture."""
         return self._render(flatten_content(messages), add_generation_prompt)
 
-    def drawing_prompt(self, text: str) -> list[int]:
-        """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt."""
+    def drawing_prompt(self, text: str, images: int = 0) -> list[int]:
+        """The ids up to where a picture of `text` begins; an empty text gives the unconditional prompt.
+
+        Args:
+            images: pictures ahead of the text, to draw from.
+        """
         # Not the prompt and one id more: a tokenizer may put something between the two.
-        ids = self([text_message("user", text), text_message("assistant", "", images=1)]).input_ids
-        return ids[: ids.index(self.ids["image_start"]) + 1]
+        ids = self([text_message("user", text, images), text_message("assistant", "", images=1)]).input_ids
+        return ids[: len(ids) - ids[::-1].index(self.ids["image_start"])]
 
     def without_text(self, messages: list[dict]) -> Tokenized:
         """A question that asks for a picture, and the picture, as guidance wants it learnt: without the question.

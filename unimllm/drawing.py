@@ -1,8 +1,9 @@
 """How pictures are drawn: each family declares its options, and a checkpoint says which values suit it.
 
 A model class has `drawing_options`, names and defaults of what its `generate(generation_mode="image")` can be told, and
-`drawing_unit`, what it counts while it draws; `num_drawing_steps(options)` tells how many of those there will be. A
-checkpoint's values stand under "drawing" in its generation_config.json.
+`drawing_unit`, what it counts while it draws; `num_drawing_steps(options)` tells how many of those there will be, and
+`edits_pictures` whether a drawing may begin from a picture. A checkpoint's values stand under "drawing" in its
+generation_config.json.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ FLAGS = {
 """Options of all families, and what the command lines call them."""
 
 LOWEST = {"temperature": 0, "top_k": 0, "num_steps": 1, "time_shift": 1e-3}
+START_TIME = 0.1
+"""Where a drawing from a picture begins, between noise (0) and the picture (1), unless told otherwise: as the released
+CHEERS edits."""
 SMALLEST_TEMPERATURE = 1e-4  # above 0, which takes the most likely; logits are divided by it
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 
@@ -75,6 +79,27 @@ def check_number(name: str, value: object, is_whole: bool = False) -> None:
     is_number = isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise UserError(f"{name} is {value!r}; it must be a {'whole ' if is_whole else ''}number")
+
+
+def check_start_time(start_time: object, has_pictures: bool, called: str = "start_time") -> None:
+    """UserError for a start time, None where it was left out, that is outside 0..1 or has no picture to begin from.
+
+    Args:
+        called: in the message, in place of the name.
+    """
+    if start_time is None:
+        return
+    if not has_pictures:
+        raise UserError(f"{called} is for drawings from a picture, and there is none: give one or leave it out")
+    check_number(called, start_time)
+    if not 0 <= start_time < 1:
+        raise UserError(f"{called} is {start_time!r}; it must be at least 0 (noise) and below 1 (the picture itself)")
+
+
+def check_edits(model) -> None:
+    """UserError where a model cannot begin a drawing from a picture."""
+    if not model.edits_pictures:
+        raise UserError(f"a {model.config.model_type} model cannot draw from a picture; a cheers model can")
 
 
 def check_prompt_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:

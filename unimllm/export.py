@@ -1,5 +1,7 @@
 """Write a trained model as a small folder to ship: half-precision weights, no training state.
 
+They are float16, or bfloat16 where the checkpoint's are, its image tokenizer aside.
+
 python -m unimllm.export --model runs/scenes_64/sft --out-dir unimllm/default
 
 --image-tokenizer takes the pixel decoder from another checkpoint with the same codes: one that was trained on beside or
@@ -28,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = open_model(args.model, "cpu")
     if args.image_tokenizer:
         take_decoder(model, args.image_tokenizer)
+    halve(model, args.model)
     written = write_half(model, processor, args.out_dir)
     print(f"{args.out_dir}: {', '.join(written)}")
 
@@ -53,8 +56,48 @@ def take_decoder(model, name: str) -> None:
             setattr(config, size, getattr(other.config, size))
 
 
+def halve(model, name: str | None) -> None:
+    """Give the weights 16 bits: those of float32 float16, those that the checkpoint has in bfloat16 that.
+
+    Args:
+        model: as `open_model` loads it, in float32; its image tokenizer is float32 in any checkpoint.
+        name: of the checkpoint, as --model has it.
+
+    Raises:
+        UserError: a tensor holds numbers that float16 has not.
+    """
+    import torch
+
+    is_bf16 = stored_dtype(name) == torch.bfloat16
+    kept = {id(tensor) for tensor in (*model.image_tokenizer.parameters(), *model.image_tokenizer.buffers())}
+    largest = torch.finfo(torch.float16).max
+    for label, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point():
+            continue
+        dtype = torch.bfloat16 if is_bf16 and id(tensor) not in kept else torch.float16
+        most = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
+        if dtype == torch.float16 and not most <= largest:
+            raise UserError(
+                f"no export in float16: {label} reaches {most:g}, beyond its {largest:g}; ship the checkpoint as it is"
+            )
+        tensor.data = tensor.data.to(dtype)
+
+
+def stored_dtype(name: str | None):
+    """The torch dtype that a checkpoint's config tells of its weights; of an adapter's, that of the model under it."""
+    from transformers import AutoConfig
+
+    from unimllm.inference import find_checkpoint
+
+    if name is not None and (Path(name) / "adapter_config.json").is_file():
+        from unimllm.discrete.lora import base_of
+
+        return stored_dtype(base_of(Path(name)))
+    return AutoConfig.from_pretrained(find_checkpoint(name), trust_remote_code=False).dtype
+
+
 def write_half(model, processor, folder: Path) -> list[str]:
-    """Save in float16; the config goes on saying float32, so that a CPU computes in float32 after loading.
+    """Save what `halve` made; the config says float32 for float16, so that a CPU computes in float32 after loading.
 
     Returns:
         The names of the written files.
@@ -63,7 +106,7 @@ def write_half(model, processor, folder: Path) -> list[str]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        model.half().save_pretrained(partial)
+        model.save_pretrained(partial)
         processor.save_pretrained(partial)
         config = partial / "config.json"
         config.write_text(json.dumps(_with_float32(json.loads(config.read_text())), indent=2) + "\n")
@@ -80,7 +123,7 @@ def write_half(model, processor, folder: Path) -> list[str]:
 
 
 def _with_float32(value):
-    """A config with every `dtype` float32."""
+    """A config with every `dtype` of float16 float32."""
     if isinstance(value, dict):
         return {k: "float32" if k == "dtype" and v == "float16" else _with_float32(v) for k, v in value.items()}
     return value

@@ -2,10 +2,13 @@
 
 python -m unimllm.generate --prompt "a photo of a red apple" --out apple.png
 python -m unimllm.generate --prompts-file prompts.jsonl --out-dir pictures
+python -m unimllm.generate --model CHEERS --image apple.png --prompt "make it green" --out green.png
 
 The same seed on the same machine gives the same bytes; in float32 also whatever else is drawn in the same batch (of
 CHEERS up to rounding there, a level in a few pixels).
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -15,13 +18,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unimllm.command_line import CommandLine, given_drawing, number, open_model, out_of_memory_told, run
-from unimllm.drawing import choose_drawing
+from unimllm.drawing import START_TIME, check_edits, check_start_time, choose_drawing
 from unimllm.errors import UserError
-from unimllm.images import check_writable, picture_format, save_picture
+from unimllm.images import check_writable, open_picture, picture_format, save_picture
 from unimllm.inference import check_prompts, draw
 from unimllm.json_rows import write_rows
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BATCH_SIZE = 32
 INDEX_FILE = "index.jsonl"
@@ -49,14 +56,18 @@ def main(argv: list[str] | None = None) -> None:
     jobs = plan(args)
     for job in jobs:
         check_writable(job.path)
+    picture = open_picture(args.image) if args.image else None
     model, processor = open_model(args.model, args.device, args.dtype)
     options = choose_drawing(model, given_drawing(args))
+    if picture is not None:
+        check_edits(model)
+        options |= {"start_time": START_TIME if args.start_time is None else args.start_time}
     for job in {job.prompt: job for job in reversed(jobs)}.values():
         with told_where(job.where):
-            check_prompts(model, processor, [job.prompt])
+            check_prompts(model, processor, [job.prompt], with_pictures=picture is not None)
     if args.out_dir:  # an earlier run's would speak of other pictures than lie there, were this one broken off
         (args.out_dir / INDEX_FILE).unlink(missing_ok=True)
-    draw_jobs(model, processor, jobs, args.batch_size, options)
+    draw_jobs(model, processor, jobs, args.batch_size, options, picture)
     if args.out_dir:
         write_index(args.out_dir, jobs)
 
@@ -73,6 +84,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--seed", type=number(int, 0, MAX_SEED), default=0,
         help="picture i is drawn with SEED + i (0), or with the own \"seed\" of its line + i",
     )  # fmt: skip
+    parser.add_argument("--image", type=Path, help="picture to begin from, ahead of every prompt (cheers models)")
+    parser.add_argument(
+        "--start-time", type=number(float, 0, 1), metavar="T",
+        help=f"of --image: near 0 little of the picture stays in place, near 1 nearly all ({START_TIME})",
+    )  # fmt: skip
     parser.add_drawing_options()
     parser.add_argument("--batch-size", type=number(int, 1), default=BATCH_SIZE, help="pictures at once (%(default)s)")
     parser.add_model_options()
@@ -84,6 +100,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         source = "--prompt" if given == "out" else "--prompts-file"
         raise UserError(f"{source} goes with --{given.replace('_', '-')}: say where to write")
     given_drawing(args)
+    check_start_time(args.start_time, args.image is not None, "--start-time")
     if args.seed + args.num_images - 1 > MAX_SEED:
         raise UserError(f"--seed {args.seed} with --num-images {args.num_images} goes beyond {MAX_SEED}")
     return args
@@ -163,23 +180,36 @@ def told_where(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
-def draw_jobs(model, processor, jobs: list[Job], batch_size: int, options: dict[str, float]) -> None:
-    """Draw in batches, write each picture as soon as it is there, print where."""
+def draw_jobs(
+    model, processor, jobs: list[Job], batch_size: int, options: dict[str, float], picture: Image.Image | None
+) -> None:
+    """Draw in batches, write each picture as soon as it is there, print where.
+
+    Args:
+        options: all of them.
+        picture: to begin from, where there is one.
+    """
     from tqdm import tqdm
 
     batches = [jobs[i : i + batch_size] for i in range(0, len(jobs), batch_size)]
     total = len(batches) * model.num_drawing_steps(options)
     with tqdm(total=total, desc="drawing", unit=model.drawing_unit, file=sys.stderr) as bar:
         for batch in batches:
-            for job, picture in zip(batch, draw_batch(model, processor, batch, options, bar.update), strict=True):
-                save_picture(picture, job.path)
+            drawn = draw_batch(model, processor, batch, options, picture, bar.update)
+            for job, drawing in zip(batch, drawn, strict=True):
+                save_picture(drawing, job.path)
                 tqdm.write(str(job.path), file=sys.stdout)
 
 
-def draw_batch(model, processor, jobs: list[Job], options: dict[str, float], on_step: Callable[[], None]) -> list:
+def draw_batch(
+    model, processor, jobs: list[Job], options: dict[str, float], picture: Image.Image | None,
+    on_step: Callable[[], None],
+) -> list[Image.Image]:  # fmt: skip
     """The pictures of some jobs; UserError if they do not fit into memory together."""
+    prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
+    pictures = None if picture is None else [picture] * len(jobs)
     with out_of_memory_told(len(jobs)):
-        return draw(model, processor, [job.prompt for job in jobs], [job.seed for job in jobs], on_step, **options)
+        return draw(model, processor, prompts, seeds, on_step, pictures, **options)
 
 
 def write_index(folder: Path, jobs: list[Job]) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
 from semhitok.errors import first_line
-from unimllm.drawing import choose_drawing, choose_seeds
+from unimllm.drawing import START_TIME, check_edits, check_start_time, choose_drawing, choose_seeds
 from unimllm.errors import UserError
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
     import torch
     from PIL import Image
+    from transformers import PreTrainedConfig
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
 DEFAULT_NAME = "scenes"
@@ -34,6 +35,7 @@ def load(
     device: str | None = None,
     option: str = "--model",
     dtype: torch.dtype | str | None = "auto",
+    change: Callable[[PreTrainedConfig], None] | None = None,
 ):
     """Load a model and its processor.
 
@@ -45,6 +47,7 @@ def load(
         option: of the command line that named it, for the messages.
         dtype: of the weights, or its name, the image tokenizer's aside, which are always float32; "auto": as they are
             stored on a GPU, float32 on a CPU.
+        change: called with its config before the model is built; what weights there are must stay.
 
     Returns:
         (model in evaluation mode, processor).
@@ -55,7 +58,7 @@ def load(
     if model is not None and (Path(model) / "adapter_config.json").is_file():
         from unimllm.discrete.lora import base_of, load_lora
 
-        loaded, processor = load(base_of(Path(model)), device, option, dtype)
+        loaded, processor = load(base_of(Path(model)), device, option, dtype, change)
         load_lora(loaded, Path(model))
         return loaded, processor
     path = find_checkpoint(model, option)
@@ -71,6 +74,8 @@ def load(
     try:
         own = {"trust_remote_code": False}  # else transformers asks on stdin whether to run a folder's code
         config = AutoConfig.from_pretrained(path, **own)
+        if change:
+            change(config)
         processor = AutoProcessor.from_pretrained(path, **own)
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True, **own
@@ -120,6 +125,8 @@ def draw(
     prompts: list[str],
     seeds: list[int] | None = None,
     on_step: Callable[[], None] | None = None,
+    pictures: list[Image.Image] | None = None,
+    start_time: float | None = None,
     **options,
 ) -> list[Image.Image]:
     """Draw one picture per prompt, all in one batch.
@@ -128,16 +135,26 @@ def draw(
         seeds: one per prompt (default 0 for each): the same of both give the same picture, in float32 in any batch (of
             CHEERS up to rounding, a level in a few pixels).
         on_step: called after each position or step (`drawing_unit` of the model), for progress bars.
+        pictures: RGB, one for each prompt that says what to make of it; None: draw from nothing. Of CHEERS alone.
+        start_time: where the way from noise (0) to the picture (1) begins: near 0 little of it is kept in place, near 1
+            nearly all (default 0.1).
         options: of the model's `drawing_options`; what is left out is as its generation_config.json has it.
 
     Raises:
         UserError: no prompt, an empty one, or one longer than the context; an option that the model does not have or
-            cannot draw with; not one seed per prompt; weights that have diverged.
+            cannot draw with; not one seed or picture per prompt; weights that have diverged.
     """
     options = choose_drawing(model, options)
-    check_prompts(model, processor, prompts)
+    check_prompts(model, processor, prompts, with_pictures=pictures is not None)
     seeds = choose_seeds([0] * len(prompts) if seeds is None else seeds, len(prompts))
-    inputs = processor.for_drawing([p.strip() for p in prompts])
+    check_start_time(start_time, pictures is not None)
+    texts = [prompt.strip() for prompt in prompts]
+    if pictures is None:
+        inputs = processor.for_drawing(texts)
+    else:
+        check_start_pictures(model, pictures, len(prompts))
+        inputs = processor.for_drawing(texts, pictures)
+        options["start_time"] = START_TIME if start_time is None else start_time
     drawn = model.generate(
         **inputs.to(model.device), generation_mode="image", seeds=seeds, on_step=on_step, **options,
     )  # fmt: skip
@@ -145,8 +162,24 @@ def draw(
     return [processor.post_process_images(model.decode_image_tokens(row[None]))[0] for row in drawn]
 
 
-def check_prompts(model, processor, prompts: list[str]) -> None:
-    """What `draw` checks before it begins; UserError for none, an empty one, or one longer than the context."""
+def check_start_pictures(model, pictures: list[Image.Image], count: int) -> None:
+    """UserError where a model cannot draw from pictures, or they are no list of one for each of `count` prompts."""
+    from PIL import Image
+
+    check_edits(model)
+    if not isinstance(pictures, (list, tuple)) or len(pictures) != count:
+        raise UserError(f"give a list of pictures, one for each prompt; there are {count} prompts")
+    for picture in pictures:
+        if not isinstance(picture, Image.Image):  # transformers would fetch a text
+            raise UserError(f"a picture is given as {type(picture).__name__}; give PIL pictures")
+
+
+def check_prompts(model, processor, prompts: list[str], with_pictures: bool = False) -> None:
+    """What `draw` checks before it begins; UserError for none, an empty one, or one longer than the context.
+
+    Args:
+        with_pictures: each has a picture to draw from.
+    """
     if isinstance(prompts, str):  # its letters would be drawn, one by one
         raise UserError(f"the prompts are one text: give a list of them, here ['{shorten(prompts)}']")
     if not prompts:
@@ -157,7 +190,8 @@ def check_prompts(model, processor, prompts: list[str]) -> None:
         if not prompt.strip():
             raise UserError("the prompt is empty: say what to draw, for example 'a photo of a red apple'")
         check_text(processor, prompt, "the prompt")
-        length = len(processor.before([])[0]) + len(processor.conversation.drawing_prompt(prompt.strip()))
+        length = len(processor.conversation.drawing_prompt(prompt.strip(), images=int(with_pictures)))
+        length += 0 if with_pictures else len(processor.before([])[0])
         check_length(model, length + processor.num_positions, f"the prompt '{shorten(prompt)}'")
 
 

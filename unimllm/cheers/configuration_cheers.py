@@ -4,11 +4,15 @@ Two sets of defaults meet here. A config without arguments has the sizes of the 
 as our presets use it; `released_config` switches on every quirk that the released weights were trained with.
 """
 
+from math import gcd
+
 from transformers import AutoConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 from transformers.image_utils import PILImageResampling
 
 from semhitok.configuration_semhitok import without_places
+from unimllm.cheers.hybrid_mask import MASKS, kinds_of_layers
 
+HEADS = ("num_semantic_heads", "num_detail_heads", "num_flow_key_value_heads")
 RELEASED_QUIRKS = {
     "repeat_detail_positions": True,
     "extra_euler_step": True,
@@ -17,6 +21,8 @@ RELEASED_QUIRKS = {
     "round_rotary_frequencies": True,
 }
 """Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
+WITHOUT_WEIGHTS = (*RELEASED_QUIRKS, "inject_details")
+"""Switches of CheersConfig that any weights fit."""
 
 
 class CheersVaeConfig(PreTrainedConfig):
@@ -101,10 +107,11 @@ class CheersConfig(PreTrainedConfig):
         compression: side of the square of SigLIP's patches that becomes one position of the language model (1: none).
         num_semantic_layers: DiT blocks of the first stage, as wide as the language model.
         num_detail_layers: DiT blocks of the second stage, as wide as SigLIP.
-        num_semantic_heads, num_detail_heads: attention heads of each stage (None: those of the language model, of
-            SigLIP).
-        num_flow_key_value_heads: key/value heads of both (None: those of the language model).
-        time_channels: sines and cosines of t.
+        num_semantic_heads, num_detail_heads: attention heads of each stage (None, until a model is built: those of the
+            language model, of SigLIP).
+        num_flow_key_value_heads: key/value heads of both (None, until a model is built: as many of the language model's
+            as heads of both stages can share evenly, 2 in the released model).
+        time_channels: sines and cosines of t, an even number.
         decode_before_siglip: False gives SigLIP the latents as they are, through a linear map in the place of its patch
             embedding, instead of D(.)'s pictures (the paper's ablation, Table 6; how its latents enter is not said).
         linear_details: the high frequencies come from a linear patch embedding of their own, not SigLIP's. For a SigLIP
@@ -168,9 +175,8 @@ class CheersConfig(PreTrainedConfig):
         vae_config.image_size = vision_config.image_size
         self.compression = compression
         self.num_semantic_layers, self.num_detail_layers = num_semantic_layers, num_detail_layers
-        self.num_semantic_heads = num_semantic_heads or text_config.num_attention_heads
-        self.num_detail_heads = num_detail_heads or vision_config.num_attention_heads
-        self.num_flow_key_value_heads = num_flow_key_value_heads or text_config.num_key_value_heads
+        self.num_semantic_heads, self.num_detail_heads = num_semantic_heads, num_detail_heads
+        self.num_flow_key_value_heads = num_flow_key_value_heads
         self.time_channels = time_channels
         self.decode_before_siglip = decode_before_siglip
         self.linear_details = linear_details
@@ -190,21 +196,12 @@ class CheersConfig(PreTrainedConfig):
     def take_parts(
         self, text_config: PreTrainedConfig, vision_config: SiglipVisionConfig, vae_config: CheersVaeConfig
     ) -> None:
-        """Become the config over other parts; numbers of heads that were the old parts' become the new ones'.
+        """Become the config over other parts; numbers of heads that were not chosen will follow these.
 
         Raises:
             ValueError: they do not fit together.
         """
-        followed = {
-            "num_semantic_heads": ("text_config", "num_attention_heads"),
-            "num_detail_heads": ("vision_config", "num_attention_heads"),
-            "num_flow_key_value_heads": ("text_config", "num_key_value_heads"),
-        }
-        follows = [n for n, (part, of) in followed.items() if getattr(self, n) == getattr(getattr(self, part), of)]
         self.text_config, self.vision_config, self.vae_config = text_config, vision_config, vae_config
-        for name in follows:
-            part, of = followed[name]
-            setattr(self, name, getattr(getattr(self, part), of))
         self.tie_word_embeddings = text_config.tie_word_embeddings
         self.check_sizes()
 
@@ -212,8 +209,34 @@ class CheersConfig(PreTrainedConfig):
         """As transformers', but for where its parts were loaded from: places on one machine."""
         return without_places(super().to_dict())
 
+    @property
+    def flow_heads(self) -> tuple[int, int, int]:
+        """Heads of the semantic and of the detail stage, and key/value heads of both, chosen or by the parts."""
+        text, vision = self.text_config, self.vision_config
+        semantic = text.num_attention_heads if self.num_semantic_heads is None else self.num_semantic_heads
+        detail = vision.num_attention_heads if self.num_detail_heads is None else self.num_detail_heads
+        shared = self.num_flow_key_value_heads
+        if shared is None:
+            shared = gcd(semantic, detail, getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        return semantic, detail, shared
+
+    def settle(self) -> None:
+        """Once a model is built over these parts: the numbers of heads stay as they are; see `check_sizes`."""
+        self.check_sizes()
+        self.num_semantic_heads, self.num_detail_heads, self.num_flow_key_value_heads = self.flow_heads
+
     def check_sizes(self) -> None:
-        """ValueError where the parts do not fit together."""
+        """ValueError where a size is none, or the parts do not fit together."""
+        lowest = dict.fromkeys(HEADS, 1) | {
+            "compression": 1, "num_semantic_layers": 0, "num_detail_layers": 0, "time_channels": 2,
+        }  # fmt: skip
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not (is_whole or (value is None and name in HEADS)):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} or more")
+        if self.time_channels % 2:
+            raise ValueError(f"time_channels is {self.time_channels}; it must be even, for sines and cosines")
         patch = self.vision_config.patch_size
         if patch != self.vae_config.stride:
             raise ValueError(
@@ -224,14 +247,18 @@ class CheersConfig(PreTrainedConfig):
                 f"image_size {self.image_size} must be a multiple of patch_size * compression "
                 f"({patch} * {self.compression})"
             )
-        widths = (("semantic", self.text_config.hidden_size), ("detail", self.vision_config.hidden_size))
-        for stage, width in widths:
-            heads = getattr(self, f"num_{stage}_heads")
-            if width % (2 * heads) or heads % self.num_flow_key_value_heads:
-                raise ValueError(
-                    f"num_{stage}_heads is {heads}; each head needs an even share of {width} channels, and heads must "
-                    f"be a multiple of num_flow_key_value_heads ({self.num_flow_key_value_heads})"
-                )
+        if other := [kind for kind in kinds_of_layers(self.text_config) if kind not in MASKS]:
+            raise ValueError(
+                f"text_config ({self.text_config.model_type}) has layers of {', '.join(other)}, in which a picture "
+                f"cannot see all of itself; take a language model whose layers are {' or '.join(MASKS)}"
+            )
+        *both, shared = self.flow_heads
+        widths = (self.text_config.hidden_size, self.vision_config.hidden_size)
+        for name, heads, width in zip(HEADS, both, widths, strict=False):
+            if width % (2 * heads):
+                raise ValueError(f"{name} is {heads}; each head needs an even share of {width} channels")
+            if heads % shared:
+                raise ValueError(f"num_flow_key_value_heads is {shared}, but {name} ({heads}) must be a multiple of it")
 
     @property
     def image_size(self) -> int:

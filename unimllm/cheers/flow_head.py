@@ -173,15 +173,16 @@ class FlowHead(nn.Module):
         super().__init__()
         hidden, width = config.text_config.hidden_size, config.vision_config.hidden_size
         self.side, self.grid_size, self.inject_details = config.compression, config.grid_size, config.inject_details
+        semantic_heads, detail_heads, shared_heads = config.flow_heads
         self.time_embed = TimeEmbedding(config.time_channels, hidden, width)
         self.gen_projector = Stage(
-            hidden, width * self.side**2, config.num_semantic_layers, config.num_semantic_heads,
-            config.num_flow_key_value_heads, is_rounded=config.round_rotary_frequencies,
+            hidden, width * self.side**2, config.num_semantic_layers, semantic_heads, shared_heads,
+            is_rounded=config.round_rotary_frequencies,
         )  # fmt: skip
         self.hi_gate = DetailGate(width)
         self.hi_projector = Stage(
-            width, config.vae_config.patched_channels, config.num_detail_layers, config.num_detail_heads,
-            config.num_flow_key_value_heads, config.repeat_detail_positions, config.round_rotary_frequencies,
+            width, config.vae_config.patched_channels, config.num_detail_layers, detail_heads, shared_heads,
+            config.repeat_detail_positions, config.round_rotary_frequencies,
         )  # fmt: skip
 
     def semantics(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:

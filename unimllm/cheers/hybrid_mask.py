@@ -2,7 +2,8 @@
 
 transformers builds the mask from the number of each position's picture: for FlexAttention block by block, so that
 blocks in which nobody may look are not computed, for SDPA as one (B, 1, T, T) bool tensor that all heads share. Rows
-with branches bring that tensor along.
+with branches bring that tensor along. Where layers look back through a window (Mistral, Gemma), words see that far and
+a picture sees all of itself all the same.
 
 Shapes: B rows, T positions, P positions in the cache, H hidden channels.
 """
@@ -11,10 +12,23 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedConfig
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 FLEX = "flex_attention"
 TEXT = -1
+FULL, SLIDING = "full_attention", "sliding_attention"
+MASKS = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+"""Kinds of layers by transformers' names, and what makes their masks."""
+
+
+def kinds_of_layers(config: PreTrainedConfig) -> list[str]:
+    """What transformers calls the attention of a language model's layers, each kind once."""
+    told = getattr(config, "layer_types", None)
+    if told is not None:
+        return sorted(set(told))
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return ["chunked_attention"]
+    return [SLIDING if getattr(config, "sliding_window", None) is not None else FULL]
 
 
 def picture_numbers(is_picture: torch.Tensor, is_text: torch.Tensor | None = None) -> torch.Tensor:
@@ -39,22 +53,37 @@ def hybrid_mask(
     position_ids: torch.Tensor | None = None,
     past_key_values: Cache | None = None,
 ):
-    """The mask that a language model's decoder takes as it is.
+    """The mask that a language model's decoder takes as it is; where its layers differ, a dict of one for each kind.
 
     Args:
         config: of the language model; its attention implementation decides the form.
         inputs_embeds: (B, T, H); its values do not matter.
         numbers: (B, P + T) of `picture_numbers`; None: text alone.
         attention_mask: (B, P + T), 0 for padding, or (B, 1, T, T) bool, True where a position may look.
-        position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
+        position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0. In
+            rows with branches windows are measured by them.
         past_key_values: what was read before, P positions.
     """
-    if attention_mask is not None and attention_mask.dim() == 4:
-        return with_pictures(attention_mask, numbers, config, inputs_embeds.dtype)
-    return create_causal_mask(
-        config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
-        position_ids=position_ids, block_sequence_ids=numbers,
-    )  # fmt: skip
+
+    def mask_of(kind: str):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            may_look = attention_mask if kind == FULL else within_window(attention_mask, position_ids, config)
+            return with_pictures(may_look, numbers, config, inputs_embeds.dtype)
+        return MASKS[kind](
+            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            position_ids=position_ids, block_sequence_ids=numbers,
+        )  # fmt: skip
+
+    masks = {kind: mask_of(kind) for kind in kinds_of_layers(config)}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def within_window(may_look: torch.Tensor, position_ids: torch.Tensor | None, config: PreTrainedConfig) -> torch.Tensor:
+    """What of (B, 1, T, T) bool lies less than `sliding_window` positions back, by `position_ids` (B, T)."""
+    if position_ids is None:
+        position_ids = torch.arange(may_look.shape[-1], device=may_look.device)[None]
+    back = position_ids[:, :, None] - position_ids[:, None, :]  # (B, T, T)
+    return may_look & (back < config.sliding_window).unsqueeze(1)
 
 
 def with_pictures(

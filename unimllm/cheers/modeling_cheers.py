@@ -25,7 +25,7 @@ from unimllm.cheers.rotary import round_frequencies_of
 from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
-from unimllm.flow_matching import path, velocity
+from unimllm.flow_matching import euler_schedule, path, velocity
 from unimllm.model_inputs import captured, given_ids, states
 
 
@@ -95,9 +95,11 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     drawing_options = {"guidance_scale": 3.0, "num_steps": 50, "time_shift": 1.0}
     drawing_unit = "step"
+    edits_pictures = True
 
     def __init__(self, config: CheersConfig):
         super().__init__(config)
+        config.settle()
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.vision_tokenizer = VisionTokenizer(config)
         self.flow_head = FlowHead(config)
@@ -365,8 +367,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     # ---- generation --------------------------------------------------------------------------------------------
 
     def num_drawing_steps(self, options: dict) -> int:
-        """How often a drawing with such options calls `on_step`: once for each step of Euler's method."""
-        return options["num_steps"]
+        """How often a drawing with such options calls `on_step`: once for each step of Euler's method.
+
+        Args:
+            options: those of `drawing_options`, and `start_time` where it begins from a picture.
+        """
+        return len(euler_schedule(options["num_steps"], start=options.get("start_time", 0.0))[0])
 
     @torch.no_grad()
     def generate(

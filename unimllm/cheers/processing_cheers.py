@@ -28,8 +28,17 @@ class CheersProcessor(ConversationProcessor):
         super().__init__(image_processor, tokenizer, num_positions, chat_template, **kwargs)
         self.stand_in_picture = stand_in_picture
 
-    def for_drawing(self, prompts: list[str]) -> BatchFeature:
-        """As the base's; with `stand_in_picture` N positions longer, and `pixel_values` (B, 3, S, S) for them."""
+    def for_drawing(self, prompts: list[str], pictures: list[Image.Image] | None = None) -> BatchFeature:
+        """As the base's; with `stand_in_picture` N positions longer, and `pixel_values` (B, 3, S, S) for them.
+
+        Args:
+            pictures: one for each prompt, to begin from: it stands ahead of the prompt in the user's turn, and is in
+                `pixel_values` and in `start_pictures`, both (B, 3, S, S).
+        """
+        if pictures is not None:
+            inputs = self._pad_left([self.conversation.drawing_prompt(prompt, images=1) for prompt in prompts])
+            pixel_values = self.preprocess_images(pictures)
+            return BatchFeature(inputs | {"pixel_values": pixel_values, "start_pictures": pixel_values})
         if not self.stand_in_picture:
             return super().for_drawing(prompts)
         ids, pictures = self.before([])

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
-from unimllm.drawing import check_finite, check_number, check_prompt_ids, choose_seeds
+from unimllm.drawing import (
+    START_TIME,
+    check_finite,
+    check_number,
+    check_prompt_ids,
+    check_start_time,
+    choose_drawing,
+    choose_seeds,
+)
 from unimllm.flow_matching import euler, euler_schedule, guide, path
 
 
@@ -60,6 +68,7 @@ class Prompt:
             image_tokens = None if image_tokens is None else image_tokens.repeat(2, 1, 1)
         self.num_positions = model.config.num_positions
         self.cache = DynamicCache(config=model.config.text_config)
+        self.cache.activate_past_recording()  # else layers with a window could not forget the picture again
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         model.read(input_ids, image_tokens, attention_mask, positions, self.cache)
         picture = torch.arange(1, self.num_positions + 1, device=input_ids.device)
@@ -91,12 +100,12 @@ def draw_latents(
     attention_mask: torch.Tensor | None = None,
     pixel_values: torch.Tensor | None = None,
     image_tokens: torch.Tensor | None = None,
-    guidance_scale: float = 1.0,
-    num_steps: int = 50,
-    time_shift: float = 1.0,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    time_shift: float | None = None,
     seeds: list[int] | None = None,
     start_pictures: torch.Tensor | None = None,
-    start_time: float = 0.1,
+    start_time: float | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """Draw one picture per row.
@@ -108,31 +117,43 @@ def draw_latents(
         image_tokens: what `get_image_tokens` made of these, in place of them.
         guidance_scale: 1 leaves the unconditional branch out (the paper's figures: 9.5).
         num_steps: evaluations of the velocity.
-        time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5).
+        time_shift: alpha of `flow_matching.time_shift` (the released demo: 0.5). These three, where left out, are as
+            the checkpoint's generation_config.json has them.
         seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
         start_pictures: (B, 3, S, S) in -1..1; editing begins from them with noise, at `start_time`.
+        start_time: of them; None: START_TIME.
         on_step: called after each step.
 
     Returns:
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: an option that is no number, no prompt, one that is empty or padded on the right, not one seed or
-            start picture per row, not N placeholders for every picture, numbers that are not finite, or see
+        ValueError: an option that is no number, no prompt, one that is empty, padded on the right or does not end with
+            the image-start token, not one seed or start picture per row, a start time without pictures or outside
+            0..1, not N placeholders for every picture, numbers that are not finite, or see
             `flow_matching.euler_schedule`.
     """
-    numbers = {"guidance_scale": guidance_scale, "time_shift": time_shift, "start_time": start_time}
-    for name, value in numbers.items():
+    own = choose_drawing(model, {})
+    guidance_scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
+    num_steps = own["num_steps"] if num_steps is None else num_steps
+    time_shift = own["time_shift"] if time_shift is None else time_shift
+    for name, value in {"guidance_scale": guidance_scale, "time_shift": time_shift}.items():
         check_number(name, value)
     check_number("num_steps", num_steps, is_whole=True)
+    check_start_time(start_time, start_pictures is not None)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     check_prompt_ids(input_ids, attention_mask)
+    if (input_ids[:, -1] != model.config.image_start_token_id).any():
+        raise ValueError(
+            f"a prompt to draw from ends with the id {int(input_ids[0, -1])}; end each with image_start_token_id "
+            f"({model.config.image_start_token_id}), its picture follows"
+        )
     seeds = choose_seeds(seeds, len(input_ids))
     if start_pictures is not None and len(start_pictures) != len(input_ids):
         raise ValueError(f"{len(start_pictures)} start_pictures for {len(input_ids)} prompts; give one for each")
     config = model.config
-    start = 0.0 if start_pictures is None else start_time
+    start = 0.0 if start_pictures is None else START_TIME if start_time is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
     shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
     x = noise_of(seeds, shape).to(model.device, torch.promote_types(model.dtype, torch.float32))

@@ -115,6 +115,8 @@ def config_from_released(settings: dict) -> CheersConfig:
             channels=vae["ch"], channel_multipliers=vae["ch_mult"], num_blocks=vae["num_res_blocks"],
             latent_channels=vae["z_channels"], pixels_from_zero=True,
         ),
+        num_semantic_heads=text["num_attention_heads"], num_detail_heads=vision["num_attention_heads"],
+        num_flow_key_value_heads=text["num_key_value_heads"],
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from unimllm.data.samples import (
     make_sample,
     picture_named,
     pictures_in_parts,
+    split_names,
 )
 
 BLOCK = 1 << 26  # bytes that are searched for line ends at a time
@@ -68,6 +69,7 @@ class JsonSamples:
         names = named if isinstance(named, list) else [named]
         if not all(isinstance(name, str) and "\0" not in name for name in names):
             raise BadSample("no picture", f"{named!r} is no path of a picture")
+        names = split_names(row, names, layout)
         return make_sample(row, [picture_named(name, self.image_root) for name in names], layout)
 
     def digest(self) -> bytes:

@@ -71,7 +71,8 @@ class PackedSamples:
         members = [self.plan.row(number) for number in rows]
         worded = [self._try_words(member) for row in members for member in row]
         with ThreadPoolExecutor(self.num_threads) as threads:  # the text tokenizer stays outside: it is not for threads
-            loads = threads.map(self._try_load, [picture for _, _, pictures in worded for picture in pictures])
+            asked = [pair for _, *found in worded for pair in self._of_each(*found)]
+            loads = threads.map(lambda pair: self._try_load(*pair), asked)
             made = [self._join(member, found, loads) for member, *found in worded]
         faults = [fault for fault in made if isinstance(fault, Fault)]
         if faults and self.strict:
@@ -119,9 +120,16 @@ class PackedSamples:
         except BadSample as error:
             return member, Fault(error.reason, self.indices[member[0]].key(member[1]), str(error), INSTEAD), []
 
-    def _try_load(self, picture: Picture):
+    def _of_each(self, tokenized: Tokenized | Fault, pictures: list[Picture]) -> Iterator[tuple[Picture, bool]]:
+        """The pictures of a sample, and of each whether it is drawn: its placeholders are targets."""
+        if not isinstance(tokenized, Fault):
+            told = zip(tokenized.input_ids, tokenized.is_target, strict=True)
+            drawn = [is_target for token, is_target in told if token == self.ids["image"]]
+            yield from zip(pictures, drawn[:: self.tokenizer.conversation.num_positions], strict=True)
+
+    def _try_load(self, picture: Picture, is_drawn: bool):
         try:
-            return self.pictures.load(picture)
+            return self.pictures.load(picture, is_drawn)
         except UnreadablePicture as error:
             return error
 

@@ -40,8 +40,8 @@ class StoredCodes:
             return "no codes"
         return None
 
-    def load(self, picture: Picture) -> np.ndarray:
-        """(N,) int64 ids; UnreadablePicture if the shards hold none."""
+    def load(self, picture: Picture, is_drawn: bool = False) -> np.ndarray:
+        """(N,) int64 ids, whether it is read or drawn; UnreadablePicture if the shards hold none."""
         try:
             codes = self.shards[picture.key]
         except KeyError:
@@ -59,20 +59,21 @@ class OnlinePixels:
 
     Args:
         processor: a SemHiTokImageProcessor, the one that `encode` uses too.
+        of_drawn: another for pictures that are drawn; None: the same.
     """
 
     name = "files"
 
-    def __init__(self, processor):
-        self.processor = processor
+    def __init__(self, processor, of_drawn=None):
+        self.processor, self.of_drawn = processor, of_drawn or processor
 
     def check(self, picture: Picture) -> str | None:
         return None if picture.is_there() else "missing picture"
 
-    def load(self, picture: Picture) -> torch.Tensor:
+    def load(self, picture: Picture, is_drawn: bool = False) -> torch.Tensor:
         """(3, S, S) float32 in -1..1; UnreadablePicture if it cannot be read."""
         image = decode_picture(io.BytesIO(picture.read()), picture.key)
-        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+        return (self.of_drawn if is_drawn else self.processor)(image, return_tensors="pt")["pixel_values"][0]
 
     def place(self, batch: dict, loaded: list[torch.Tensor], placeholder: int) -> None:
         """See `place_pixels`."""

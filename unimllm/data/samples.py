@@ -4,6 +4,8 @@
     llava      conversations: [{from, value}], or messages: [{role, content}]  that conversation
                and image or images; `<image>` in a text stands for the next
                (or the parts of a turn name their pictures themselves)
+               (CHEERS's marks around it, `<im_start><image><im_end>`, and its
+               `<image_gen>` for a picture to draw are read alike)
                messages without `<image>`, or texts: [{user, assistant}] as    that conversation, the pictures first
                FineVision and the Cauldron have it; and image or images
     captions   caption, captions, else text, else prompt; and one picture      the picture, drawn for the text
@@ -18,17 +20,20 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from unimllm.images import UnreadablePicture
-from unimllm.vocabulary import IMAGE_TOKENS
+from unimllm.vocabulary import CHEERS_TOKENS, IMAGE_TOKENS
 
 TASKS = ("understanding", "drawing", "text")
 LAYOUTS = ("llava", "captions")
 IMAGE = IMAGE_TOKENS["image"]
+TO_DRAW = CHEERS_TOKENS["image_gen"]  # in an answer of CHEERS's own data, in the place of IMAGE
+AROUND = CHEERS_TOKENS["image_start"], CHEERS_TOKENS["image_end"]  # both there, which ours has not in its texts
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PAIRS_KEY = "texts"
 CONVERSATION_KEYS = ("conversations", "messages", PAIRS_KEY)
@@ -170,6 +175,18 @@ def _read_base64(text: str) -> bytes:
         raise UnreadablePicture("damaged", f"{what} is no base64: {error}") from error
 
 
+def split_names(row: dict, names: list[str], layout: str) -> list[str]:
+    """The names of a row's pictures, where CHEERS's data joins those of several by commas or semicolons into one text.
+
+    It is split where the turns have as many places for pictures, more than one, as it has names.
+    """
+    if layout != "llava" or len(names) != 1 or names[0].startswith("data:") or not set(",;") & set(names[0]):
+        return names
+    parts = [part.strip() for part in re.split("[,;]", names[0])]
+    places = sum(text.count(IMAGE) for _, text in read_turns(row))
+    return parts if places == len(parts) and all(parts) else names
+
+
 def layout_of(names) -> str:
     """The layout of a row with these keys.
 
@@ -279,7 +296,9 @@ def _read_turn(turn: dict) -> tuple[str, str]:
     unread = next((mark for mark in UNREAD_MARKS if mark in text), None)
     if unread:
         raise BadSample("an unread picture or video", f"a turn of {speaker} holds {unread}, which is not read")
-    return ROLES[speaker], text
+    role = ROLES[speaker]
+    text = text.replace(TO_DRAW, IMAGE) if role == "assistant" else text
+    return role, text.replace(IMAGE.join(AROUND), IMAGE)
 
 
 def kind_of_part(part: dict) -> str:

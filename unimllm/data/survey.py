@@ -30,8 +30,9 @@ CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 10  # seconds between two notes of progress
 PICTURE_FAULTS = ("missing picture", "no codes")
 PASSING = (*PICTURE_FAULTS, "not readable")
-READERS = 3  # a number that changes where samples are read otherwise, or pictures have other keys
-USED = ("cut short", "fewer captions", "duplicate id")  # faults of samples that are trained on all the same
+READERS = 4  # a number that changes where samples are read otherwise, or pictures have other keys
+AFTER_NOISE = "words after a drawing"
+USED = ("cut short", "fewer captions", "duplicate id", AFTER_NOISE)  # faults of samples that are trained on anyhow
 
 Finding = tuple[int, str, str]  # number of the sample, reason and message of its fault
 
@@ -102,8 +103,16 @@ class Surveyor:
         if refused:
             message = f"{len(refused)} of {len(sample.variants)} are left out; the first: {refused[0]}"
             found.findings.append((number, "fewer captions", message))
+        if "image_gen" in self.tokenizer.conversation.ids and tells_after_drawing(kept):
+            found.findings.append((number, AFTER_NOISE, "what is said behind the picture is learnt from it with noise"))
         found.tasks[place] = TASKS.index(task_of(kept))
         found.lengths[place] = max(len(tokenized) for tokenized, _ in usable)
+
+
+def tells_after_drawing(messages: list[dict]) -> bool:
+    """Whether there are words in an answer behind a picture in an answer: CHEERS trains on that with noise in it."""
+    kinds = [part["type"] for m in messages if m["role"] == "assistant" for part in m["content"]]
+    return "image" in kinds and "text" in kinds[kinds.index("image") :]
 
 
 def empty_survey(count: int) -> Survey:

@@ -98,6 +98,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     drawing_options = {"guidance_scale": 3.0, "temperature": 0.9, "top_k": 0}
     drawing_unit = "position"
+    edits_pictures = False
 
     def __init__(self, config: UniMLLMConfig):
         super().__init__(config)

@@ -1,5 +1,6 @@
 """CHEERS in training: latents of an autoencoder, drawn by a flow. The verbs are those of `families`."""
 
+import copy
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import NoReturn
@@ -10,7 +11,7 @@ from transformers import SiglipVisionModel
 
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor, for_size
 from unimllm.cheers.autoencoder import CheersVae
-from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.configuration_cheers import WITHOUT_WEIGHTS, CheersConfig
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.cheers.processing_cheers import CheersProcessor
 from unimllm.data.picture_ids import OnlinePixels
@@ -27,6 +28,7 @@ from unimllm.training.presets import SftRecipe
 from unimllm.training.tokenizer import open_teacher
 
 model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
+without_weights = WITHOUT_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,12 @@ def scene_pictures(
 
 
 def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> OnlinePixels:
-    return OnlinePixels(processor.image_processor)
+    of_read = processor.image_processor
+    if not of_read.fit_on_black:
+        return OnlinePixels(of_read)
+    of_drawn = copy.deepcopy(of_read)
+    of_drawn.fit_on_black = False  # the released code shrinks what is read onto black, and crops what is drawn
+    return OnlinePixels(of_read, of_drawn)
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:

@@ -23,6 +23,7 @@ from unimllm.training.presets import SftRecipe
 from unimllm.training.sft import SftTask, exchange_image_tokenizer
 
 model_class, processor_class = UniMLLMForConditionalGeneration, UniMLLMProcessor
+without_weights = ()
 
 
 def check_options(args: Namespace, recipe: SftRecipe) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,20 @@ def check_taken(overrides: dict[str, Any], config: PreTrainedConfig) -> None:
                 f"--{key} {value} is not to be had: the model that is to be trained has {has}, from its teacher, its "
                 f"checkpoint or its data; leave the option out"
             )
+
+
+def change_behaviour(config: PreTrainedConfig, overrides: dict[str, Any], fields: Sequence[str]) -> None:
+    """Give a checkpoint's config what `--model.*` says of fields that no weights depend on, and tell what changes.
+
+    Args:
+        overrides: of `parse_arguments`.
+        fields: names in the config.
+    """
+    for name in fields:
+        old, new = getattr(config, name, None), overrides.get(f"model.{name}")
+        if new is not None and new != old:
+            setattr(config, name, new)
+            print_once(f"--model.{name}: {old} -> {new}, over the checkpoint's own")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import copy
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from semhitok.errors import first_line
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
-from unimllm.conversation import special_ids
+from unimllm.conversation import ConversationTokenizer, special_ids
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone, load_text_tokenizer
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
@@ -23,7 +24,7 @@ from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.families import family_of
-from unimllm.training.overrides import sizes_told
+from unimllm.training.overrides import change_behaviour, sizes_told
 from unimllm.training.presets import SftRecipe
 from unimllm.training.seeding import seed_everything
 from unimllm.vocabulary import add_tokens
@@ -107,7 +108,8 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
     family = family_of(recipe.model)
     seed_everything(recipe.train.seed)  # new weights, and those of adapters that `choose_trained` adds
     if args.init_from:
-        model, processor = load(args.init_from, "cpu", "--init-from", dtype)
+        change = partial(change_behaviour, overrides=args.overrides, fields=family.without_weights)
+        model, processor = load(args.init_from, "cpu", "--init-from", dtype, change)
         if family_of(model.config) is not family:
             raise UserError(
                 f"--init-from {args.init_from} holds a {model.config.model_type} model, --preset {args.preset} trains "
@@ -115,8 +117,7 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
             )
         if args.image_tokenizer:
             family.exchange_vision(model, args)
-        recipe.pad_to_square = recipe.pad_to_square or getattr(processor.image_processor, "pad_to_square", False)
-        return model, make_processor(model, processor.tokenizer, recipe)
+        return model, keep_processor(model, processor, args, recipe)
     vision, language_model = family.open_vision(args), None
     if recipe.language_model:
         language_model, text_tokenizer = open_backbone(recipe, dtype)
@@ -129,8 +130,30 @@ def start_model(args: Namespace, recipe: SftRecipe, text_tokenizer) -> tuple[Pre
     return model, make_processor(model, text_tokenizer, recipe)
 
 
+def keep_processor(
+    model: PreTrainedModel, processor: ConversationProcessor, args: Namespace, recipe: SftRecipe
+) -> ConversationProcessor:
+    """The processor of --init-from, which looks at pictures as it did, padded besides where the recipe says so.
+
+    With --image-tokenizer it looks at them as that does. What is not every model's is told.
+    """
+    own = processor.image_processor
+    if recipe.pad_to_square and own.fit_on_black:
+        raise UserError("--pad_to_square: the model of --init-from reads pictures onto black; leave it out")
+    recipe.pad_to_square = recipe.pad_to_square or own.pad_to_square
+    if args.image_tokenizer:
+        own = family_of(model.config).image_processor(model.config, recipe.pad_to_square)
+    own.pad_to_square = recipe.pad_to_square
+    processor.image_processor = own
+    told = {name: getattr(processor.image_processor, name) for name in ("pad_to_square", "fit_on_black")}
+    told["stand_in_picture"] = getattr(processor, "stand_in_picture", False)
+    if kept := [name for name, value in told.items() if value]:
+        print_once(f"pictures are prepared as the model of --init-from has them: {', '.join(kept)}")
+    return processor
+
+
 def make_processor(model: PreTrainedModel, text_tokenizer, recipe: SftRecipe) -> ConversationProcessor:
-    """The processor of a model."""
+    """The processor of a new model."""
     family, config = family_of(model.config), model.config
     image_processor = family.image_processor(config, recipe.pad_to_square)
     return family.processor_class(image_processor, text_tokenizer, num_positions=config.num_positions)
@@ -140,9 +163,13 @@ def training_processor(processor: ConversationProcessor, recipe: SftRecipe) -> C
     """The processor that a run renders its samples with: the model's, or one with the recipe's own template."""
     if not recipe.training_template:
         return processor
-    text_tokenizer = copy.deepcopy(processor.tokenizer)  # checkpoints keep the model's template
-    text_tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
-    return type(processor)(processor.image_processor, text_tokenizer, num_positions=processor.num_positions)
+    rendering = copy.copy(processor)  # checkpoints keep the model's template
+    rendering.tokenizer = copy.deepcopy(processor.tokenizer)
+    rendering.tokenizer.chat_template = TRAINING_TEMPLATES[recipe.training_template]
+    rendering.conversation = ConversationTokenizer(
+        rendering.tokenizer, processor.num_positions, processor.image_tokens
+    )  # fmt: skip
+    return rendering
 
 
 def open_backbone(recipe: SftRecipe, dtype: torch.dtype):
