@@ -271,6 +271,28 @@ def test_exit_codes(capsys, monkeypatch):
         run(lambda: fail(ZeroDivisionError()))
 
 
+SAYS = "from semhitok.command_line import run\nrun(lambda: print(1, flush=True))"
+FILLS = "import os\nfrom semhitok.command_line import run\nrun(lambda: os.write(os.open('/dev/full', 1), b'x'))"
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_only_what_stdout_cannot_take_is_told_without_a_traceback(options):
+    def start(code: str, stdout) -> subprocess.CompletedProcess:
+        words = [sys.executable, *options, "-c", code]
+        return subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=100)
+
+    with open("/dev/full", "w") as full:
+        told = start(SAYS, full)
+    assert (told.returncode, told.stderr) == (2, "error: [Errno 28] No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    told = start(SAYS, writer)
+    os.close(writer)
+    assert (told.returncode, told.stderr) == (1, "")
+    told = start(FILLS, subprocess.PIPE)  # another file's disk is full
+    assert told.returncode == 1 and "Traceback" in told.stderr and "in <lambda>" in told.stderr
+
+
 def test_help_is_no_error(call):
     for program in (generate, chat):
         result = call(program, "--help")

@@ -1,6 +1,9 @@
 """Curves: the same numbers and pictures in TensorBoard and, with a stand-in for wandb, in Weights & Biases."""
 
+import contextlib
+import errno
 import importlib.machinery
+import os
 import sys
 from types import ModuleType
 
@@ -13,7 +16,7 @@ from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import TEACHER_PRESETS
-from unimllm.training.step_log import Curves, Speed, StepLog, rounded
+from unimllm.training.step_log import Curves, Speed, StepLog, rounded, tell
 
 PICTURE = np.full((4, 6, 3), 7, np.uint8)
 
@@ -96,3 +99,46 @@ def test_wandb_that_is_missing_or_does_not_start_is_one_line(runs, tmp_path, mon
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"needs wandb: pip install 'unimllm\[wandb\]'"):
         parse_arguments("A test.", "teacher", TEACHER_PRESETS, ["--train.wandb_project", "mine"])
+
+
+def test_a_full_disk_ends_the_curves_in_one_line_and_not_the_run(runs, tmp_path, capfd):
+    curves = Curves(tmp_path, 0, "mine", {})
+    curves.add_scalars({"loss": 3.0}, 1)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    events.unlink()
+    events.symlink_to("/dev/full")  # TensorBoard opens its file anew for every number
+    for step in (2, 3):
+        curves.add_scalars({"loss": 2.0}, step)
+        curves.add_picture("pictures", PICTURE, step)
+    curves.close()
+    told = capfd.readouterr()
+    assert told.out == "warning: no curves in TensorBoard from here on: No space left on device; the run goes on\n"
+    assert not told.err  # of TensorBoard's thread
+    assert len(runs[0].logged) == 5 and runs[0].finished
+
+
+def test_a_disk_that_is_full_from_the_start_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("unimllm.training.step_log.SummaryWriter", refuse)
+    curves = Curves(tmp_path, 0, "", {})
+    curves.add_scalars({"loss": 3.0}, 1)
+    curves.close()
+    assert capsys.readouterr().out.count("no curves in TensorBoard from here on: No space left on device") == 1
+
+
+def test_a_log_file_on_a_full_disk_does_not_end_the_run(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        tell("step 1/4")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    with open(os.open(os.devnull, os.O_RDONLY), "w") as closed:  # any other trouble is told
+        monkeypatch.setattr("sys.stdout", closed)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            tell("step 1/4")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            closed.close()

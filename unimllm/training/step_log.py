@@ -1,7 +1,11 @@
 """What a run says of its steps: a line on stdout, curves in TensorBoard and in Weights & Biases."""
 
+import contextlib
+import errno
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -38,6 +42,9 @@ class Speed:
 class Curves:
     """Numbers and pictures by step: in OUTPUT/tensorboard and, where a project is named, in Weights & Biases.
 
+    Where one of them cannot be written any more, because the disk is full say, that is told once and the run goes on
+    without.
+
     Args:
         output_dir, recipe: of the run.
         first_step: that it goes on from.
@@ -45,27 +52,59 @@ class Curves:
     """
 
     def __init__(self, output_dir: Path, first_step: int, project: str, recipe: dict):
-        self.tensorboard = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
-        self.wandb_run = start_wandb(project, output_dir, recipe) if project else None
+        self.tensorboard = self.wandb_run = None
+        self.hook = threading.excepthook
+        threading.excepthook = self._thread_failed
+        with self._going_on("tensorboard"):
+            self.tensorboard = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step + 1)
+        if project:
+            with self._going_on("wandb_run"):
+                self.wandb_run = start_wandb(project, output_dir, recipe)
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
-        self.tensorboard.flush()
-        if self.wandb_run:
-            self.wandb_run.log(values, step=step)
+        with self._going_on("tensorboard"):
+            if self.tensorboard:
+                for name, value in values.items():
+                    self.tensorboard.add_scalar(name, value, step)
+                self.tensorboard.flush()
+        with self._going_on("wandb_run"):
+            if self.wandb_run:
+                self.wandb_run.log(values, step=step)
 
     def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """One of (H, W, 3) uint8."""
-        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
-        if self.wandb_run:
-            self.wandb_run.log({name: import_wandb().Image(picture)}, step=step)
+        with self._going_on("tensorboard"):
+            if self.tensorboard:
+                self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+        with self._going_on("wandb_run"):
+            if self.wandb_run:
+                self.wandb_run.log({name: import_wandb().Image(picture)}, step=step)
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self.tensorboard.close()
-        if self.wandb_run:
-            self.wandb_run.finish()
+        with self._going_on("tensorboard"):
+            if self.tensorboard:
+                self.tensorboard.close()
+        with self._going_on("wandb_run"):
+            if self.wandb_run:
+                self.wandb_run.finish()
+        threading.excepthook = self.hook
+
+    @contextlib.contextmanager
+    def _going_on(self, where: str) -> Iterator[None]:
+        """Do without `where`, an attribute, once writing to it fails."""
+        try:
+            yield
+        except OSError as error:
+            name = "TensorBoard" if where == "tensorboard" else "Weights & Biases"
+            tell(f"warning: no curves in {name} from here on: {error.strerror or first_line(error)}; the run goes on")
+            setattr(self, where, None)
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread hands its error to the next call, which tells it: its traceback would say no more."""
+        is_writer = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_writer and issubclass(args.exc_type, OSError)):
+            self.hook(args)
 
 
 def import_wandb():
@@ -122,8 +161,8 @@ class StepLog:
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
         rate = self.config.learning_rate_at(step - 1)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
-        print(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
-              f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}", flush=True)  # fmt: skip
+        tell(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
+             f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}")  # fmt: skip
         self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
         self.sums, self.counts = dict.fromkeys(self.sums, 0.0), Counter()  # the names stay, and so their order
         self.last, self.last_step = now, step
@@ -131,9 +170,18 @@ class StepLog:
     def add_validation(self, step: int, losses: dict[str, dict[str, float]]) -> None:
         """The parts of each source's loss, as `validation/SOURCE/PART`."""
         told = (" ".join([source, *(f"{p} {v:.4f}" for p, v in parts.items())]) for source, parts in losses.items())
-        print(f"step {step}/{self.config.max_steps} validation: {'; '.join(told)}", flush=True)
+        tell(f"step {step}/{self.config.max_steps} validation: {'; '.join(told)}")
         flat = {f"validation/{source}/{p}": v for source, parts in losses.items() for p, v in parts.items()}
         self.curves.add_scalars(flat, step)
+
+
+def tell(line: str) -> None:
+    """Print a line at once; where stdout is a file on a full disk the run goes on, and what fits no more is lost."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def rounded(number: float) -> str:
