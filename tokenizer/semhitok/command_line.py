@@ -71,7 +71,7 @@ class CommandLine(argparse.ArgumentParser):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
