@@ -1,6 +1,7 @@
 """The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from unimllm.errors import UserError
 from unimllm.training import checkpoint, presets
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
+from unimllm.training.not_finite import told_samples
 from unimllm.training.overrides import as_dict, parse_arguments, set_field
 
 LAST_DIGIT = 1.1e-4  # of a loss in the log
@@ -102,6 +104,30 @@ def test_a_loss_that_is_no_number_at_one_process_ends_all(tmp_path):
     told = [(tmp_path / f"error-{rank}.txt").read_text() for rank in range(2)]
     assert told[0] == told[1] and told[0].startswith("the loss is nan at step 3, samples 8 to 11; nothing of the step")
     assert checkpoint.latest(tmp_path).name == "step-000002"
+
+
+def test_a_step_whose_loss_is_none_is_named_and_can_be_passed_over(straight, tmp_path):
+    options = ("--nan-loss-in", "2", "--save-every-step")
+    broken = run_toy(tmp_path / "two", *options, "--micro-batch-size", 1, processes=2)
+    assert "samples 10 to 10, rank 1, loss nan: toys 10 to 10\n" in broken.stdout and "rank 0," not in broken.stdout
+    told = (tmp_path / "two" / "error-0.txt").read_text()
+    assert told.endswith("pass over the step with --train.skip_steps 3")
+    assert run_toy(tmp_path / "one", *options).returncode != 0
+    passed = run_toy(tmp_path / "one", *options, "--skip-steps", 3)
+    assert "resuming from step-000002" in passed.stdout and "warning" not in passed.stdout
+    assert "step 3/6 passed over, by train.skip_steps\n" in passed.stdout and list(losses(passed)) == [4, 5, 6]
+    assert checkpoint.read_run(checkpoint.latest(tmp_path / "one"))["recipe"]["train"]["skip_steps"] == [3]
+    whole = run_toy(tmp_path / "whole", "--skip-steps", 3)
+    assert losses(whole) == {step: straight[1][step] for step in (1, 2)} | losses(passed)
+    assert weights(tmp_path / "one") == weights(tmp_path / "whole") != weights(straight[0])
+
+
+def test_the_suspects_of_a_step_are_told():
+    lines = told_samples([[1.0, math.inf], [math.nan, 2.0]], 8, 2, None)
+    assert lines == ["samples 10 to 11, rank 0, loss inf", "samples 12 to 13, rank 1, loss nan"]
+    lines = told_samples([[float(i) for i in range(10)]], 0, 1, lambda indices: f"file:{indices.start}")
+    assert lines[0] == "samples 9 to 9, rank 0, loss 9: file:9" and len(lines) == 9
+    assert lines[-1] == "and 2 more such micro-batches"
 
 
 @pytest.fixture(scope="module")

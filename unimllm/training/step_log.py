@@ -5,7 +5,7 @@ import errno
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -19,8 +19,9 @@ from unimllm.errors import UserError
 from unimllm.training.config import TrainConfig
 from unimllm.training.throughput import memory_gib, peak_flops
 
-RATES = ("tokens", "flops", "waited")
-"""What a step brings of `Speed.values`, of one process: ids, operations, seconds spent on waiting for its batches."""
+RATES = ("tokens", "samples", "flops", "waited")
+"""What a step brings of `Speed.values`, of one process: ids without padding, samples in its rows, operations, seconds
+spent on waiting for its batches."""
 
 
 class Speed:
@@ -31,9 +32,10 @@ class Speed:
 
     def values(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
         """Of what RATES names, summed over so many seconds."""
-        values, tokens = {"waiting": sums["waited"] / seconds}, sums.get("tokens")
-        if tokens is not None:
-            values["tokens_per_second"] = tokens * self.world_size / seconds
+        values = {"waiting": sums["waited"] / seconds}
+        for name in ("samples", "tokens"):
+            if name in sums:
+                values[f"{name}_per_second"] = sums[name] * self.world_size / seconds
         if self.peak and "flops" in sums:
             values["mfu"] = sums["flops"] / seconds / self.peak
         return values | {"memory_gib": memory_gib(self.device)}
@@ -69,7 +71,7 @@ class Curves:
                 self.tensorboard.flush()
         with self._going_on("wandb_run"):
             if self.wandb_run:
-                self.wandb_run.log(values, step=step)
+                self.wandb_run.log({"step": step} | values)
 
     def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """One of (H, W, 3) uint8."""
@@ -78,7 +80,7 @@ class Curves:
                 self.tensorboard.add_image(name, picture, step, dataformats="HWC")
         with self._going_on("wandb_run"):
             if self.wandb_run:
-                self.wandb_run.log({name: import_wandb().Image(picture)}, step=step)
+                self.wandb_run.log({"step": step, name: import_wandb().Image(picture)})
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -126,46 +128,67 @@ def start_wandb(project: str, output_dir: Path, recipe: dict):
     if not note.exists():
         note.write_text(uuid4().hex[:8])
     try:
-        return wandb.init(
+        run = wandb.init(
             project=project, id=note.read_text(), resume="allow", name="/".join(output_dir.resolve().parts[-2:]),
             dir=str(output_dir), config=recipe,
         )  # fmt: skip
+        run.define_metric("*", step_metric="step")  # its own step cannot go back to where a run is resumed from
     except Exception as error:  # wandb's own
         remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave --train.wandb_project out"
         raise UserError(f"wandb does not start: {first_line(error).rstrip('. ')}; {remedy}") from error
+    return run
 
 
 class StepLog:
     """One line per logged step on stdout, and its curves."""
 
-    def __init__(self, curves: Curves, config: TrainConfig, first_step: int, speed: Speed):
-        self.curves, self.config, self.speed = curves, config, speed
-        self.start = self.last = time.monotonic()
-        self.first_step = self.last_step = first_step
+    def __init__(
+        self, curves: Curves, config: TrainConfig, first_step: int, speed: Speed,
+        epochs_at: Callable[[int], float] | None = None,
+    ):  # fmt: skip
+        self.curves, self.config, self.speed, self.epochs_at = curves, config, speed, epochs_at
+        self.start = self.last = self.stopped = time.monotonic()
+        self.first_step = first_step
         self.sums: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Note a step; a part of the loss that some steps lack is the mean of those that have it."""
+        """Note a step; a part of the loss that some steps lack is the mean of those that have it.
+
+        Args:
+            values: {} of a step that was passed over.
+        """
+        if not values:
+            tell(f"step {step}/{self.config.max_steps} passed over, by train.skip_steps")
         self.counts.update(values.keys())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        if step % self.config.log_every and step != self.config.max_steps:
+        steps = self.counts["loss"]
+        if not steps or (step % self.config.log_every and step != self.config.max_steps):
             return
         now = time.monotonic()
-        steps = step - self.last_step
         seconds = max(1e-9, now - self.last)
         means = {n: value / self.counts[n] for n, value in self.sums.items() if self.counts[n] and n not in RATES}
-        samples = steps * self.config.batch_size / seconds
         speed = self.speed.values(self.sums, seconds)
+        rows = steps * self.config.batch_size / seconds  # of samples, where the task counts these; else samples
+        speed = {"rows_per_second" if "samples_per_second" in speed else "samples_per_second": rows} | speed
+        epoch = {"epoch": self.epochs_at(step * self.config.batch_size)} if self.epochs_at else {}
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
         rate = self.config.learning_rate_at(step - 1)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
-        tell(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {parts} lr {rate:.2e} {rounded(samples)} "
-             f"samples/s {in_words(speed)} eta {timedelta(seconds=round(eta))}")  # fmt: skip
-        self.curves.add_scalars(means | {"learning_rate": rate, "samples_per_second": samples} | speed, step)
+        told = f"{parts} lr {rate:.2e} " + "".join(f"epoch {value:.2f} " for value in epoch.values())
+        tell(f"step {step}/{self.config.max_steps} loss {means['loss']:.4f} {told}{in_words(speed)} "
+             f"eta {timedelta(seconds=round(eta))}")  # fmt: skip
+        self.curves.add_scalars(means | {"learning_rate": rate} | epoch | speed, step)
         self.sums, self.counts = dict.fromkeys(self.sums, 0.0), Counter()  # the names stay, and so their order
-        self.last, self.last_step = now, step
+        self.last = now
+
+    def stop_clock(self) -> None:
+        """Leave the time from here to `start_clock` out of the speed; the time that is left has it."""
+        self.stopped = time.monotonic()
+
+    def start_clock(self) -> None:
+        self.last += time.monotonic() - self.stopped
 
     def add_validation(self, step: int, losses: dict[str, dict[str, float]]) -> None:
         """The parts of each source's loss, as `validation/SOURCE/PART`."""
@@ -190,7 +213,11 @@ def rounded(number: float) -> str:
 
 
 def in_words(speed: dict[str, float]) -> str:
-    """`5,210 tokens/s MFU 41.2% data 0.3% 12.3 GiB`, as far as known; data: share of the time spent on waiting."""
-    words = [f"{speed['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in speed else []
+    """`1.2 rows/s 9.9 samples/s 5,210 tokens/s MFU 41.2% data 0.3% 12.3 GiB`, as far as known.
+
+    data: share of the time spent on waiting for it.
+    """
+    words = [f"{rounded(speed[f'{n}_per_second'])} {n}/s" for n in ("rows", "samples") if f"{n}_per_second" in speed]
+    words += [f"{speed['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in speed else []
     words += [f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []
     return " ".join([*words, f"data {speed['waiting']:.1%}", f"{speed['memory_gib']:.1f} GiB"])
