@@ -202,7 +202,8 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
     print(language_model_plan(args.preset, model, recipe, args.dry_run, flops))
     if args.data:
         tokenizer, notes = planned_tokenizer(args, recipe)
-        print("\n".join(notes + describe_data(args, tokenizer)))
+        num_ids = recipe.train.max_steps * recipe.train.batch_size * recipe.max_length
+        print("\n".join(notes + describe_data(args, tokenizer, num_ids)))
     if args.init_from or args.language_model or args.image_tokenizer:
         print("the sizes are the preset's; the checkpoints are read by the run itself")
 
@@ -212,8 +213,8 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     for field in ("language_model", "chat_template"):
         if field in args.overrides:
             raise UserError(f"--{field}: write --{field.replace('_', '-')}")
-    check_about_data(args)
     family_of(recipe.model).check_options(args, recipe)
+    check_about_data(args)
     if args.language_model and args.init_from:
         raise UserError("--language-model and --init-from both name a language model to start from; choose one")
     if args.chat_template and not backbone_name(args, recipe):
