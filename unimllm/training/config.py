@@ -24,7 +24,7 @@ class TrainConfig:
     max_steps: int = 1000
     """Optimiser steps in all; the learning-rate schedule ends here."""
     batch_size: int = 64
-    """Samples per step over all processes."""
+    """Samples per step over all processes; of language models packed rows."""
     micro_batch_size: int = 0
     """Samples per forward pass of one process; 0: batch_size / processes, so no gradient accumulation."""
     learning_rate: float = 1e-3

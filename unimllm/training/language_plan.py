@@ -94,8 +94,8 @@ def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
 def describe_data(args, tokenizer: SampleTokenizer, num_ids: int) -> list[str]:
     """A line for each place of --data and --validation-data: how many samples lie there, and the tasks of the first.
 
-    Below it what is wrong with the files and with the first samples, and one of each task as it is read; last, how often
-    the run goes through the samples of --data.
+    Below it what is wrong with the files and with the first samples, and one of each task as it is read; last, how
+    often the run goes through the samples of --data.
 
     Args:
         num_ids: of all rows of the run.

@@ -123,8 +123,7 @@ def train(
     step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
     about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    epochs_at = getattr(source, "epochs_at", None)
-    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out, epochs_at)
+    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out, source)
     engine.train()
     batches = open_batches(source, config, rank, world_size, step)
     with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
@@ -132,10 +131,7 @@ def train(
             _seed_step(config.seed, step, rank)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            if step + 1 in config.skip_steps:
-                values = pass_over(engine, batches, skipped)
-            else:
-                values = take_step(engine, task, batches, before_step, step, skipped, source, config.skip_steps)
+            values = take_step(engine, task, batches, before_step, step, skipped, source, config.skip_steps)
             step += 1
             observer.after(step, values)
             is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
@@ -212,19 +208,12 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
     return dict(skipped.counts)
 
 
-def pass_over(engine, batches: Iterator[dict], skipped: FaultLog) -> dict[str, float]:
-    """Leave the next step's micro-batches out; there are no values of it."""
-    for batch in itertools.islice(batches, engine.gradient_accumulation_steps()):
-        skipped.add(batch.pop("skipped", ()))
-    return {}
-
-
 def take_step(
     engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog,
     source: SampleSource | None = None, skip_steps: tuple[int, ...] = (),
 ) -> dict[str, float]:  # fmt: skip
     """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values, a loss of
-    targets that the whole step lacks left out. `source` and `skip_steps` are for `not_finite`.
+    targets that the whole step lacks left out. `source` is for `not_finite`; of steps to skip, from 1, there are none.
 
     These are asked of the GPU ahead of the optimiser: looking at a number earlier keeps it waiting. There all ranks
     learn of a loss that is none at one of them, and end together, the weights as they were.
@@ -235,6 +224,8 @@ def take_step(
     own = {"waited": time.perf_counter() - started}
     for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
+    if step + 1 in skip_steps:
+        return {}
     if before_step:
         before_step(step)
     extra, counts, losses = {}, {}, []

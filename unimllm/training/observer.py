@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unimllm.data.faults import FaultLog
+from unimllm.training.batches import SampleSource
 from unimllm.training.config import TrainConfig
 from unimllm.training.step_log import Curves, Speed, StepLog
 from unimllm.training.validation import HeldOut, validation_losses
@@ -24,13 +25,13 @@ class Observer:
         output_dir, recipe: of the run.
         first_step: that the run goes on from.
         draw_pictures, held_out: see `loop.train`.
-        epochs_at: number of samples seen -> how often that is all of them; None: not known.
+        source: of the samples; its `epochs_at(number)`, if it has that, tells how often so many are all of them.
     """
 
     def __init__(
         self, engine, task: nn.Module, config: TrainConfig, output_dir: Path, first_step: int, recipe: dict,
         draw_pictures: Callable[[], np.ndarray] | None, held_out: dict[str, HeldOut] | None,
-        epochs_at: Callable[[int], float] | None = None,
+        source: SampleSource | None = None,
     ):  # fmt: skip
         self.engine, self.task, self.config = engine, task, config
         self.draw_pictures, self.held_out = draw_pictures, held_out or {}
@@ -38,7 +39,8 @@ class Observer:
         self.log = None
         if dist.get_rank() == 0:
             curves = Curves(output_dir, first_step, config.wandb_project, recipe)
-            self.log = StepLog(curves, config, first_step, Speed(engine.device, dist.get_world_size()), epochs_at)
+            speed, epochs_at = Speed(engine.device, dist.get_world_size()), getattr(source, "epochs_at", None)
+            self.log = StepLog(curves, config, first_step, speed, epochs_at)
 
     def after(self, step: int, values: dict[str, float]) -> None:
         """Log what a step returned, {} of one that was passed over, and whatever is due at it; called by all ranks."""

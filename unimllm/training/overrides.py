@@ -69,8 +69,6 @@ def parse_arguments(
     known = [a.option_strings[0] for a in parser._actions] + [f"--{name}" for name in field_names(recipe)]
     args.overrides = {}
     for key, value in pair_options(rest):
-        if "epoch" in key.rpartition(".")[2]:
-            raise UserError(f"--{key}: {EPOCHS}")
         if "." not in key and key not in field_names(recipe):
             raise UserError(f"unknown option --{key}{nearest('--' + key, known)}; see --help")
         args.overrides[key] = set_field(recipe, key, value)
@@ -107,13 +105,15 @@ def default_folder(preset: str, stage: str) -> Path:
 
 
 def pair_options(rest: list[str]) -> list[tuple[str, str]]:
-    """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]."""
+    """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]; UserError for what is no pair, or asks for epochs."""
     pairs = []
     items = iter(rest)
     for item in items:
         if not item.startswith("--"):
             raise UserError(f"unexpected argument {item!r}: fields are set as --train.learning_rate 1e-3")
         key, equals, value = item[2:].partition("=")
+        if "epoch" in key.rpartition(".")[2]:
+            raise UserError(f"--{key}: {EPOCHS}")
         if not equals:
             value = next(items, None)
             if value is None:
