@@ -25,7 +25,7 @@ from unimllm.training import checkpoint, presets
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.not_finite import told_samples
-from unimllm.training.overrides import as_dict, parse_arguments, set_field
+from unimllm.training.overrides import as_dict, parse_arguments, parse_value, set_field
 
 LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
@@ -342,6 +342,7 @@ def test_whole_numbers_and_lists_are_taken_as_people_type_them():
     ]
     assert (recipe.train.max_steps, recipe.train.batch_size) == (2000, 100)
     assert type(recipe.train.batch_size) is int and recipe.sizes == (5,) and recipe.prompts == ("a dog on a beach",)
+    assert parse_value("shares", "[1, 0.5]", (0.2, 0.3)) == (1.0, 0.5)
     assert parse("--prompts", "17")[1].prompts == ("17",)
     assert parse("--prompts", "['a dog', 'a cat']")[1].prompts == ("a dog", "a cat")
 

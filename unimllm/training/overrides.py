@@ -196,6 +196,7 @@ def parse_tuple(key: str, text: str, value: Any, old: tuple) -> tuple:
     if kind is str and not several and not in_brackets:
         value = text  # a prompt of digits is one, too
     values = tuple(value) if several else (value,)
+    values = tuple(float(one) if kind is float and type(one) is int else one for one in values)
     if not all(type(one) is kind for one in values) or (in_brackets and not several):
         form = ", ".join(json.dumps(one) for one in old[:2]) or "1, 2"
         raise UserError(f"{key}: {text!r} is no list; write --{key} '[{form}]'")
