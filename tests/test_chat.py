@@ -12,9 +12,10 @@ from PIL import Image
 
 from unimllm import chat, generate
 from unimllm.errors import UserError
-from unimllm.inference import answer, answer_batch, load
+from unimllm.inference import answer, answer_batch, answer_length, load
 
 APPLE = "a photo of a red apple"
+CUT = "... (cut at 64 tokens; --max-new-tokens allows more)\n"  # a random model finds no end
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def told(monkeypatch):
     """In place of the model: answers with the words of all turns so far, and keeps the messages."""
     conversations = []
 
-    def reply(model, processor, batch, **kwargs):
+    def reply(model, processor, batch, *args, **kwargs):
         conversations.extend(batch)
         parts = [part for message in batch[0] for part in message["content"]]
         return [" | ".join(part.get("text", "PICTURE") for part in parts)]
@@ -40,13 +41,13 @@ def told(monkeypatch):
 def test_one_question_prints_the_answer_alone(call, tiny_checkpoint, picture):
     options = ("--image", picture, "--question", "What is in the picture?", "--model", tiny_checkpoint)
     first, second = call(chat, *options), call(chat, *options)
-    assert first.code == 0 and first.err == "" and first.out.endswith("\n") and first.out == second.out
+    assert first.code == 0 and first.err == CUT and first.out.endswith("\n") and first.out == second.out
     assert not any(mark in first.out for mark in ("<|", "<image>", "\x1b"))
 
 
 def test_a_question_without_a_picture(call, tiny_checkpoint):
     result = call(chat, "--question", "Is there a dog?", "--model", tiny_checkpoint)
-    assert result.code == 0 and result.err == ""
+    assert result.code == 0 and result.err == CUT
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,32 @@ def test_a_mark_across_parts_of_a_question_is_told(loaded):
         answer_batch(*loaded, [[{"role": "user", "content": parts}]])
     parts.insert(1, {"type": "image", "image": Image.new("RGB", (16, 16))})
     assert len(answer_batch(*loaded, [[{"role": "user", "content": parts}]])) == 1
+
+
+def test_an_answer_that_ends_for_its_length_is_told(call, loaded, tiny_checkpoint, picture):
+    end = loaded[0].config.text_config.vocab_size  # no token: nothing ends an answer of this random model
+    cuts = []
+    messages = [[{"role": "user", "content": text}] for text in ("Is there a dog?", "And what is beside the dog?")]
+    answer_batch(*loaded, messages, 3, on_cut=lambda *cut: cuts.append(cut), eos_token_id=end)
+    assert cuts == [(0, 3), (1, 3)]
+    cuts.clear()
+    every = list(range(end))  # each ends one
+    answer_batch(*loaded, messages, 3, on_cut=lambda *cut: cuts.append(cut), eos_token_id=every)
+    assert not cuts
+    told = "... (cut at 2 tokens; --max-new-tokens allows more)\n"
+    options = ("--max-new-tokens", 2, "--model", tiny_checkpoint)
+    alone = call(chat, "--image", picture, "--question", "What is it?", *options)
+    assert alone.err == told and alone.out.count("\n") == 1
+    assert call(chat, "--image", picture, *options, stdin="What is it?").err == told
+    assert chat.told_cut(5, 9) == "... (cut at 5 tokens; the context is full)"
+
+
+def test_the_checkpoint_says_how_long_answers_are(loaded, monkeypatch):
+    assert answer_length(loaded[0]) == 64
+    monkeypatch.setattr(loaded[0].generation_config, "max_new_tokens", 2)
+    cuts = []
+    answer(*loaded, None, "What is it?", on_cut=lambda *cut: cuts.append(cut), eos_token_id=10**6)
+    assert cuts == [(0, 2)] and chat.Conversation(*loaded).max_new_tokens == 2
 
 
 def test_a_question_about_several_pictures(loaded):

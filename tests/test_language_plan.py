@@ -60,7 +60,8 @@ def test_files_that_are_not_used_whole_are_in_the_plan(tmp_path, tokenizer):
         (tmp_path / name / "c.jsonl.gz").write_bytes(b"x")
     places = [str(tmp_path / name) for name in ("mine", "held_out")]
     args = SimpleNamespace(data=places[:1], validation_data=places[1:], format=None, image_root=None, codes=None)
-    lines = describe_data(args, tokenizer)
+    *lines, epochs = describe_data(args, tokenizer, 77)
+    assert epochs.split()[:2] == ["epochs", "7"]  # the one sample of --data has eleven ids
     assert [line.split()[0] for line in lines[::5]] == ["data", "validation"] and len(lines) == 10
     for place, told in zip(places, (lines[1:5], lines[6:]), strict=True):
         assert told[0].startswith(f"{place}/b.json: damaged JSON file: broken JSON in line 1")
@@ -73,7 +74,7 @@ def test_the_first_samples_are_looked_at(tmp_path, tokenizer, monkeypatch):
     args = SimpleNamespace(data=[str(write_llava(tmp_path))], validation_data=[], format=None, codes=None)
     args.image_root = tmp_path / "images"
     (tmp_path / "images" / "a" / "4.png").unlink()
-    first, *lines = describe_data(args, tokenizer)
+    first, *lines, _ = describe_data(args, tokenizer, 1000)
     assert first.endswith("20 samples in 1 JSON file, weight 1; the first 16: 10 understanding, 3 drawing, 1 text")
     assert lines[0] == "  missing picture: 2 left out" and len(lines) == 7
     assert lines[-1].endswith("data.json:116: <|user|>What color is the apple?<|assistant|>[[red<|end|>]]")

@@ -117,6 +117,10 @@ def test_rows_are_nearly_full():
     plan = RowPlan(Mixture([Index([4096])], [survey(lengths, [0] * 4096)], [1], None, 0), 2048, 0)
     plan.extend(1)
     assert plan.fill() > 0.98
+    assert plan.epochs(0) == 0 and plan.epochs(plan.ends[0]) == 0.5  # a window of 2,048 of the 4,096 samples
+    assert plan.epochs(plan.ends[0] // 2) == pytest.approx(0.25, abs=0.01)
+    plan.extend(plan.ends[0] + 1)
+    assert plan.epochs(plan.ends[1]) == 1
 
 
 def test_a_row_is_the_same_whoever_asks_first():

@@ -224,6 +224,16 @@ def test_parts_of_the_loss_add_up_over_micro_batches_without_one_of_them(llava, 
         torch.testing.assert_close(sum(part[name] for part in logged) / 5, expected, check_dtype=False)
 
 
+def test_rows_tell_where_their_samples_lie_and_how_far_the_data_has_been_read(llava, processor, codes):
+    made = source(llava, processor, codes)
+    (first, *_), (second, *_) = made.plan.row(2), made.plan.row(3)
+    told = made.describe(range(2, 4)).split("; ")
+    assert told[0].startswith(f"row 2: {made.indices[0].key(first[1])}") and f"{llava}:" in told[0]
+    assert told[1].startswith(f"row 3: {made.indices[0].key(second[1])}") and len(told) == 2
+    assert made.epochs_at(made.plan.ends[0]) == 1
+    assert SftTask.count_samples(made(range(4))) == sum(len(made.plan.row(number)) for number in range(4))
+
+
 # ---- who asks does not matter ---------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import torch
 from scene_grammar import answer_from_boxes
 
 from unimllm.conversation import ConversationTokenizer
-from unimllm.data.packing import PackedRow, branch_mask, stack_rows
+from unimllm.data.packing import PackedRow, branch_mask, count_samples, count_tokens, num_padding, stack_rows
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.pictures import SceneCodes
 from unimllm.scenes.sources import sample_rng
@@ -45,6 +45,20 @@ def test_rows_hold_whole_samples_with_positions_that_branch():
     assert "attention_mask" not in stack_rows([row])
     with pytest.raises(ValueError, match="first id of a branch"):
         row.add_branches([1], [False], [([2], [True])])
+
+
+def test_padding_is_no_token_and_no_sample():
+    rows = [PackedRow(10, pad_id=0) for _ in range(3)]
+    rows[0].add([7, 8], [True, True])  # then eight of padding
+    rows[1].add([7, 8], [False, True])
+    rows[1].add_branches([1, 2, 3], [False] * 3, [([4, 5], [False, True]), ([6, 5, 5], [False, True, True])])  # full
+    rows[2].add([7, 7, 7, 7], [False, True, True, True])
+    rows[2].add([7, 8, 7, 7, 7], [False] * 4 + [True])  # then one of padding
+    batch = stack_rows(rows)
+    assert num_padding(batch).tolist() == [8, 0, 1]
+    assert (count_tokens(batch), count_samples(batch)) == (21, 5)
+    batch.pop("position_ids")  # rows of one sample each
+    assert (count_tokens(batch), count_samples(batch)) == (30, 3)
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------------

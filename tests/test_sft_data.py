@@ -1,5 +1,6 @@
 """`train/sft.py --data` from the command line: a LLaVA data set trained on, stopped, resumed bit for bit, loaded."""
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import unimllm
 from unimllm.data.sample_index import check_one_root
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, language_model
+from unimllm.training.presets import SFT_PRESETS
 
 SFT = Path(__file__).parent.parent / "train" / "sft.py"
 STEPS = 4
@@ -111,10 +113,33 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
     assert language_model.beginning(args) == before["init_from"]
 
 
+@pytest.mark.parametrize(("step", "told"), [(17, "x was stopped at step 17 of 400"), (400, "")])
+def test_a_beginning_that_was_stopped_is_told(step, told, tmp_path, capsys):
+    begin = tmp_path / "x"
+    begin.mkdir()
+    (begin / "run.json").write_text(json.dumps({"step": step, "recipe": {"train": {"max_steps": 400}}}))
+    language_model.warn_of_start(Namespace(output_dir=tmp_path / "new", init_from=str(begin)), Namespace())
+    out = capsys.readouterr().out
+    assert told in out and bool(told) == out.startswith("warning: --init-from ")
+
+
+def test_no_drawings_under_zero_3_are_told(capsys):
+    recipe = SFT_PRESETS["scenes_64"]()
+    recipe.train.zero_stage = 3
+    assert language_model.picture_drawer(None, None, recipe) is None
+    assert capsys.readouterr().out.startswith("no drawings are shown (train.picture_every): ZeRO 3 would ")
+    recipe.train.picture_every = 0
+    assert language_model.picture_drawer(None, None, recipe) is None and not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--ratios", "1:1:1"], "--ratios is about --data"),
+        (["--data", SFT, "--drawing_share", 0.5], "--drawing_share is about scenes, of which a run with --data has"),
+        (["--data", SFT, "--drawing_share", 0.5], "none: --ratios U:D:T sets the shares of understanding, drawing and"),
+        (["--data", SFT, "--num_scenes", 5], "--num_scenes is about scenes"),
+        (["--data", SFT, "--world.image_size", 32], "--world.image_size is about scenes, of which a run with --data"),
         (["--data", SFT, "--format", "llava", "--image-root", "nowhere"], "--image-root nowhere: no such folder"),
         (["--data", "nowhere.json"], "--data nowhere.json: no such file or folder"),
         (["--data", "{000..009}.tar"], "--data {000..009}.tar: no such file or folder; a pattern is for the shell"),

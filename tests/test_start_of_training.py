@@ -94,8 +94,8 @@ def test_options_without_effect_on_a_tokenizer_are_refused():
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_of_mirrored_pictures_that_is_none_is_refused(share):
-    with pytest.raises(UserError, match=f"^--flip is {share}; it is a share of the pictures, from 0 to 1$"):
-        tokenizer.check_options(TokenizerRecipe(TrainConfig(), None, flip=share))
+    with pytest.raises(ValueError, match=f"^--flip {share}: a share is from 0 to 1$"):
+        TokenizerRecipe(TrainConfig(), None, flip=share).validate()
 
 
 def test_what_is_about_pictures_alone_is_refused_with_scenes():

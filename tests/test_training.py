@@ -1,6 +1,7 @@
 """The training loop: configuration, overrides, resuming bit for bit, two processes like one, complete checkpoints."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -17,13 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_training import NUM_HELD_OUT, held_out_source
 
 from unimllm import UniMLLMForConditionalGeneration
+from unimllm.command_line import nearest
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, loop, presets
 from unimllm.training import config as config_module
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
-from unimllm.training.overrides import as_dict, parse_arguments, set_field
+from unimllm.training.not_finite import told_samples
+from unimllm.training.overrides import as_dict, parse_arguments, parse_value, set_field
 
 LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
@@ -102,6 +105,30 @@ def test_a_loss_that_is_no_number_at_one_process_ends_all(tmp_path):
     told = [(tmp_path / f"error-{rank}.txt").read_text() for rank in range(2)]
     assert told[0] == told[1] and told[0].startswith("the loss is nan at step 3, samples 8 to 11; nothing of the step")
     assert checkpoint.latest(tmp_path).name == "step-000002"
+
+
+def test_a_step_whose_loss_is_none_is_named_and_can_be_passed_over(straight, tmp_path):
+    options = ("--nan-loss-in", "2", "--save-every-step")
+    broken = run_toy(tmp_path / "two", *options, "--micro-batch-size", 1, processes=2)
+    assert "samples 10 to 10, rank 1, loss nan: toys 10 to 10\n" in broken.stdout and "rank 0," not in broken.stdout
+    told = (tmp_path / "two" / "error-0.txt").read_text()
+    assert told.endswith("pass over the step with --train.skip_steps 3")
+    assert run_toy(tmp_path / "one", *options).returncode != 0
+    passed = run_toy(tmp_path / "one", *options, "--skip-steps", 3)
+    assert "resuming from step-000002" in passed.stdout and "warning" not in passed.stdout
+    assert "step 3/6 passed over, by train.skip_steps\n" in passed.stdout and list(losses(passed)) == [4, 5, 6]
+    assert checkpoint.read_run(checkpoint.latest(tmp_path / "one"))["recipe"]["train"]["skip_steps"] == [3]
+    whole = run_toy(tmp_path / "whole", "--skip-steps", 3)
+    assert losses(whole) == {step: straight[1][step] for step in (1, 2)} | losses(passed)
+    assert weights(tmp_path / "one") == weights(tmp_path / "whole") != weights(straight[0])
+
+
+def test_the_suspects_of_a_step_are_told():
+    lines = told_samples([[1.0, math.inf], [math.nan, 2.0]], 8, 2, None)
+    assert lines == ["samples 10 to 11, rank 0, loss inf", "samples 12 to 13, rank 1, loss nan"]
+    lines = told_samples([[float(i) for i in range(10)]], 0, 1, lambda indices: f"file:{indices.start}")
+    assert lines[0] == "samples 9 to 9, rank 0, loss 9: file:9" and len(lines) == 9
+    assert lines[-1] == "and 2 more such micro-batches"
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +328,7 @@ class Recipe:
     model: object = field(default_factory=tiny_config)
     share: float = 0.5
     sizes: tuple[int, ...] = (1, 2)
+    prompts: tuple[str, ...] = ("a", "b")
 
 
 def parse(*argv: str):
@@ -310,12 +338,28 @@ def parse(*argv: str):
 def test_overrides_reach_any_field():
     args, recipe = parse(
         "--train.learning_rate", "3e-4", "--model.head_dim=12", "--model.text_config.vocab_size", "50", "--share", "1",
-        "--sizes", "[3, 4]", "--max-steps", "7", "--train.compile", "true",
+        "--sizes", "[3, 4]", "--max-steps", "7", "--train.compile", "true", "--train.eps", "1e-6",
     )  # fmt: skip
+    assert recipe.train.eps == 1e-6
     assert recipe.train.learning_rate == 3e-4 and recipe.model.head_dim == 12
     assert recipe.model.text_config.vocab_size == 50 and recipe.share == 1.0 and recipe.sizes == (3, 4)
     assert recipe.train.max_steps == 7 and recipe.train.compile is True
     assert args.output_dir == Path("runs/small/toy")
+
+
+def test_whole_numbers_and_lists_are_taken_as_people_type_them():
+    recipe = parse("--max-steps", "2e3", "--train.batch_size", "1e2", "--prompts", "a dog on a beach", "--sizes", "5")[
+        1
+    ]
+    assert (recipe.train.max_steps, recipe.train.batch_size) == (2000, 100)
+    assert type(recipe.train.batch_size) is int and recipe.sizes == (5,) and recipe.prompts == ("a dog on a beach",)
+    assert parse_value("shares", "[1, 0.5]", (0.2, 0.3)) == (1.0, 0.5)
+    assert parse("--prompts", "17")[1].prompts == ("17",)
+    assert parse("--prompts", "['a dog', 'a cat']")[1].prompts == ("a dog", "a cat")
+
+
+def test_nothing_far_off_is_suggested():
+    assert nearest("--lr", ["--strict"]) == nearest("eps", ["max_steps"]) == nearest("--epochs", ["--teacher"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -326,14 +370,25 @@ def test_overrides_reach_any_field():
         (["--model.text_config.vocab_sise", "1"], "did you mean 'vocab_size'"),
         (["--train.tokens", "1"], "train has no 'tokens'; it has seed, max_steps, batch_size, "),
         (["--shar", "1"], "unknown option --shar (did you mean '--share'?)"),
-        (["--train.max_steps", "many"], "train.max_steps is a int"),
+        (
+            ["--train.max_steps", "many"],
+            "train.max_steps is 1000 now: a whole number is wanted in its place, not 'many'",
+        ),
+        (["--train.max_steps", "1.5"], "a whole number is wanted in its place, not '1.5'"),
+        (["--train.compile", "1"], "train.compile is False now: true or false is wanted in its place, not '1'"),
+        (["--sizes", "3, x"], "sizes: '3, x' is no list; write --sizes '[1, 2]'"),
+        (["--prompts", "['a dog', a cat]"], """--prompts '["a", "b"]'"""),
+        (["--train.skip_steps", "x"], "train.skip_steps: 'x' is no list; write --train.skip_steps '[1, 2]'"),
+        (["--epochs", "3"], "--epochs: a run is counted in steps: set --max-steps; of a run with --data, --dry-run"),
+        (["--train.num_train_epochs", "3"], "--train.num_train_epochs: a run is counted in steps"),
+        (["--train.eps", "0"], "train.eps is 0.0; it must be above 0"),
         (["--train.max_steps"], "needs a value"),
         (["--train.zero_stage", "5"], "stages 0 to 3"),
         (["--train.keep_checkpoints", "-1"], "must be at least 1"),
         (["--train.weight_decay", "-0.1"], "train.weight_decay is -0.1; it must be 0 or more"),
         (["--train.beta2", "1.0"], "from 0 to below 1"),
         (["--train.zero_stage", "3", "--train.compile", "true"], "set train.compile to false"),
-        (["--max-steps", "many"], "argument --max-steps: invalid int value: 'many'; see --help"),
+        (["--max-steps", "many"], "argument --max-steps: a whole number is wanted, not 'many'; see --help"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
@@ -381,9 +436,30 @@ def test_layers_of_a_language_model_have_their_kinds(num_layers, tmp_path):
 def test_every_preset_builds_and_is_plain_json(presets_of_a_stage):
     for make in presets_of_a_stage.values():
         recipe = make()
-        recipe.train.validate()
+        recipe.train.validate(), recipe.validate()
         recipe.train.deepspeed(1), recipe.train.deepspeed(2)
         assert make.__doc__ and json.dumps(as_dict(recipe))
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value", "message"),
+    [
+        (presets.SFT_PRESETS["scenes_64"], "text_weight", -1.0, "--text_weight -1.0: it must be 0 or more"),
+        (presets.SFT_PRESETS["scenes_64"], "alignment_weight", -1.0, "--alignment_weight -1.0: it must be 0 or"),
+        (presets.SFT_PRESETS["scenes_64"], "text_drop", 2.0, "--text_drop 2.0: a share is from 0 to 1"),
+        (presets.SFT_PRESETS["scenes_64"], "drawing_share", 3.0, "--drawing_share 3.0: a share is from 0 to 1"),
+        (presets.SFT_PRESETS["scenes_64"], "time_shift", 0.0, "--time_shift 0.0: it must be above 0"),
+        (presets.SFT_PRESETS["scenes_64"], "lora_rank", -1, "--lora_rank -1: it must be 0 or more"),
+        (presets.SFT_PRESETS["scenes_64"], "max_length", 0, "--max_length 0: it must be 1 or more"),
+        (presets.PIXEL_PRESETS["scenes_64"], "l1_weight", -1.0, "--l1_weight -1.0: it must be 0 or more"),
+        (presets.PIXEL_PRESETS["scenes_64"], "foreign_share", 1.5, "--foreign_share 1.5: a share is from 0 to 1"),
+        (presets.TEACHER_PRESETS["scenes_64"], "caption_weight", -1.0, "--caption_weight -1.0: it must be 0 or more"),
+    ],
+)
+def test_weights_and_shares_that_cannot_be_name_their_option(make, field, value, message):
+    with pytest.raises(UserError) as caught:
+        parse_arguments("A test.", "toy", {"scenes_64": make}, [f"--{field}", str(value)])
+    assert message in str(caught.value)
 
 
 def test_checkpoints_are_found_newest_first_and_incomplete_ones_ignored(tmp_path):

@@ -41,6 +41,9 @@ def source(indices: range) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(rows), "labels": torch.tensor(labels)}
 
 
+source.describe = lambda indices: f"toys {indices.start} to {indices.stop - 1}"
+
+
 def held_out_source(indices: range) -> dict[str, torch.Tensor]:
     """Rows of the same kind with other targets; a random number is drawn in passing."""
     torch.rand(1)
@@ -56,6 +59,8 @@ def main() -> None:
     parser.add_argument("--die-in-export", type=int, default=0)
     parser.add_argument("--nan-gradient-after", type=int, default=0)
     parser.add_argument("--nan-loss-after", type=int, default=0, help="of the last process alone")
+    parser.add_argument("--nan-loss-in", type=int, default=-1, help="of the last process alone, in one step")
+    parser.add_argument("--skip-steps", type=int, nargs="+", default=[])
     parser.add_argument("--signal-after", type=int, default=0, help="SIGTERM to the last process and its data workers")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
@@ -70,7 +75,8 @@ def main() -> None:
         max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
         weight_decay=0.0 if args.lora else args.weight_decay,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
-        num_threads=1, validate_every=args.validate_every, num_workers=args.num_workers,
+        skip_steps=tuple(args.skip_steps), num_threads=1, validate_every=args.validate_every,
+        num_workers=args.num_workers,
     )  # fmt: skip
     seed_everything(0)
     model = UniMLLMForConditionalGeneration(tiny_config())
@@ -103,6 +109,8 @@ def main() -> None:
                     time.sleep(0.1)
         if args.nan_loss_after and step == args.nan_loss_after and is_last:
             task.loss_weights["text"] = float("nan")
+        if args.nan_loss_in >= 0 and is_last:
+            task.loss_weights["text"] = float("nan") if step == args.nan_loss_in else 1.0
 
     held_out = {"toy": HeldOut(held_out_source, NUM_HELD_OUT)}
     task = SftTask(model, {"text": 1.0})

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unimllm.command_line import CommandLine, nearest, one_line, open_model, run
+from unimllm.command_line import CommandLine, nearest, number, one_line, open_model, run
 from unimllm.drawing import START_TIME, check_edits, choose_drawing
 from unimllm.errors import UserError
 from unimllm.images import check_writable, open_picture, save_picture
-from unimllm.inference import MAX_NEW_TOKENS, answer, answer_batch, check_conversations, check_prompts, draw
+from unimllm.inference import answer, answer_batch, answer_length, check_conversations, check_prompts, draw
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,12 @@ def main(argv: list[str] | None = None) -> None:
     pictures = [open_picture(path) for path in args.image]
     if args.question is not None:
         model, processor = open_model(args.model, args.device, args.dtype)
-        print(answer(model, processor, pictures, args.question))
+        length = args.max_new_tokens or answer_length(model)
+        cuts: list[int] = []
+        options = {"max_new_tokens": length, "on_cut": lambda _, count: cuts.append(count)}
+        print(answer(model, processor, pictures, args.question, **options))
+        for count in cuts:
+            print(told_cut(count, length), file=sys.stderr)
         return
     person = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     terminal = RichTerminal() if person else PlainTerminal()
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         model, processor = open_model(args.model, args.device, args.dtype)
     about = f"talking about {' and '.join(args.image)}" if args.image else "no picture yet: /image PATH or /draw PROMPT"
     terminal.greet(f"{about}; /help lists the commands")
-    Chat(Conversation(model, processor, pictures), terminal).run()
+    Chat(Conversation(model, processor, pictures, args.max_new_tokens), terminal).run()
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -62,6 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--image", nargs="+", action="extend", default=[], metavar="PATH", help="the pictures to talk about"
     )
     parser.add_argument("--question", help="print the answer to this alone; without it: a conversation")
+    parser.add_argument(
+        "--max-new-tokens", type=number(int, 1), help="tokens of an answer, at most (default: the model's own, else 64)"
+    )
     parser.add_model_options()
     args = parser.parse_args(argv)
     if args.question is not None and not args.question.strip():
@@ -77,11 +85,14 @@ class Conversation:
     Args:
         model, processor: from `unimllm.load`.
         pictures: RGB; none to talk about nothing.
+        max_new_tokens: of an answer, at most; None: the model's own.
     """
 
-    def __init__(self, model, processor, pictures: Sequence[Image.Image] = ()):
+    def __init__(self, model, processor, pictures: Sequence[Image.Image] = (), max_new_tokens: int | None = None):
         self.model, self.processor = model, processor
         self.pictures = list(pictures)
+        self.max_new_tokens = max_new_tokens or answer_length(model)
+        self.cut_at = 0  # tokens behind which the last answer was to go on
         self.turns: list[tuple[str, str]] = []  # (question, answer)
 
     def show(self, *pictures: Image.Image) -> None:
@@ -105,14 +116,18 @@ class Conversation:
         check_conversations(self.processor, [[_message("user", question)]])
         forgotten = self._too_many(question)
         turns = self.turns[forgotten:]
-        reply = answer_batch(self.model, self.processor, [self._messages(turns, question)])[0]
+        self.cut_at, messages = 0, self._messages(turns, question)
+        reply = answer_batch(self.model, self.processor, [messages], self.max_new_tokens, on_cut=self._note_cut)[0]
         self.turns = [*turns, (question, reply)]
         return reply, forgotten
+
+    def _note_cut(self, _: int, count: int) -> None:
+        self.cut_at = count
 
     def _too_many(self, question: str) -> int:
         """How many of the oldest turns leave no room for `question` and an answer."""
         context = self.model.config.text_config.max_position_embeddings
-        room = context - min(MAX_NEW_TOKENS, context // 4)
+        room = context - min(self.max_new_tokens, context // 4)
         for forgotten in range(len(self.turns)):
             if self.processor.prompt_length(self._messages(self.turns[forgotten:], question)) <= room:
                 return forgotten
@@ -169,6 +184,8 @@ class Chat:
             turns = "the oldest turn is" if forgotten == 1 else f"the {forgotten} oldest turns are"
             self.terminal.note(f"the context is full: {turns} forgotten (/reset begins anew)")
         self.terminal.say(reply)
+        if self.conversation.cut_at:
+            self.terminal.note(told_cut(self.conversation.cut_at, self.conversation.max_new_tokens))
 
     def image(self, path: str) -> None:
         path = unquoted(path)
@@ -211,6 +228,12 @@ class Chat:
     def help(self) -> None:
         for command, meaning in COMMANDS.items():
             self.terminal.say(f"{command:<13} {meaning}")
+
+
+def told_cut(count: int, limit: int) -> str:
+    """That an answer was to go on behind so many tokens: those that it may have, or all that the context holds."""
+    remedy = "--max-new-tokens allows more" if count == limit else "the context is full"
+    return f"... (cut at {count} tokens; {remedy})"
 
 
 def unquoted(path: str) -> str:

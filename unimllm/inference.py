@@ -22,7 +22,7 @@ DEFAULT_MODEL = Path(__file__).parent / "default"
 DEFAULT_NAME = "scenes"
 SHIPPED_MODELS = {DEFAULT_NAME: DEFAULT_MODEL, "scenes-cheers": DEFAULT_MODEL / "cheers"}
 """By the names under which `load` knows them; a folder of that name goes first."""
-MAX_NEW_TOKENS = 64
+MAX_NEW_TOKENS = 64  # of an answer, where neither the caller nor the checkpoint says
 UNHEARD = {"return_dict_in_generate", "max_length", "num_return_sequences"}  # of `generate`, by `answer`
 NEEDED_FILES = (
     "config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -203,12 +203,20 @@ def answer(model, processor, picture: Image.Image | list[Image.Image] | None, qu
     return answer_batch(model, processor, [messages], **kwargs)[0]
 
 
+def answer_length(model) -> int:
+    """Tokens that an answer may have: `max_new_tokens` of the checkpoint's generation_config.json, else 64."""
+    return getattr(model.generation_config, "max_new_tokens", None) or MAX_NEW_TOKENS
+
+
 def answer_batch(
-    model, processor, conversations: list[list[dict]], max_new_tokens: int = MAX_NEW_TOKENS, **kwargs
-) -> list[str]:
+    model, processor, conversations: list[list[dict]], max_new_tokens: int | None = None,
+    on_cut: Callable[[int, int], None] | None = None, **kwargs,
+) -> list[str]:  # fmt: skip
     """What the assistant says next in each conversation, all in one batch, greedily unless told otherwise.
 
     Args:
+        max_new_tokens: of an answer, at most; None: `answer_length`.
+        on_cut: called with the number of a conversation and of tokens where its answer was to go on behind these.
         kwargs: of transformers' `generate`, for example do_sample=True; none of those that change what it returns.
 
     Returns:
@@ -225,6 +233,7 @@ def answer_batch(
     inputs = processor(conversations)
     length = inputs["input_ids"].shape[1]
     check_length(model, length + 1, "the conversation")
+    max_new_tokens = answer_length(model) if max_new_tokens is None else max_new_tokens
     rooms = (model.config.text_config.max_position_embeddings - inputs["attention_mask"].sum(1)).tolist()
     options = {
         "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id,
@@ -235,6 +244,11 @@ def answer_batch(
         **options | kwargs,
     )  # fmt: skip
     answers = [row[length : length + room] for row, room in zip(ids, rooms, strict=True)]
+    options |= kwargs
+    ends = {options["pad_token_id"], *(eos if isinstance(eos := options["eos_token_id"], list) else [eos])}
+    for number, (row, room) in enumerate(zip(answers, rooms, strict=True) if on_cut else ()):
+        if len(row) == min(max_new_tokens, room) and int(row[-1]) not in ends:
+            on_cut(number, len(row))
     said = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [without_marks(processor, text).strip() for text in said]
 

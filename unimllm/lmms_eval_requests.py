@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unimllm.conversation import Tokenized
 from unimllm.errors import UserError
 from unimllm.images import save_picture
-from unimllm.inference import MAX_NEW_TOKENS, answer_batch, check_conversations, check_length, draw
+from unimllm.inference import answer_batch, answer_length, check_conversations, check_length, draw
 from unimllm.processing import image_parts
 from unimllm.vocabulary import IGNORE, IMAGE_TOKENS
 
@@ -46,7 +46,7 @@ class Asked:
         name: task and number, for messages.
         messages: that end with the user's turn.
         until: texts before which the answer ends.
-        options: of `generate`, `max_new_tokens` among them.
+        options: of `generate`; without `max_new_tokens` an answer has `inference.answer_length`.
         doc: the task's name and the document's number.
         seed: of a picture that is to be drawn: the document's "picture_seed", else its number.
         later: (answers so far, number of the round, what the last round left) -> the next round's messages, whether
@@ -56,7 +56,7 @@ class Asked:
     name: str
     messages: list[dict]
     until: tuple[str, ...] = ()
-    options: dict = field(default_factory=lambda: {"max_new_tokens": MAX_NEW_TOKENS})
+    options: dict = field(default_factory=dict)
     later: Callable | None = None
     doc: tuple[str, int] = ("", 0)
     seed: int = 0
@@ -119,8 +119,7 @@ def read_options(name: str, options: dict) -> tuple[tuple[str, ...], dict]:
         )
     until = options.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    kept = {key: value for key, value in options.items() if key not in (*UNUSED_OPTIONS, "until")}
-    return until, {"max_new_tokens": MAX_NEW_TOKENS} | kept
+    return until, {key: value for key, value in options.items() if key not in (*UNUSED_OPTIONS, "until")}
 
 
 def user_turn(name: str, text: str, pictures: list | None) -> list[dict]:
@@ -175,21 +174,22 @@ def check_picture(name: str, picture) -> Image.Image:
 def answer_asked(model, processor, asked: list[Asked], batch_size: int) -> list[str]:
     """The next answer in each conversation, greedily; in float32 the same whatever is asked beside it."""
     context = model.config.text_config.max_position_embeddings
+    options = [{"max_new_tokens": answer_length(model)} | a.options for a in asked]
     lengths = [processor.prompt_length(a.messages) for a in asked]
     for a, length in zip(asked, lengths, strict=True):
         check_length(model, length + 1, a.name)
 
     def batched_with(i: int) -> tuple[str, int]:
         # A batch stops where its longest row fills the context: rows that come so far go with others of their length.
-        tight = lengths[i] + asked[i].options["max_new_tokens"] > context
-        return json.dumps(asked[i].options, sort_keys=True), lengths[i] if tight else 0
+        tight = lengths[i] + options[i]["max_new_tokens"] > context
+        return json.dumps(options[i], sort_keys=True), lengths[i] if tight else 0
 
     order = sorted(range(len(asked)), key=lambda i: (*batched_with(i), lengths[i]))
     answers = [""] * len(asked)
     for _, group in groupby(order, batched_with):
         for rows in batches(list(group), batch_size):
             conversations = [asked[i].messages for i in rows]
-            said = answer_batch(model, processor, conversations, **asked[rows[0]].options)
+            said = answer_batch(model, processor, conversations, **options[rows[0]])
             for i, text in zip(rows, said, strict=True):
                 answers[i] = cut(text, asked[i].until)
     return answers

@@ -71,7 +71,7 @@ class CommandLine(argparse.ArgumentParser):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -143,7 +143,8 @@ def out_of_memory_told(num_pictures: int, remedy: str = "choose a smaller --batc
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command line and exit.
 
-    Exit code 0; 2 and one line on stderr where the user has to mend something; 130 without a word after Ctrl-C.
+    Exit code 0; 2 and one line on stderr where the user has to mend something, a full disk under stdout too; 1 without
+    a word where nobody reads stdout any more; 130 without a word after Ctrl-C.
     """
     if sys.stdin is not None:
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text is told as any other bad input
@@ -157,13 +158,24 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except OSError as error:  # of stdout: whoever read it has left (`| head`), or its disk is full
+    except OSError as error:
+        if error.filename is not None or not stdout_fails():
+            raise  # of something else: its traceback tells where
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
         if isinstance(error, BrokenPipeError):
             sys.exit(1)
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def stdout_fails() -> bool:
+    """Whether nothing can be written to stdout: whoever read it has left (`| head`), or its disk is full."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def one_line(error: BaseException) -> str:

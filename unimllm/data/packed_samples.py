@@ -84,6 +84,15 @@ class PackedSamples:
         self.pictures.place(batch, loaded, self.ids["image"])
         return batch | {"skipped": faults}
 
+    def describe(self, rows: range) -> str:
+        """Where the samples of rows lie: `row 5: mine.json:1, mine.json:7; row 6: ...`."""
+        told = [", ".join(self.indices[source].key(n) for source, n, _ in self.plan.row(row)) for row in rows]
+        return "; ".join(f"row {row:,}: {where}" for row, where in zip(rows, told, strict=True))
+
+    def epochs_at(self, num_rows: int) -> float:
+        """See `RowPlan.epochs`."""
+        return self.plan.epochs(num_rows)
+
     def _watch(self, made: list[Made | Fault]) -> None:
         """UserError where so many samples in a row cannot be had that their disk must be gone."""
         for sample in made:

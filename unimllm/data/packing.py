@@ -85,6 +85,27 @@ def stack_rows(rows: list[PackedRow], with_mask: bool = False) -> dict[str, torc
     return columns
 
 
+def num_padding(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B,) int64, ids at the end of each row of `stack_rows` that stand for nothing."""
+    ids, length = batch["input_ids"], batch["position_ids"][:, -1:] + 1  # of the last sample, or of less in a branch
+    is_last = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - length  # (B, T)
+    is_empty = (ids == ids[:, -1:]) & (batch["labels"] == IGNORE)  # no sample is like that: each has targets
+    return torch.where((is_empty | ~is_last).all(1), length[:, 0], 0)
+
+
+def count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Ids of packed rows without their padding; of rows without position ids all."""
+    held = batch["input_ids"].numel()
+    return held - int(num_padding(batch).sum()) if "position_ids" in batch else held
+
+
+def count_samples(batch: dict[str, torch.Tensor]) -> int:
+    """Samples in packed rows; without position ids each row is one."""
+    if "position_ids" not in batch:
+        return len(batch["input_ids"])
+    return int((batch["position_ids"] == 0).sum() - (num_padding(batch) > 0).sum())
+
+
 def sample_bounds(position_ids: torch.Tensor) -> torch.Tensor:
     """Where each sample of packed rows without branches begins, and the last one ends: (samples + 1,) int32.
 

@@ -71,6 +71,10 @@ class PictureSource:
             "skipped": [fault for _, faults in samples for fault in faults],
         }
 
+    def describe(self, indices: range) -> str:
+        """Where the pictures of samples lie, those that cannot be read too."""
+        return ", ".join(self.index.key(self.order.picture(sample)) for sample in indices)
+
     def _sample(self, sample: int, number: int) -> tuple[np.ndarray, list[Fault]]:
         """(S, S, 3) uint8 of a sample, and what was wrong with the pictures tried before it."""
         rng = np.random.default_rng([self.seed, sample, _SAMPLE])

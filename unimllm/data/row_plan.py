@@ -44,6 +44,14 @@ class RowPlan:
             rows = self._pack(len(self.ends))[1]
             self.ends.append((self.ends[-1] if self.ends else 0) + len(rows))
 
+    def epochs(self, num_rows: int) -> float:
+        """How often the first rows go through all samples that the mixture gives, over all its sources."""
+        self.extend(num_rows)
+        window = bisect_left(self.ends, num_rows)
+        first = self.ends[window - 1] if window else 0
+        passed = window + (num_rows - first) / (self.ends[window] - first)
+        return passed * self.mixture.window_size / sum(stream.size for stream in self.mixture.streams)
+
     def fill(self) -> float:
         """Share of the ids that samples take in the windows looked at last (of what is known: 0 to 1)."""
         due, rows = self._pack(len(self.ends) - 1)

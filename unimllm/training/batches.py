@@ -92,6 +92,6 @@ def name_dead_worker():
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"a data worker died: {str(error).rstrip('. ')}; if memory ran out, lower --train.num_workers or "
-            f"--decode_threads; the same command goes on from the last checkpoint"
+            f"a data worker died: {str(error).rstrip('. ')}; if memory ran out, lower --train.num_workers; the same "
+            "command goes on from the last checkpoint"
         ) from error

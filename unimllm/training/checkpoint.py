@@ -27,10 +27,10 @@ from unimllm.training.reshard import load_resharded
 STATE_FOLDER = "deepspeed"
 DECISIVE = (
     "precision", "zero_stage", "batch_size", "seed", "learning_rate", "final_lr_ratio", "warmup_steps", "weight_decay",
-    "beta1", "beta2", "max_grad_norm",
+    "beta1", "beta2", "eps", "max_grad_norm",
 )  # fmt: skip
 """Of `train`, what weights depend on beyond rounding, but for the number of steps."""
-OPTIONS = ("weight_decay", "betas")  # of AdamW's groups, which load_state_dict takes from the checkpoint
+OPTIONS = ("weight_decay", "betas", "eps")  # of AdamW's groups, which load_state_dict takes from the checkpoint
 NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 REMOVE = "remove {} and the same command goes on from the checkpoint before it"

@@ -12,6 +12,7 @@ from unimllm.cheers.alignment import FeatureAlignment
 from unimllm.cheers.flow_head import FlowHead
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
+from unimllm.data.packing import count_samples, count_tokens
 from unimllm.flow_matching import time_shift
 from unimllm.training.throughput import LanguageModelFlops, counted_flops
 from unimllm.vocabulary import IGNORE
@@ -74,10 +75,7 @@ class CheersTask(nn.Module):
             "text": int((marked["labels"][:, 1:] != IGNORE).sum()), "flow": int(pictures.sum()) // config.num_positions,
         }  # fmt: skip
 
-    @staticmethod
-    def count_tokens(batch: dict[str, torch.Tensor]) -> int:
-        """Ids of a micro-batch that the language model goes through, padding included."""
-        return batch["input_ids"].numel()
+    count_tokens, count_samples = staticmethod(count_tokens), staticmethod(count_samples)
 
     def flops_of(self, batch: dict[str, torch.Tensor]) -> float:
         """Of a training step over a micro-batch: all its ids through the blocks, text targets through their head,

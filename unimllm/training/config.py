@@ -24,7 +24,7 @@ class TrainConfig:
     max_steps: int = 1000
     """Optimiser steps in all; the learning-rate schedule ends here."""
     batch_size: int = 64
-    """Samples per step over all processes."""
+    """Samples per step over all processes; of language models packed rows."""
     micro_batch_size: int = 0
     """Samples per forward pass of one process; 0: batch_size / processes, so no gradient accumulation."""
     learning_rate: float = 1e-3
@@ -39,6 +39,8 @@ class TrainConfig:
     """AdamW's first beta."""
     beta2: float = 0.98
     """AdamW's second beta."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 switches clipping off."""
     precision: str = "auto"
@@ -60,6 +62,8 @@ class TrainConfig:
     """CPU threads per process; 0: OMP_NUM_THREADS, else the cores that it may run on, shared among its processes."""
     log_every: int = 1
     """Steps between log lines."""
+    skip_steps: tuple[int, ...] = ()
+    """Numbers of steps, from 1 as the log has them, whose samples are passed over: no weight changes in them."""
     picture_every: int = 500
     """Steps between pictures in TensorBoard; 0: none."""
     validate_every: int = 0
@@ -92,6 +96,10 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be from 0 to below 1")
+        if not all(type(step) is int and step > 0 for step in self.skip_steps):
+            raise ValueError(f"train.skip_steps is {self.skip_steps}; whole numbers from 1 are wanted, as in the log")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"train.eps is {self.eps}; it must be above 0")
         if self.warmup_steps > self.max_steps:
             self.warmup_steps = self.max_steps // 10
 

@@ -20,14 +20,14 @@ from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
 from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
-from unimllm.distributed import is_first_process
+from unimllm.distributed import is_first_process, print_once
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import latest, prepare_output, read_run
+from unimllm.training.checkpoint import RUN_FILE, latest, prepare_output, read_run
 from unimllm.training.families import family_of
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
 from unimllm.training.loop import start_processes, train
@@ -52,6 +52,13 @@ from unimllm.training.validation import HeldOut
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
 VALIDATION_SCENES = 512
 Found = dict[str, list[tuple[Path, str]] | None]
+
+ABOUT_SCENES = {
+    "drawing_share": "--ratios U:D:T sets the shares of understanding, drawing and text",
+    "sequential_share": "its conversations are learnt as they are; leave it out",
+    "num_scenes": "it takes all samples; leave it out",
+}
+"""Fields of a recipe that do nothing with --data, and what to do instead; those of `world` neither."""
 
 OPTIONS = {
     "image_tokenizer": {"help": "a checkpoint of train/tokenizer.py (default: the last stage in runs/PRESET)"},
@@ -135,9 +142,15 @@ def beginning(args: Namespace) -> str | None:
 
 
 def warn_of_start(args: Namespace, recipe: SftRecipe) -> None:
-    """Say so where the output folder holds a run that began from something else, for it is gone on with."""
+    """Say so where the output folder holds a run that began from something else, for it is gone on with; and where a
+    new run begins from one that was stopped."""
     found = latest(args.output_dir)
     before = read_run(found)["recipe"] if found else {}
+    if not found and args.init_from and (Path(args.init_from) / RUN_FILE).is_file():
+        began = read_run(Path(args.init_from))
+        step, max_steps = began["step"], began["recipe"]["train"]["max_steps"]
+        if step < max_steps:
+            print(f"warning: --init-from {args.init_from} was stopped at step {step:,} of {max_steps:,}", flush=True)
     if "init_from" not in before:
         return
     began = before["init_from"] or before.get("language_model") or "an untrained model"
@@ -154,7 +167,10 @@ def picture_drawer(
 
     Under ZeRO 3 nothing is drawn: between two steps it would have to gather every weight for every position.
     """
-    if recipe.train.zero_stage == 3 or not recipe.shown_prompts:
+    if not (recipe.train.picture_every and recipe.shown_prompts):
+        return None
+    if recipe.train.zero_stage == 3:
+        print_once("no drawings are shown (train.picture_every): ZeRO 3 would gather every weight at every position")
         return None
     inputs, options = processor.for_drawing(list(recipe.shown_prompts)), choose_drawing(model, {})
 
@@ -186,7 +202,8 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
     print(language_model_plan(args.preset, model, recipe, args.dry_run, flops))
     if args.data:
         tokenizer, notes = planned_tokenizer(args, recipe)
-        print("\n".join(notes + describe_data(args, tokenizer)))
+        num_ids = recipe.train.max_steps * recipe.train.batch_size * recipe.max_length
+        print("\n".join(notes + describe_data(args, tokenizer, num_ids)))
     if args.init_from or args.language_model or args.image_tokenizer:
         print("the sizes are the preset's; the checkpoints are read by the run itself")
 
@@ -197,6 +214,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         if field in args.overrides:
             raise UserError(f"--{field}: write --{field.replace('_', '-')}")
     family_of(recipe.model).check_options(args, recipe)
+    check_about_data(args)
     if args.language_model and args.init_from:
         raise UserError("--language-model and --init-from both name a language model to start from; choose one")
     if args.chat_template and not backbone_name(args, recipe):
@@ -229,9 +247,17 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         check_one_root([path for files in found.values() for path, kind in files or [] if kind == "JSON"])
     if args.ratios:
         parse_ratios(args.ratios)
+
+
+def check_about_data(args: Namespace) -> None:
+    """UserError for options about --data without it, and for those about scenes with it."""
     for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
         if getattr(args, name) and not args.data:
             raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
+    for name in args.overrides if args.data else ():
+        if name in ABOUT_SCENES or name.startswith("world."):
+            remedy = ABOUT_SCENES.get(name, "leave it out")
+            raise UserError(f"--{name} is about scenes, of which a run with --data has none: {remedy}")
 
 
 def found_files(args: Namespace) -> Found:

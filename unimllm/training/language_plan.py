@@ -94,22 +94,30 @@ def activation_bytes(model, recipe: SftRecipe, micro: int) -> dict[str, float]:
     return {f"{what}, {micro} rows": micro * size for what, size in by_row.items()}
 
 
-def describe_data(args, tokenizer: SampleTokenizer) -> list[str]:
+def describe_data(args, tokenizer: SampleTokenizer, num_ids: int) -> list[str]:
     """A line for each place of --data and --validation-data: how many samples lie there, and the tasks of the first.
 
-    Below it what is wrong with the files and with the first samples, and one of each task as it is read.
+    Below it what is wrong with the files and with the first samples, and one of each task as it is read; last, how
+    often the run goes through the samples of --data.
+
+    Args:
+        num_ids: of all rows of the run.
     """
     pictures = StoredCodes(args.codes, None, 0) if args.codes else OnlinePixels(None)
     sources = [parse_data(word) for word in args.data]
     places = [("data", source.place, f", weight {source.weight:g}") for source in sources]
     places += [("validation", place, "") for place in args.validation_data]
-    lines = []
+    lines, held = [], 0.0  # ids of all samples of --data, if the first are like the others
     for what, place, weight in places:
         index = open_samples(place, args.format, args.image_root)
         survey = survey_first(index, tokenizer, pictures.check)
         first = f"the first {len(survey.lengths):,}: {told_counts(survey)}"
         lines += [row(what, f"{index}{weight}; {first}"), *told_faults(index, survey.findings)]
         lines += shown_samples(index, survey, tokenizer)
+        held += len(index) * float(survey.lengths.mean()) if what == "data" else 0
+    if held:
+        told = f"{num_ids / held:.3g} times through the samples, if rows are full and all samples are like the first"
+        lines.append(row("epochs", told))
     return lines
 
 

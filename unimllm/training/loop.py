@@ -31,6 +31,7 @@ from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.ending import Ending
+from unimllm.training.not_finite import not_finite
 from unimllm.training.observer import Observer
 from unimllm.training.throughput import peak_flops
 from unimllm.training.validation import HeldOut
@@ -101,9 +102,11 @@ def train(
             `count_targets(batch)` gets `num_items`: the number of targets of the whole step divided by the number of
             micro-batches, by which it must divide its summed loss (so every target weighs the same), by name where it
             counts several kinds; a step without targets of a kind (a loss's name, or what `kind_of_loss` has for it)
-            logs no loss of it. `count_tokens(batch)` brings tokens a second into the log, `flops_of(batch)`, operations
-            of a micro-batch, MFU. `apart()` keeps frozen parts from the engine (training.apart).
-        source: data by sample index.
+            logs no loss of it. `count_tokens(batch)` brings tokens a second into the log, `count_samples(batch)`, where
+            the source's samples are rows of several, samples a second, `flops_of(batch)`, operations, MFU.
+            `apart()` keeps frozen parts from the engine (training.apart).
+        source: data by sample index. `describe(indices)`, if it has that, names samples of a step whose loss is none;
+            `epochs_at(number)` brings the epoch into the log.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
         before_step: called with the step before its first forward pass.
@@ -120,7 +123,7 @@ def train(
     step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
     about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
+    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out, source)
     engine.train()
     batches = open_batches(source, config, rank, world_size, step)
     with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
@@ -128,7 +131,7 @@ def train(
             _seed_step(config.seed, step, rank)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate_at(step)
-            values = take_step(engine, task, batches, before_step, step, skipped)
+            values = take_step(engine, task, batches, before_step, step, skipped, source, config.skip_steps)
             step += 1
             observer.after(step, values)
             is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
@@ -136,9 +139,11 @@ def train(
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
             if is_due or is_last:
+                observer.stop_clock()
                 told = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
                 checkpoint.save(engine, task, output_dir, told | about, export, config.keep_checkpoints)
                 last_save = time.monotonic()
+                observer.start_clock()
                 if stopped_by and not is_last:
                     ending.end(stopped_by, step)
     show(task)
@@ -204,10 +209,11 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
 
 
 def take_step(
-    engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
-) -> dict[str, float]:
+    engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog,
+    source: SampleSource | None = None, skip_steps: tuple[int, ...] = (),
+) -> dict[str, float]:  # fmt: skip
     """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values, a loss of
-    targets that the whole step lacks left out.
+    targets that the whole step lacks left out. `source` is for `not_finite`; of steps to skip, from 1, there are none.
 
     These are asked of the GPU ahead of the optimiser: looking at a number earlier keeps it waiting. There all ranks
     learn of a loss that is none at one of them, and end together, the weights as they were.
@@ -218,22 +224,22 @@ def take_step(
     own = {"waited": time.perf_counter() - started}
     for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
+    if step + 1 in skip_steps:
+        return {}
     if before_step:
         before_step(step)
-    extra, counts = {}, {}
+    extra, counts, losses = {}, {}, []
     if hasattr(task, "count_targets"):
         counts = count_targets(task, micro_batches)
         extra["num_items"] = targets_of_step(counts, accumulation, engine.device)
-    if hasattr(task, "count_tokens"):
-        own["tokens"] = float(sum(map(task.count_tokens, micro_batches)))
-    if hasattr(task, "flops_of") and peak_flops(engine.device):
-        own["flops"] = float(sum(map(task.flops_of, micro_batches)))
+    own |= count_work(task, micro_batches, engine.device)
     sums, last = torch.zeros((), dtype=torch.float64, device=engine.device), micro_batches[-1]
     # The one case in which DeepSpeed does not tell the norm: ZeRO 0 without its optimiser for bf16 weights.
     untold = not engine.zero_optimization_stage() and not engine.bfloat16_enabled()
     for batch in micro_batches:
         outputs = engine(**to_device(batch, engine.device), **extra)
         engine.backward(outputs["loss"])
+        losses.append(outputs["loss"].detach())
         sums = sums + torch.stack([value.detach().double() for value in outputs.values()]) / accumulation
         if batch is last:  # behind which the weights change
             if untold:
@@ -246,16 +252,27 @@ def take_step(
             kinds = getattr(task, "kind_of_loss", {})
             values = {n: mean for n, mean in zip(names, means, strict=False) if kinds.get(n, n) not in missing}
             if not math.isfinite(values["loss"]):
-                raise _not_finite(f"the loss is {values['loss']}", engine, step)
+                raise not_finite(f"the loss is {values['loss']}", engine, step, losses, source, skip_steps)
             if not math.isfinite(values.get("grad_norm", 0.0)):
-                raise _not_finite(f"the gradient's norm is {values['grad_norm']}", engine, step)
+                what = f"the gradient's norm is {values['grad_norm']}"
+                raise not_finite(what, engine, step, losses, source, skip_steps)
         engine.step()
     told = engine.get_global_grad_norm()
     if told is not None:
         values["grad_norm"] = float(told)
     if not 0 <= values["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
-        raise _not_finite("the gradient is not finite", engine, step)
+        raise not_finite("the gradient is not finite", engine, step, losses, source, skip_steps)
     return values
+
+
+def count_work(task: nn.Module, micro_batches: list[dict], device: torch.device) -> dict[str, float]:
+    """Of `step_log.RATES` what the task counts of this rank's part of a step."""
+    counters = {"tokens": "count_tokens", "samples": "count_samples"}
+    counters |= {"flops": "flops_of"} if peak_flops(device) else {}
+    return {
+        name: float(sum(map(getattr(task, counter), micro_batches)))
+        for name, counter in counters.items() if hasattr(task, counter)
+    }  # fmt: skip
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -263,15 +280,6 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     if device.type != "cuda":
         return {name: value.to(device) for name, value in batch.items()}
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def _not_finite(what: str, engine, step: int) -> UserError:
-    """What ends a run in a step whose numbers are none, before it is saved; on all ranks."""
-    first = step * engine.train_batch_size()
-    return UserError(
-        f"{what} at step {step + 1}, samples {first:,} to {first + engine.train_batch_size() - 1:,}; nothing of the "
-        "step was saved: lower --train.learning_rate and start again from the last checkpoint"
-    )
 
 
 def count_targets(task: nn.Module, micro_batches: list[dict]) -> dict[str, int]:
@@ -333,7 +341,9 @@ def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

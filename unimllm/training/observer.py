@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unimllm.data.faults import FaultLog
+from unimllm.training.batches import SampleSource
 from unimllm.training.config import TrainConfig
 from unimllm.training.step_log import Curves, Speed, StepLog
 from unimllm.training.validation import HeldOut, validation_losses
@@ -24,11 +25,13 @@ class Observer:
         output_dir, recipe: of the run.
         first_step: that the run goes on from.
         draw_pictures, held_out: see `loop.train`.
+        source: of the samples; its `epochs_at(number)`, if it has that, tells how often so many are all of them.
     """
 
     def __init__(
         self, engine, task: nn.Module, config: TrainConfig, output_dir: Path, first_step: int, recipe: dict,
         draw_pictures: Callable[[], np.ndarray] | None, held_out: dict[str, HeldOut] | None,
+        source: SampleSource | None = None,
     ):  # fmt: skip
         self.engine, self.task, self.config = engine, task, config
         self.draw_pictures, self.held_out = draw_pictures, held_out or {}
@@ -36,10 +39,11 @@ class Observer:
         self.log = None
         if dist.get_rank() == 0:
             curves = Curves(output_dir, first_step, config.wandb_project, recipe)
-            self.log = StepLog(curves, config, first_step, Speed(engine.device, dist.get_world_size()))
+            speed, epochs_at = Speed(engine.device, dist.get_world_size()), getattr(source, "epochs_at", None)
+            self.log = StepLog(curves, config, first_step, speed, epochs_at)
 
     def after(self, step: int, values: dict[str, float]) -> None:
-        """Log what a step returned and whatever is due at it; called by all ranks."""
+        """Log what a step returned, {} of one that was passed over, and whatever is due at it; called by all ranks."""
         config = self.config
         if self.log:
             self.log.add(step, values)
@@ -50,6 +54,17 @@ class Observer:
             self._validate(step)
         if self.log and is_last:
             self.log.curves.close()
+
+    def stop_clock(self) -> None:
+        """What comes now, until `start_clock`, is no part of a step: it does not count in the speed."""
+        if self.log:
+            if self.engine.device.type == "cuda":
+                torch.cuda.synchronize(self.engine.device)  # the step's own work is done before
+            self.log.stop_clock()
+
+    def start_clock(self) -> None:
+        if self.log:
+            self.log.start_clock()
 
     def _show(self, step: int) -> None:
         with self._looking():
@@ -68,8 +83,10 @@ class Observer:
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
-        """In evaluation mode, without gradients, with random numbers of its own; nothing is compiled for it."""
+        """In evaluation mode, without gradients, with random numbers of its own, the steps' clock stopped; nothing is
+        compiled for it."""
         device = self.engine.device
+        self.stop_clock()
         self.engine.eval()
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -78,3 +95,4 @@ class Observer:
         ):
             yield
         self.engine.train()
+        self.start_clock()

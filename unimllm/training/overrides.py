@@ -23,6 +23,12 @@ from unimllm.errors import UserError
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.step_log import import_wandb
 
+EPOCHS = (
+    "a run is counted in steps: set --max-steps; of a run with --data, --dry-run tells how often it goes through the "
+    "samples, and the log in which epoch it is"
+)
+WANTED = {bool: "true or false", int: "a whole number", float: "a number"}
+
 
 def parse_arguments(
     description: str, program: str, presets: dict[str, Callable[[], Any]], argv: list[str] | None = None, **extra
@@ -48,7 +54,7 @@ def parse_arguments(
     parser.add_argument(
         "--output-dir", type=Path, help=f"checkpoints and curves; resumes what it holds (runs/PRESET/{program})"
     )
-    parser.add_argument("--max-steps", type=int, help="optimiser steps in all, instead of the preset's")
+    parser.add_argument("--max-steps", type=whole_number, help="optimiser steps in all, instead of the preset's")
     parser.add_argument("--init-from", type=Path, help="checkpoint folder to start a new run from")
     parser.add_argument("--deepspeed", type=Path, metavar="FILE", help="DeepSpeed's JSON, laid over the one made here")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
@@ -74,11 +80,23 @@ def parse_arguments(
                              [f"{args.deepspeed} changes nothing"]))  # fmt: skip
     try:
         recipe.train.validate()
+        if hasattr(recipe, "validate"):
+            recipe.validate()
     except ValueError as error:
         raise UserError(str(error)) from error
     if recipe.train.wandb_project:
         import_wandb()
     return args, recipe
+
+
+def whole_number(text: str) -> int:
+    """A type for `add_argument`: 1000, or 1e3."""
+    try:
+        if float(text).is_integer():
+            return int(text) if text.strip("+-").isdecimal() else int(float(text))
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"a whole number is wanted, not {text!r}")
 
 
 def default_folder(preset: str, stage: str) -> Path:
@@ -87,13 +105,15 @@ def default_folder(preset: str, stage: str) -> Path:
 
 
 def pair_options(rest: list[str]) -> list[tuple[str, str]]:
-    """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]."""
+    """`--a.b c --d.e=f` -> [("a.b", "c"), ("d.e", "f")]; UserError for what is no pair, or asks for epochs."""
     pairs = []
     items = iter(rest)
     for item in items:
         if not item.startswith("--"):
             raise UserError(f"unexpected argument {item!r}: fields are set as --train.learning_rate 1e-3")
         key, equals, value = item[2:].partition("=")
+        if "epoch" in key.rpartition(".")[2]:
+            raise UserError(f"--{key}: {EPOCHS}")
         if not equals:
             value = next(items, None)
             if value is None:
@@ -144,7 +164,11 @@ def set_field(recipe: Any, key: str, text: str) -> Any:
 
 
 def parse_value(key: str, text: str, old: Any) -> Any:
-    """Text as the type of the field's present value."""
+    """Text as the type of the field's present value; a list of one may be told without brackets.
+
+    Raises:
+        UserError: it is of another type.
+    """
     if isinstance(old, str):
         return text
     try:
@@ -152,14 +176,31 @@ def parse_value(key: str, text: str, old: Any) -> Any:
         value = ast.literal_eval(text) if value is ... else value
     except (ValueError, SyntaxError):
         value = text
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(old, tuple):
+        return parse_tuple(key, text, value, old)
+    if type(old) is float and type(value) is int:
         value = float(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
+    if type(old) is int and type(value) is float and value.is_integer():
+        value = int(value)
     fits = old is None or type(value) is type(old) or (isinstance(old, list) and isinstance(value, tuple))
     if not fits:
-        raise UserError(f"{key} is a {type(old).__name__} (now {old!r}); {text!r} is none")
+        wanted = WANTED.get(type(old), f"a {type(old).__name__}")
+        raise UserError(f"{key} is {old!r} now: {wanted} is wanted in its place, not {text!r}")
     return value
+
+
+def parse_tuple(key: str, text: str, value: Any, old: tuple) -> tuple:
+    """What was told for a field of several values, texts or whole numbers: `value`, if it is a list, else it alone."""
+    several, in_brackets = isinstance(value, (list, tuple)), text.startswith(("[", "("))
+    kind = type(old[0]) if old else int
+    if kind is str and not several and not in_brackets:
+        value = text  # a prompt of digits is one, too
+    values = tuple(value) if several else (value,)
+    values = tuple(float(one) if kind is float and type(one) is int else one for one in values)
+    if not all(type(one) is kind for one in values) or (in_brackets and not several):
+        form = ", ".join(json.dumps(one) for one in old[:2]) or "1, 2"
+        raise UserError(f"{key}: {text!r} is no list; write --{key} '[{form}]'")
+    return values
 
 
 def check_taken(overrides: dict[str, Any], config: PreTrainedConfig) -> None:

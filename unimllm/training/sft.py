@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from semhitok import SemHiTokModel
+from unimllm.data.packing import count_samples, count_tokens
 from unimllm.discrete.four_bits import four_bit_layers
 from unimllm.discrete.image_heads import products_of
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -54,10 +55,7 @@ class SftTask(nn.Module):
         kinds = {name: int(count) for name, count in self.count_kinds(batch).items()}
         return {"all": sum(kinds.values())} | kinds
 
-    @staticmethod
-    def count_tokens(batch: dict[str, torch.Tensor]) -> int:
-        """Ids of a micro-batch that the language model goes through, padding included."""
-        return batch["input_ids"].numel()
+    count_tokens, count_samples = staticmethod(count_tokens), staticmethod(count_samples)
 
     def count_kinds(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Targets of a micro-batch that are "text" and those that are "image" ids, placeholders among them."""

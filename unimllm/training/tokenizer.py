@@ -97,11 +97,9 @@ def make_losses(recipe: TokenizerRecipe, features: PerceptualLoss | None) -> Rec
 
 
 def check_options(recipe: TokenizerRecipe) -> None:
-    """UserError for options of the loop that do nothing in these stages, and for a share that is none."""
+    """UserError for options of the loop that do nothing in these stages."""
     if recipe.train.compile:
         raise UserError("--train.compile: a tokenizer's stages are not compiled; leave it out")
-    if not 0 <= recipe.flip <= 1:
-        raise UserError(f"--flip is {recipe.flip}; it is a share of the pictures, from 0 to 1")
 
 
 def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:

@@ -1,6 +1,8 @@
 """Recipes: everything that one training program needs to know, in one object."""
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import SiglipConfig
 
@@ -21,6 +23,10 @@ class TeacherRecipe:
     world: WorldConfig = field(default_factory=WorldConfig)
     caption_weight: float = 0.25
     """Weight of the picture-caption loss beside the patch loss's 1."""
+
+    def validate(self) -> None:
+        """Raise ValueError, which names the option, for a value that cannot be."""
+        check_from(0, self, "caption_weight")
 
 
 @dataclass
@@ -82,6 +88,15 @@ class TokenizerRecipe:
     """Channels of the discriminator's first layer, a multiple of 8."""
     discriminator_halvings: int = 3
     """Of the resolution in the discriminator: at 3, pix2pix's, a score sees 70 x 70 pixels; at 2, 34 x 34."""
+
+    def validate(self) -> None:
+        """Raise ValueError, which names the option, for a value that cannot be."""
+        check_shares(self, "other_share", "confused_share", "foreign_share", "flip")
+        check_from(0, self, *(name for name in vars(self) if name.endswith("_weight")))
+        check_from(0, self, "patch_size", "quantize_after", "adversarial_start", "discriminator_halvings")
+        check_from(1, self, "decode_threads", "discriminator_channels")
+        if self.first_step is not None:
+            check_from(0, self, "first_step")
 
 
 def joined(semantic: TokenizerRecipe, pixel: TokenizerRecipe) -> TokenizerRecipe:
@@ -145,3 +160,25 @@ class SftRecipe:
     """CHEERS: weight of `cheers.alignment` beside the flow's 1, with the SigLIP that the run starts with."""
     time_shift: float = 1.0
     """CHEERS: the times of pictures to draw are uniform, then shifted so; below 1: more of them near the noise."""
+
+    def validate(self) -> None:
+        """Raise ValueError, which names the option, for a value that cannot be."""
+        check_shares(self, "drawing_share", "text_drop", "sequential_share", "lora_dropout")
+        check_from(0, self, "text_weight", "alignment_weight", "lora_rank", "lora_alpha")
+        check_from(1, self, "num_scenes", "max_length")
+        if not 0 < self.time_shift < math.inf:
+            raise ValueError(f"--time_shift {self.time_shift}: it must be above 0 (1: uniform times)")
+
+
+def check_shares(recipe: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is no share."""
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise ValueError(f"--{name} {getattr(recipe, name)}: a share is from 0 to 1")
+
+
+def check_from(low: int, recipe: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is below `low`, infinite or none."""
+    for name in names:
+        if not low <= getattr(recipe, name) < math.inf:
+            raise ValueError(f"--{name} {getattr(recipe, name)}: it must be {low} or more")
