@@ -322,7 +322,8 @@ def test_a_stage_without_the_one_before_says_which(tmp_path, monkeypatch):
 
 def test_sft_takes_the_newest_tokenizer_and_a_damaged_one_is_one_line(tokenizer_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nothing = dict.fromkeys(("init_from", "image_tokenizer", "language_model", "teacher")) | {"data": []}
+    nothing = dict.fromkeys(("init_from", "image_tokenizer", "language_model", "teacher"))
+    nothing |= {"data": [], "overrides": {}}
     text_tokenizer = train_text_tokenizer(["a red apple"], vocab_size=300)
 
     def build(**options):
