@@ -465,7 +465,7 @@ def test_chat_talks_and_draws_with_cheers(call, tiny_cheers, tmp_path, monkeypat
     red().save("red.png")
     options = ("--image", "red.png", "--model", tiny_cheers)
     one = call(chat, *options, "--question", "What is in the picture?")
-    assert one.code == 0 and one.err == "... (cut at 64 tokens; --max-new-tokens allows more)\n"  # untrained, it rambles
+    assert one.code == 0 and one.err == "... (cut at 64 tokens; --max-new-tokens allows more)\n"
     several = call(chat, *options, stdin="What is in the picture?\n/draw a red apple\nIs there a dog?\n")
     assert several.code == 0 and several.out.startswith(one.out) and "drawing-1.png" in several.out
     assert Image.open("drawing-1.png").size == (16, 16)
