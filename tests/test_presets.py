@@ -17,7 +17,6 @@ from semhitok.lpips_weights import LPIPS
 from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
-from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.plan import (
@@ -289,11 +288,6 @@ def test_the_joint_stage_has_a_plan():
         assert trained - {"pixel codebook"} == {
             f"{b} {n}" for b in ("semantic", "pixel") for n in ("encoder", "decoder")
         }
-
-
-def test_later_samples_are_those_that_follow():
-    later = LaterSamples(lambda indices: {"x": torch.tensor(list(indices))}, 6)
-    assert later(range(0, 2))["x"].tolist() == [6, 7] and later(range(4, 6))["x"].tolist() == [10, 11]
 
 
 def test_every_language_model_preset_comes_back_from_its_file():

@@ -26,6 +26,7 @@ from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
 from unimllm.training import checkpoint, semhitok_stages, start_model, tokenizer
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
@@ -102,9 +103,9 @@ def test_codes_that_should_have_begun_before_a_break_begin_at_once():
     size = stage.model.config.image_size
     recipe = TokenizerRecipe(TrainConfig(batch_size=4), tiny_config(), quantize_after=3)
     prepare = tokenizer.before_step(stage, recipe, lambda indices: {"pixel_values": torch.randn(4, 3, size, size)})
-    prepare(2)
+    prepare(Place(2, 8))
     assert not bool(stage.model.semantic.codebook.initialized)
-    prepare(7)
+    prepare(Place(7, 28))
     assert bool(stage.model.semantic.codebook.initialized) and not tokenizer.starting_codebooks(stage)
 
 
@@ -389,11 +390,11 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
         return {"pixel_values": torch.tensor(indices)}
 
     # 320 vectors are wanted, a picture brings 16, a step 48
-    found = tokenizer.start_pictures(task, recipe, source, 5)
+    found = tokenizer.start_pictures(task, recipe, source, 15)
     assert [batch.tolist() for batch in found] == [list(range(i, i + 3)) for i in range(15, 15 + 7 * 3, 3)]
     recipe.train.micro_batch_size = 1
     task.codebooks = lambda: [EMACodebook(4000, 3)]
-    found = tokenizer.start_pictures(task, recipe, source, 5)
+    found = tokenizer.start_pictures(task, recipe, source, 15)
     assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
 
 

@@ -20,6 +20,7 @@ from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, presets
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.overrides import as_dict, parse_arguments, set_field
@@ -62,6 +63,41 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights_bit_for_bit(str
     assert "resuming from step-000004" in resumed.stdout
     assert losses(resumed) == {5: expected[5], 6: expected[6]}
     assert weights(output) == weights(tmp_path)
+
+
+def rows_fed(result: Ended) -> list[int]:
+    """Numbers of the rows that a run was fed, in order of their steps where it is one process without workers."""
+    assert result.returncode in (0, 9), result.stderr[-2000:]
+    parts = re.findall(r"rows (\d+)-(\d+)\.", result.stdout)
+    return [row for first, last in parts for row in range(int(first), int(last) + 1)]
+
+
+@pytest.mark.parametrize("keeps_place", [True, False])
+def test_another_batch_size_goes_on_with_the_next_row(keeps_place, tmp_path):
+    """Nothing is fed twice or left out, however often it changes; a run.json without the place counts its own steps."""
+    fed = rows_fed(run_toy(tmp_path, "--tell-rows", "--die-after", 2, "--save-every-step"))[:8]
+    if not keeps_place:
+        run_file = checkpoint.latest(tmp_path) / "run.json"
+        run = json.loads(run_file.read_text())
+        assert run.pop("next_sample") == 8
+        run_file.write_text(json.dumps(run))
+    options = ("--tell-rows", "--save-every-step", "--batch-size", 6, "--micro-batch-size", 2)
+    resumed = run_toy(tmp_path, *options, "--die-after", 4)
+    assert "batch size 4 -> 6: the run goes on with sample 8\n" in resumed.stdout
+    fed += rows_fed(resumed)[:12]
+    last = run_toy(tmp_path, "--tell-rows", "--nan-gradient-after", 5)
+    assert "batch size 6 -> 4: the run goes on with sample 20\n" in last.stdout
+    assert " at step 6, samples 24 to 27; nothing of the step" in last.stderr
+    fed += [int(first) + i for first, _ in re.findall(r"rows (\d+)-(\d+)\.", last.stdout) for i in range(4)]
+    assert fed == list(range(28))
+
+
+def test_a_run_passes_samples_over_and_keeps_its_place_in_their_order():
+    assert checkpoint.place_of(None, batch_size=4, passed_over=3) == Place(0, 12)
+    run = {"step": 5, "recipe": {"train": {"batch_size": 2}}}
+    assert checkpoint.place_of(run, batch_size=4, passed_over=3) == Place(5, 16)
+    assert checkpoint.place_of(run | {"next_sample": 99}, batch_size=4, passed_over=3) == Place(5, 99)
+    assert Place(5, 99).later(4, 2) == Place(7, 107)
 
 
 @pytest.mark.parametrize("options", [("--num-workers", 2), ()])
@@ -256,6 +292,7 @@ def test_the_deepspeed_json_follows_from_the_configuration():
 
 ADDS = """
 import sys, torch
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import build_engine, start_processes
 class Task(torch.nn.Module):

@@ -7,6 +7,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from unimllm import UniMLLMForConditionalGeneration
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.lora import add_lora, merged_state, save_lora
 from unimllm.errors import UserError
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import train
 from unimllm.training.seeding import seed_everything
@@ -26,12 +28,15 @@ from unimllm.training.sft import SftTask
 from unimllm.training.start_model import train_image_tokens
 from unimllm.training.validation import HeldOut
 
+TELL_ROWS = "--tell-rows"
 NUM_HELD_OUT = 5  # rows; two processes with two rows at a time share them unevenly
 
 
 def source(indices: range) -> dict[str, torch.Tensor]:
     """Row i: a caption of one word and the picture that belongs to it; rows differ in how much of them is a target."""
     rows, labels = [], []
+    if TELL_ROWS in sys.argv:
+        print(f"rows {indices.start}-{indices.stop - 1}.", flush=True)
     for i in indices:
         generator = torch.Generator().manual_seed(i % 8)
         picture = (torch.randint(30, (4,), generator=generator) + 40).tolist()
@@ -59,6 +64,8 @@ def main() -> None:
     parser.add_argument("--signal-after", type=int, default=0, help="SIGTERM to the last process and its data workers")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
+    parser.add_argument(TELL_ROWS, action="store_true")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--micro-batch-size", type=int, default=0)
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--precision", default="fp32")
@@ -67,8 +74,8 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true")
     args = parser.parse_args()
     config = TrainConfig(
-        max_steps=6, batch_size=4, micro_batch_size=args.micro_batch_size, learning_rate=1e-2, warmup_steps=2,
-        weight_decay=0.0 if args.lora else args.weight_decay,
+        max_steps=6, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size, learning_rate=1e-2,
+        warmup_steps=2, weight_decay=0.0 if args.lora else args.weight_decay,
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
         num_threads=1, validate_every=args.validate_every, num_workers=args.num_workers,
     )  # fmt: skip
@@ -90,7 +97,8 @@ def main() -> None:
         else:
             model.save_pretrained(folder)
 
-    def before_step(step: int) -> None:
+    def before_step(place: Place) -> None:
+        step = place.step
         if args.die_after and step == args.die_after:
             os._exit(9)
         if args.nan_gradient_after and step == args.nan_gradient_after:

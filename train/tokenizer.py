@@ -115,7 +115,8 @@ def main() -> None:
 
     pictures = None if stage == "semantic" else draw_pictures
     prepare = before_step(task, recipe, source)
-    train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out)
+    train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out,
+          recipe.first_step or 0)  # fmt: skip
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:

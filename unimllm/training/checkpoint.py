@@ -21,6 +21,7 @@ from semhitok.errors import first_line
 from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 from unimllm.training.apart import shown
+from unimllm.training.batches import Place
 from unimllm.training.in_place import gathered
 from unimllm.training.reshard import load_resharded
 
@@ -35,7 +36,7 @@ NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 REMOVE = "remove {} and the same command goes on from the checkpoint before it"
 
-__all__ = ["RUN_FILE", "find_newest", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
+__all__ = ["RUN_FILE", "find_newest", "latest", "load", "place_of", "prepare_output", "read_run", "resolve", "save"]
 
 
 def read_run(folder: Path) -> dict:
@@ -44,6 +45,22 @@ def read_run(folder: Path) -> dict:
         return json.loads((folder / RUN_FILE).read_text())
     except ValueError as error:
         raise UserError(f"{folder / RUN_FILE} is damaged ({error}); {REMOVE.format(folder)}") from error
+
+
+def place_of(run: dict | None, batch_size: int, passed_over: int = 0) -> Place:
+    """Where a run goes on: behind the samples that its steps were fed, whatever their batch sizes.
+
+    Args:
+        run: the `run.json` gone on from; None: a new run.
+        batch_size: of the steps to come.
+        passed_over: see `loop.train`.
+    """
+    if run is None:
+        return Place(0, passed_over * batch_size)
+    if "next_sample" in run:
+        return Place(run["step"], run["next_sample"])
+    before = run["recipe"]["train"]["batch_size"]  # of a version that went by the step
+    return Place(run["step"], (passed_over + run["step"]) * before)
 
 
 def prepare_output(output_dir: Path) -> None:

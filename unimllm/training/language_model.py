@@ -27,7 +27,7 @@ from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import latest, prepare_output, read_run
+from unimllm.training.checkpoint import latest, place_of, prepare_output, read_run
 from unimllm.training.families import family_of
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
 from unimllm.training.loop import start_processes, train
@@ -303,18 +303,20 @@ def data_source(
     config = recipe.train
     options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
     processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)
+    found = latest(args.output_dir)
+    run = read_run(found) if found else None
+    place = place_of(run, config.batch_size)
+    end = place.later(config.batch_size, max(0, config.max_steps - place.step))
     source, about = open_data(
-        options, tokenizer, pictures, recipe.max_length, recipe.text_drop, config.seed,
-        config.max_steps * config.batch_size, *processes,
-    )  # fmt: skip
+        options, tokenizer, pictures, recipe.max_length, recipe.text_drop, config.seed, end.sample, *processes
+    )
     held_out = {
         name: HeldOut(*open_validation(
             place, options, tokenizer, pictures, recipe.max_length, config.validation_rows, *processes
         ))
         for name, place in name_places(args.validation_data).items()
     }  # fmt: skip
-    found = latest(args.output_dir)
-    before = read_run(found)["recipe"].get("data") if found else None
+    before = run["recipe"].get("data") if run else None
     if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
         print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
               "now); from here on the run differs from one without a break", flush=True)  # fmt: skip

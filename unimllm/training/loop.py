@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
-from unimllm.distributed import processes_here, threads_per_process
+from unimllm.distributed import print_once, processes_here, threads_per_process
 from unimllm.errors import UserError
 from unimllm.fingerprint import commit_of
 from unimllm.training import checkpoint
 from unimllm.training.apart import digest, hide, parts_apart, show
-from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
+from unimllm.training.batches import Place, SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.ending import Ending
 from unimllm.training.observer import Observer
@@ -90,9 +90,10 @@ def train(
     output_dir: Path,
     export: Callable[[Path], None],
     recipe: dict | None = None,
-    before_step: Callable[[int], None] | None = None,
+    before_step: Callable[[Place], None] | None = None,
     draw_pictures: Callable[[], np.ndarray] | None = None,
     held_out: dict[str, HeldOut] | None = None,
+    passed_over: int = 0,
 ) -> nn.Module:
     """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
@@ -106,9 +107,10 @@ def train(
         source: data by sample index.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
-        before_step: called with the step before its first forward pass.
+        before_step: called with the place of a step before its first forward pass.
         draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
         held_out: by name, samples validated on every `config.validate_every` steps; the task defines `target_sums`.
+        passed_over: steps whose samples a new run leaves out.
 
     Returns:
         The task, on its device, trained.
@@ -116,44 +118,54 @@ def train(
     config.validate()
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
-    engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size)
-    step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
+    engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size, passed_over)
+    place, cpu_before, last_save = run["place"], run["cpu_seconds"], time.monotonic()
     about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out)
+    observer = Observer(engine, task, config, output_dir, place.step, recipe, draw_pictures, held_out)
     engine.train()
-    batches = open_batches(source, config, rank, world_size, step)
+    batches = open_batches(source, config, rank, world_size, place.sample)
     with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
-        while step < config.max_steps:
-            _seed_step(config.seed, step, rank)
+        while place.step < config.max_steps:
+            _seed_step(config.seed, place.step, rank)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
-            values = take_step(engine, task, batches, before_step, step, skipped)
-            step += 1
-            observer.after(step, values)
+                group["lr"] = config.learning_rate_at(place.step)
+            values = take_step(engine, task, batches, before_step, place, skipped)
+            place = place.later(config.batch_size)
+            observer.after(place.step, values)
             is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
-            is_last = step == config.max_steps
+            is_last = place.step == config.max_steps
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
             if is_due or is_last:
-                told = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                told = {"step": place.step, "next_sample": place.sample,
+                        "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}  # fmt: skip
                 checkpoint.save(engine, task, output_dir, told | about, export, config.keep_checkpoints)
                 last_save = time.monotonic()
                 if stopped_by and not is_last:
-                    ending.end(stopped_by, step)
+                    ending.end(stopped_by, place.step)
     show(task)
     return task
 
 
-def _begin(task: nn.Module, config: TrainConfig, output_dir: Path, recipe: dict, world_size: int) -> tuple:
-    """The engine, its optimiser, and the run.json of the checkpoint from which they go on, if there is one."""
+def _begin(
+    task: nn.Module, config: TrainConfig, output_dir: Path, recipe: dict, world_size: int, passed_over: int
+) -> tuple:  # fmt: skip
+    """The engine, its optimiser, and the run.json of the checkpoint from which they go on, if there is one.
+
+    That gains the "place" from which, and what is "apart" of the engine.
+    """
     checkpoint.prepare_output(output_dir)
     found = checkpoint.find_newest(output_dir)
     engine, optimizer = build_engine(task, config, world_size)
     apart = digest(task)
-    run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
-    _announce(task, config, found, run["step"], world_size)
-    return engine, optimizer, run | {"apart": apart}
+    run = checkpoint.load(engine, found, recipe, apart) if found else {"cpu_seconds": 0.0}
+    place = checkpoint.place_of(run if found else None, config.batch_size, passed_over)
+    if found and run["recipe"]["train"]["batch_size"] != config.batch_size:
+        before = run["recipe"]["train"]["batch_size"]
+        print_once(f"batch size {before} -> {config.batch_size}: the run goes on with sample {place.sample:,}")
+    _announce(task, config, found, place, world_size)
+    return engine, optimizer, run | {"apart": apart, "place": place}
 
 
 def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
@@ -204,7 +216,7 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
 
 
 def take_step(
-    engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog
+    engine, task: nn.Module, batches: Iterator[dict], before_step, place: Place, skipped: FaultLog
 ) -> dict[str, float]:
     """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values, a loss of
     targets that the whole step lacks left out.
@@ -219,7 +231,7 @@ def take_step(
     for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
     if before_step:
-        before_step(step)
+        before_step(place)
     extra, counts = {}, {}
     if hasattr(task, "count_targets"):
         counts = count_targets(task, micro_batches)
@@ -246,15 +258,15 @@ def take_step(
             kinds = getattr(task, "kind_of_loss", {})
             values = {n: mean for n, mean in zip(names, means, strict=False) if kinds.get(n, n) not in missing}
             if not math.isfinite(values["loss"]):
-                raise _not_finite(f"the loss is {values['loss']}", engine, step)
+                raise _not_finite(f"the loss is {values['loss']}", engine, place)
             if not math.isfinite(values.get("grad_norm", 0.0)):
-                raise _not_finite(f"the gradient's norm is {values['grad_norm']}", engine, step)
+                raise _not_finite(f"the gradient's norm is {values['grad_norm']}", engine, place)
         engine.step()
     told = engine.get_global_grad_norm()
     if told is not None:
         values["grad_norm"] = float(told)
     if not 0 <= values["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
-        raise _not_finite("the gradient is not finite", engine, step)
+        raise _not_finite("the gradient is not finite", engine, place)
     return values
 
 
@@ -265,11 +277,11 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def _not_finite(what: str, engine, step: int) -> UserError:
+def _not_finite(what: str, engine, place: Place) -> UserError:
     """What ends a run in a step whose numbers are none, before it is saved; on all ranks."""
-    first = step * engine.train_batch_size()
+    last = place.sample + engine.train_batch_size() - 1
     return UserError(
-        f"{what} at step {step + 1}, samples {first:,} to {first + engine.train_batch_size() - 1:,}; nothing of the "
+        f"{what} at step {place.step + 1}, samples {place.sample:,} to {last:,}; nothing of the "
         "step was saved: lower --train.learning_rate and start again from the last checkpoint"
     )
 
@@ -306,11 +318,11 @@ def mean_over_ranks(values: torch.Tensor) -> list[float]:
     return (values / world_size).tolist()
 
 
-def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
-    """Rank 0 says what is about to be trained and on what, from checkpoint `found` at `step`; or that nothing is."""
+def _announce(task: nn.Module, config: TrainConfig, found: Path | None, place: Place, world_size: int) -> None:
+    """Rank 0 says what is about to be trained and on what, from checkpoint `found` on; or that nothing is."""
     if dist.get_rank():
         return
-    if step >= config.max_steps:
+    if place.step >= config.max_steps:
         print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or name "
               "another --output-dir", flush=True)  # fmt: skip
         return

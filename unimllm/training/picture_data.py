@@ -11,7 +11,7 @@ from unimllm.data.picture_shards import FolderShard
 from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
-from unimllm.training.batches import LaterSamples, SampleSource
+from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, read_run
 from unimllm.training.loop import start_processes
 from unimllm.training.presets import TokenizerRecipe
@@ -64,14 +64,11 @@ def make_source(
     index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: PreTrainedConfig, strict: bool
 ) -> SampleSource:
     """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
-    is_common = recipe.first_step is not None
-    seed = recipe.train.seed + 1000 * (COMMON_ORDER if is_common else ORDERS[stage])
+    seed = recipe.train.seed + 1000 * (ORDERS[stage] if recipe.first_step is None else COMMON_ORDER)
     if index:
-        source = PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample, strict=strict)
-    else:
-        others = recipe.world.open_others() if recipe.other_share else None
-        source = ScenePictures(*scenes, seed, others, recipe.other_share)
-    return LaterSamples(source, recipe.first_step * recipe.train.batch_size) if is_common else source
+        return PictureSource(index, config.image_size, seed, recipe.decode_threads, config.resample, strict=strict)
+    others = recipe.world.open_others() if recipe.other_share else None
+    return ScenePictures(*scenes, seed, others, recipe.other_share)
 
 
 def open_held_out(

@@ -16,7 +16,7 @@ from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
 from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
-from unimllm.training.batches import SampleSource
+from unimllm.training.batches import Place, SampleSource
 from unimllm.training.checkpoint import resolve
 from unimllm.training.in_place import written_in_place
 from unimllm.training.overrides import default_folder
@@ -131,30 +131,30 @@ def starting_codebooks(task: nn.Module) -> list[EMACodebook | SubCodebooks]:
     return [codebook for codebook in codebooks if not bool(codebook.initialized)]
 
 
-def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
+def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[Place], None]:
     """What is done before each step: the codebook and the discriminator start when it is time."""
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
     codebooks = [module for module in task.modules() if isinstance(module, EMACodebook)]
 
-    def prepare(step: int) -> None:
+    def prepare(place: Place) -> None:
         for codebook in codebooks:  # only now the processes have surely met
             codebook.micro_batches = recipe.train.per_device(rank_and_size()[1])[1]
-        starting = starting_codebooks(task) if step >= recipe.quantize_after else []
+        starting = starting_codebooks(task) if place.step >= recipe.quantize_after else []
         if starting:
             written = [weights for c in starting if isinstance(c, SubCodebooks) for weights in c.started()]
             with written_in_place(written):
-                task.initialize_codebook(start_pictures(task, recipe, source, step))
+                task.initialize_codebook(start_pictures(task, recipe, source, place.sample))
         if adversarial:
-            adversarial.active = step >= recipe.adversarial_start
+            adversarial.active = place.step >= recipe.adversarial_start
 
     return prepare
 
 
-def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> list[torch.Tensor]:
+def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, first: int) -> list[torch.Tensor]:
     """This rank's pictures at whose k-means codebooks start: micro-batches (B, 3, S, S) in -1..1.
 
-    Those of this step and of as many after it as bring START_VECTORS vectors for each code, START_STEPS at most: fewer
-    vectors than codes would begin with copies.
+    Those of this step, which begin with sample `first`, and of as many after it as bring START_VECTORS vectors for each
+    code, START_STEPS at most: fewer vectors than codes would begin with copies.
     """
     train = recipe.train
     needed = START_VECTORS * max((codebook.num_codes for codebook in starting_codebooks(task)), default=1)
@@ -164,7 +164,7 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     micro, accumulation = train.per_device(world_size)
     device = next(task.parameters()).device
     starts = [
-        later * train.batch_size + (rank * accumulation + part) * micro
-        for later in range(step, step + num_steps) for part in range(accumulation)
+        first + later * train.batch_size + (rank * accumulation + part) * micro
+        for later in range(num_steps) for part in range(accumulation)
     ]  # fmt: skip
     return [source(range(start, start + micro))["pixel_values"].to(device) for start in starts]
