@@ -1,6 +1,5 @@
 """What the training programs start from: checkpoints that do not fit or are damaged are told in one line."""
 
-import errno
 import json
 import sys
 from argparse import Namespace
@@ -260,6 +259,14 @@ def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
     )
     with pytest.raises(UserError, match=r"for Task: Missing key\(s\): \S+; take the options .* if it is damaged"):
         checkpoint.load(Engine(), tmp_path, before)
+    (tmp_path / "run.json").write_text(
+        json.dumps({"step": 5, "recipe": {"train": {"precision": "auto"}}, "world_size": 1, "precision": "autocast"})
+    )
+    auto = {"train": {"precision": "auto"}}  # of which the text is the same on a machine that is not
+    with pytest.raises(UserError, match="train.precision was autocast and is fp32; take the options of that run"):
+        checkpoint.load(Engine(), tmp_path, auto, precision="fp32")
+    with pytest.raises(UserError, match="if it is damaged"):
+        checkpoint.load(Engine(), tmp_path, auto, precision="autocast")
     (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").unlink()
     with pytest.raises(UserError, match="holds no DeepSpeed state .*--init-from"):
         checkpoint.load(Engine(), tmp_path, before)
@@ -344,37 +351,6 @@ def test_a_teacher_goes_on_with_its_stem_of_convolutions(tmp_path):
     wider = TeacherTask(SiglipConfig(text_config=text, vision_config=vision | {"stem_channels": [8, 8, 16]}), 3, 0.25)
     with pytest.raises(UserError, match="cannot start from .* is .*, not "):
         teacher.load_siglip(wider, tmp_path / "whole")
-
-
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
-    class Engine:
-        full = False
-
-        def parameters(self) -> list:
-            return []
-
-        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-            (Path(folder) / tag).mkdir()
-            (Path(folder) / tag / "mp_rank_00_model_states.pt").write_text("half")
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-    def export(folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save(engine: Engine, step: int) -> None:
-        checkpoint.save(engine, torch.nn.Module(), tmp_path, {"step": step}, export, keep=1)
-
-    engine = Engine()
-    save(engine, 1)
-    engine.full = True
-    with pytest.raises(UserError, match="is full, nothing was saved .*No space left.*; the checkpoint before stays"):
-        save(engine, 2)
-    assert checkpoint.latest(tmp_path).name == "step-000001"
-    assert (checkpoint.latest(tmp_path) / "config.json").is_file()
-    engine.full = False
-    save(engine, 2)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000002"]
 
 
 def test_a_codebook_starts_at_the_pictures_of_several_steps():

@@ -25,13 +25,14 @@ from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
 from unimllm.distributed import print_once, processes_here, threads_per_process
 from unimllm.errors import UserError
-from unimllm.fingerprint import commit_of
-from unimllm.training import checkpoint
+from unimllm.training import checkpoint, lock
 from unimllm.training.apart import digest, hide, parts_apart, show
 from unimllm.training.batches import Place, SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.ending import Ending
 from unimllm.training.observer import Observer
+from unimllm.training.saving import Saver
+from unimllm.training.step_log import RATES
 from unimllm.training.throughput import peak_flops
 from unimllm.training.validation import HeldOut
 
@@ -120,12 +121,14 @@ def train(
     rank, world_size = start_processes()
     engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size, passed_over)
     place, cpu_before, last_save = run["place"], run["cpu_seconds"], time.monotonic()
-    about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
+    about = checkpoint.describe_run(config, recipe, run["apart"])
+    saver = Saver(engine, task, output_dir, export, config, run.get("best"))
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     observer = Observer(engine, task, config, output_dir, place.step, recipe, draw_pictures, held_out)
     engine.train()
     batches = open_batches(source, config, rank, world_size, place.sample)
-    with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
+    # workers must go before the program ends
+    with lock.released(output_dir), name_dead_worker(), Ending() as ending, closing(batches):
         while place.step < config.max_steps:
             _seed_step(config.seed, place.step, rank)
             for group in optimizer.param_groups:
@@ -133,14 +136,18 @@ def train(
             values = take_step(engine, task, batches, before_step, place, skipped)
             place = place.later(config.batch_size)
             observer.after(place.step, values)
-            is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
+            is_best = saver.note(place.step, observer.validated)
+            is_due, stopped_by = _what_is_due(last_save, is_best, config, ending, engine.device)
             is_last = place.step == config.max_steps
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
-            if is_due or is_last:
-                told = {"step": place.step, "next_sample": place.sample,
-                        "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}  # fmt: skip
-                checkpoint.save(engine, task, output_dir, told | about, export, config.keep_checkpoints)
+            if is_due or config.saves_at(place.step):
+                told = {
+                    "step": place.step, "next_sample": place.sample, "cpu_seconds": cpu_before + time.process_time(),
+                    "losses": {name: value for name, value in values.items() if name not in RATES},
+                    "validation": observer.validated or run.get("validation"), "skipped": _over_ranks(skipped),
+                }  # fmt: skip
+                saver.save(told | about)
                 last_save = time.monotonic()
                 if stopped_by and not is_last:
                     ending.end(stopped_by, place.step)
@@ -156,14 +163,17 @@ def _begin(
     That gains the "place" from which, and what is "apart" of the engine.
     """
     checkpoint.prepare_output(output_dir)
+    lock.claim(output_dir)
     found = checkpoint.find_newest(output_dir)
     engine, optimizer = build_engine(task, config, world_size)
     apart = digest(task)
-    run = checkpoint.load(engine, found, recipe, apart) if found else {"cpu_seconds": 0.0}
-    place = checkpoint.place_of(run if found else None, config.batch_size, passed_over)
-    if found and run["recipe"]["train"]["batch_size"] != config.batch_size:
-        before = run["recipe"]["train"]["batch_size"]
-        print_once(f"batch size {before} -> {config.batch_size}: the run goes on with sample {place.sample:,}")
+    if found:
+        run = checkpoint.load(engine, found, recipe, apart, config.resolved_precision())
+        place = checkpoint.place_of(run, config.batch_size, passed_over)
+        for line in checkpoint.moves(run["recipe"]["train"], config, place):
+            print_once(line)
+    else:
+        run, place = {"cpu_seconds": 0.0}, checkpoint.place_of(None, config.batch_size, passed_over)
     _announce(task, config, found, place, world_size)
     return engine, optimizer, run | {"apart": apart, "place": place}
 
@@ -326,6 +336,9 @@ def _announce(task: nn.Module, config: TrainConfig, found: Path | None, place: P
         print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or name "
               "another --output-dir", flush=True)  # fmt: skip
         return
+    if config.warmup() != config.warmup_steps:
+        print(f"warm-up takes {config.warmup():,} steps, a tenth of the run's {config.max_steps:,}: warmup_steps "
+              f"{config.warmup_steps:,} are more than it has", flush=True)  # fmt: skip
     state = f"resuming from {found.name}" if found else "starting"
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in task.parameters() if p.requires_grad)
     print(
@@ -349,14 +362,16 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
-def _what_is_due(last_save: float, config: TrainConfig, ending: Ending, device: torch.device) -> tuple[bool, int]:
+def _what_is_due(
+    last_save: float, is_best: bool, config: TrainConfig, ending: Ending, device: torch.device
+) -> tuple[bool, int]:
     """(whether it is time to save, the signal that ends the run or 0), the same on all ranks.
 
-    That is when save_minutes have passed on rank 0, or any rank was told to stop.
+    That is when save_minutes have passed on rank 0, when the step is the best for rank 0, or any rank was told to stop.
     """
-    is_late = dist.get_rank() == 0 and time.monotonic() - last_save > config.save_minutes * 60
-    due = torch.tensor([float(is_late), float(ending.asked)], device=device)
+    is_wanted = dist.get_rank() == 0 and (is_best or time.monotonic() - last_save > config.save_minutes * 60)
+    due = torch.tensor([float(is_wanted), float(ending.asked)], device=device)
     if dist.get_world_size() > 1:
         dist.all_reduce(due, dist.ReduceOp.MAX)
-    is_late, asked = due.tolist()
-    return bool(is_late or asked), int(asked)
+    is_wanted, asked = due.tolist()
+    return bool(is_wanted or asked), int(asked)
