@@ -53,7 +53,14 @@ from unimllm.training.presets import (
 )
 from unimllm.training.seeding import seed_everything
 from unimllm.training.stages import stages_of
-from unimllm.training.tokenizer import announce_losses, before_step, check_losses, check_options, check_quantize_after
+from unimllm.training.tokenizer import (
+    announce_losses,
+    before_step,
+    check_losses,
+    check_options,
+    check_quantize_after,
+    go_on,
+)
 
 STAGES = {"semantic": SEMANTIC_PRESETS, "pixel": PIXEL_PRESETS, "decoder": DECODER_PRESETS, "joint": JOINT_PRESETS,
           "vae": VAE_PRESETS}  # fmt: skip
@@ -84,6 +91,7 @@ def main() -> None:
         return print_plan(args, recipe, stage)
     index = open_index(args) if args.data else None
     scenes = None if index else recipe.world.open()
+    gone_on = go_on(args, recipe)
     seed_everything(recipe.train.seed)
     model = stages.start_model(args, recipe, stage)
     check_taken(args.overrides, model.config)
@@ -91,11 +99,12 @@ def main() -> None:
         check_size(scenes[0], model.config.image_size)
     with sizes_told():
         task = stages.make_task(model, recipe, stage, args)
-    check_quantize_after(task, recipe, stage)
+    if not gone_on:
+        check_quantize_after(task, recipe, stage)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
-    about = as_dict(recipe)
+    about = as_dict(recipe) | gone_on | {"preset": args.preset}
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
                          "fingerprint": index.fingerprint}  # fmt: skip

@@ -47,9 +47,17 @@ def open_index(args: Namespace) -> PictureIndex:
         found = latest(args.output_dir)
         before = read_run(found)["recipe"].get("data") if found else None
         if before and before["fingerprint"] != index.fingerprint:
-            print(f"warning: {found.name} was trained on {before['pictures']:,} other pictures; from here on the run "
-                  f"differs from one without a break", flush=True)  # fmt: skip
+            print(f"warning: {found.name} was trained on other pictures: {differences(before, args.data, len(index))}; "
+                  "from here on the run differs from one without a break", flush=True)  # fmt: skip
     return index
+
+
+def differences(before: dict, places: list[Path], num_pictures: int) -> str:
+    """What differs between the pictures that run.json notes and those of --data: places, or else what lies there."""
+    now = [str(place) for place in places]
+    told = [f"{place} is left out" for place in before["paths"] if place not in now]
+    told += [f"{place} is new" for place in now if place not in before["paths"]]
+    return "; ".join([*(told or ["other files"]), f"{before['pictures']:,} pictures -> {num_pictures:,}"])
 
 
 def tell_faults(index: PictureIndex, what: str, strict: bool) -> None:

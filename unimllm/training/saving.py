@@ -82,9 +82,10 @@ class Saver:
         first = is_first_process()
         if first:
             self._warn_of_room()
-            partial.mkdir(parents=True)
-        barrier()
         with left_whole(partial):
+            if first:
+                partial.mkdir(parents=True)
+            barrier()
             self.engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
             with gathered(self.engine.parameters()), shown(self.task):
                 if first:

@@ -17,7 +17,7 @@ from semhitok.vision import scale_patches
 from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
 from unimllm.training.batches import Place, SampleSource
-from unimllm.training.checkpoint import resolve
+from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.in_place import written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
@@ -106,6 +106,23 @@ def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
         print_once("no perceptual loss in this stage: lpips_weights are not used")
     if recipe.adversarial_weight and recipe.adversarial_start >= recipe.train.max_steps:
         print_once(f"no adversarial loss in this run: it begins after step {recipe.adversarial_start:,}")
+
+
+def go_on(args: Namespace, recipe: TokenizerRecipe) -> dict:
+    """Have a stage whose output folder holds a checkpoint begin from that, and its codes when they were to begin.
+
+    What it began from is not read again. Returns the fields of its recipe that stay as they were; none: a new run.
+    """
+    found = latest(args.output_dir)
+    if not found:
+        return {}
+    before = read_run(found)["recipe"]
+    args.init_from = found
+    if "quantize_after" not in args.overrides:
+        recipe.quantize_after = before["quantize_after"]
+    paths = {key: key.split(".") for key in args.overrides}
+    asked = {path[1]: args.overrides[key] for key, path in paths.items() if path[0] == "model" and len(path) == 2}
+    return {"model": before["model"] | asked}
 
 
 def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -> None:
