@@ -116,18 +116,22 @@ def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, tol
 def begun(folder: Path, **recipe) -> Path:
     """A checkpoint of a run, as far as it tells what the run began from."""
     folder = folder / "step-000001"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"step": 1, "recipe": recipe}))
     return folder
 
 
-def test_a_run_goes_on_from_its_own_checkpoint_whatever_became_of_its_beginning(tmp_path):
+def test_a_run_goes_on_from_its_own_checkpoint_whatever_became_of_its_beginning(tmp_path, capsys):
     found = begun(tmp_path, init_from="/gone", language_model="x", chat_template="y", model={"pixel_dim": 8})
     args = Namespace(init_from="/gone", image_tokenizer="/gone/too", language_model=None)
-    recipe = Namespace(lora_rank=0)
+    recipe = Namespace(lora_rank=0, alignment_weight=0)
     assert language_model.go_on(args, recipe, found) == {"init_from": "/gone", "model": {"pixel_dim": 8}}
     assert (args.init_from, args.image_tokenizer) == (str(found), None)
-    assert (recipe.language_model, recipe.chat_template) == ("x", "y")
+    assert (recipe.language_model, recipe.chat_template) == ("x", "y") and "warning" not in capsys.readouterr().out
+    found = begun(tmp_path / "b", init_from=None, image_tokenizer="/gone/too")
+    args = Namespace(init_from=None, image_tokenizer=str(tmp_path), language_model=None)
+    assert language_model.go_on(args, recipe, found) == {"init_from": None, "image_tokenizer": "/gone/too"}
+    assert f"warning: --image-tokenizer {tmp_path} is not read: {found} has its own" in capsys.readouterr().out
 
 
 def test_lora_goes_on_over_a_base_that_moved(tiny_checkpoint, tmp_path, capsys):
@@ -135,7 +139,7 @@ def test_lora_goes_on_over_a_base_that_moved(tiny_checkpoint, tmp_path, capsys):
     args = Namespace(init_from=tiny_checkpoint, image_tokenizer=None, language_model=None)
     about = language_model.go_on(args, Namespace(lora_rank=2), found)
     assert about == {"init_from": str(tiny_checkpoint.resolve())} and args.init_from == about["init_from"]
-    assert f"LoRA's base is read from {about['init_from']} now, no more from /gone" in capsys.readouterr().out
+    assert f"began from is read from {about['init_from']}, no more from /gone" in capsys.readouterr().out
     assert not checkpoint.changes({"init_from": "/gone"}, about)
     args.init_from = None
     with pytest.raises(UserError, match="--init-from /gone: no such folder"):

@@ -92,7 +92,7 @@ def train_language_model(
     else:
         recipe.language_model, recipe.chat_template = backbone_name(args, recipe), chat_template(args, recipe)
         args.init_from = starting_point(args)
-        about = {"init_from": args.init_from}
+        about = {"init_from": args.init_from, "image_tokenizer": real_place(args.image_tokenizer)}
     about["preset"] = args.preset
     world_of_scenes = None if args.data else recipe.world.open()
     text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
@@ -134,25 +134,34 @@ def train_language_model(
 def go_on(args: Namespace, recipe: SftRecipe, found: Path) -> dict:
     """Have a run begin from its own checkpoint, with what it began from in the recipe; returns that for run.json.
 
-    --init-from is not read again; but LoRA lies over a base, which may have another place now.
+    --init-from is not read again; but for LoRA, which lies over it, and for CHEERS's alignment, which is with the
+    SigLIP that the run began with. It may have another place then.
     """
     before = read_run(found)["recipe"]
-    if recipe.lora_rank:
+    if recipe.lora_rank or recipe.alignment_weight:
         args.init_from = args.init_from or before.get("init_from")
         args.init_from = starting_point(args)
         about = {"init_from": args.init_from}
         if "init_from" in before and args.init_from != before["init_from"]:
-            print_once(f"LoRA's base is read from {args.init_from} now, no more from {before['init_from']}: it must be "
-                       "the same model")  # fmt: skip
+            print_once(f"what the run began from is read from {args.init_from}, no more from {before['init_from']}: it "
+                       "must be the same model")  # fmt: skip
     else:
         warn_of_start(before, named_start(args), found)
+        asked = real_place(args.image_tokenizer)
+        if asked and Path(asked).is_dir() and asked != before.get("image_tokenizer", asked):
+            print_once(f"warning: --image-tokenizer {asked} is not read: {found} has its own; name a new --output-dir")
         args.init_from = str(found)
+        args.image_tokenizer = None  # the checkpoint has it
         about = {name: before[name] for name in ("init_from", "model") if name in before}
-        if args.image_tokenizer and not Path(args.image_tokenizer).is_dir():
-            args.image_tokenizer = None  # the checkpoint has it
+    about |= {"image_tokenizer": before["image_tokenizer"]} if "image_tokenizer" in before else {}
     for name in ("language_model", "chat_template"):
         setattr(recipe, name, before.get(name, ""))
     return about
+
+
+def real_place(name: str | None) -> str | None:
+    """The whole path of a folder; a hub id, or what is not there, as it is written."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def named_start(args: Namespace) -> str | None:
