@@ -142,17 +142,20 @@ def train(
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
             if is_due or config.saves_at(place.step):
-                told = {
-                    "step": place.step, "next_sample": place.sample, "cpu_seconds": cpu_before + time.process_time(),
-                    "losses": {name: value for name, value in values.items() if name not in RATES},
-                    "validation": observer.validated or run.get("validation"), "skipped": _over_ranks(skipped),
-                }  # fmt: skip
-                saver.save(told | about)
+                told = {"cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                validation = observer.validated or run.get("validation")
+                saver.save(_so_far(place, values, validation) | told | about)
                 last_save = time.monotonic()
                 if stopped_by and not is_last:
                     ending.end(stopped_by, place.step)
     show(task)
     return task
+
+
+def _so_far(place: Place, values: dict[str, float], validation: dict | None) -> dict:
+    """What run.json says of how far a run is: its place, the losses of the last step and of the last validation."""
+    losses = {name: value for name, value in values.items() if name not in RATES}
+    return {"step": place.step, "next_sample": place.sample, "losses": losses, "validation": validation}
 
 
 def _begin(
