@@ -21,6 +21,7 @@ from unimllm.conversation import Tokenized
 from unimllm.data.faults import FaultLog
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_discrete
 from unimllm.discrete.varlen import NAME as VARLEN
+from unimllm.training.batches import Place
 from unimllm.training.families import family_of
 from unimllm.training.loop import build_engine, start_processes, take_step
 from unimllm.training.plan import BF16_SHARE, count, count_trained, state_bytes
@@ -133,7 +134,7 @@ def trained(bench: Bench, recipe: SftRecipe, key: str, is_compiled: bool = False
         batches = itertools.cycle(micro_batches)
 
         def step() -> dict[str, float]:
-            return take_step(engine, task, batches, None, 0, FaultLog())
+            return take_step(engine, task, batches, None, Place(), FaultLog())
 
         step()  # these two, uncounted, warm up: the first allocates, the second allocates no more
         values = step()

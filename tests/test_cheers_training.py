@@ -321,7 +321,7 @@ def test_a_loss_without_targets_is_not_told(flow, monkeypatch):
 
     monkeypatch.setattr(loop.dist, "get_world_size", lambda: 1)
     task = Namespace(count_targets=lambda batch: {"text": 3, "flow": flow}, kind_of_loss=CheersTask.kind_of_loss)
-    values = loop.take_step(Engine(), task, iter([{}]), None, 0, loop.FaultLog())
+    values = loop.take_step(Engine(), task, iter([{}]), None, loop.Place(), loop.FaultLog())
     assert ("flow" in values) == ("alignment" in values) == bool(flow)
     assert {"loss", "text", "waited", "grad_norm"} <= set(values)
 

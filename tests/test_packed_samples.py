@@ -243,7 +243,7 @@ def test_ranks_and_workers_share_the_rows_without_overlap_or_loss(llava, process
         for first_step in (0, 1):
             config = TrainConfig(batch_size=12, num_workers=num_workers)
             made = source(llava, processor, codes)
-            ranks = [open_batches(made, config, rank, world_size, first_step) for rank in range(world_size)]
+            ranks = [open_batches(made, config, rank, world_size, 12 * first_step) for rank in range(world_size)]
             for step in range(first_step, 2):
                 parts = [next(rank) for rank in ranks]
                 for name in ("input_ids", "labels", "position_ids"):

@@ -62,7 +62,7 @@ def numbers(indices: range) -> dict:
 
 
 def seen_by(rank: int, world_size: int, config: TrainConfig, steps: int, first_step: int = 0) -> list[int]:
-    batches = MicroBatches(numbers, config, rank, world_size, first_step)
+    batches = MicroBatches(numbers, config, rank, world_size, first_step * config.batch_size)
     count = steps * config.per_device(world_size)[1]
     return [i for batch in itertools.islice(batches, count) for i in batch["indices"].tolist()]
 

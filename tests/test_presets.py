@@ -19,7 +19,6 @@ from semhitok.stages import DecoderStage, JointStage, PixelStage, SemanticStage
 from semhitok.vision import scale_patches
 from unimllm.errors import UserError
 from unimllm.training import config as config_module
-from unimllm.training.batches import LaterSamples
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.plan import (
@@ -333,11 +332,6 @@ def test_baselines_over_pictures_see_as_much_and_have_as_many_ids(name):
         assert changed == {"model_type", "num_semantic_codes", "num_pixel_codes"}
         assert recipe.model.num_codes == joint.model.num_codes == pixel.model.num_codes
         assert dataclasses.replace(recipe, model=joint.model) == joint
-
-
-def test_later_samples_are_those_that_follow():
-    later = LaterSamples(lambda indices: {"x": torch.tensor(list(indices))}, 6)
-    assert later(range(0, 2))["x"].tolist() == [6, 7] and later(range(4, 6))["x"].tolist() == [10, 11]
 
 
 def test_every_language_model_preset_comes_back_from_its_file():

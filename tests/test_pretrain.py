@@ -1,5 +1,6 @@
 """`train/pretrain.py` and then `train/sft.py` over a language model as released, on a LLaVA data set."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
         caption = [text_message("user", "Describe it.", images=1), text_message("assistant", "a dog")]
         texts = [processor.tokenizer.decode(p.conversation(caption).input_ids) for p in (plain, processor)]
         assert ["Describe" in text for text in texts] == [False, True]
+    stage, options = (second, ["--init-from", first]) if family == "llama" else (first, ["--language-model", backbone])
+    program, begun = ("sft.py", first) if family == "llama" else ("pretrain.py", backbone)
+    if family == "qwen2":
+        options += ["--image-tokenizer", tokenizer_folder, "--pad_to_square", "true"]
+    shutil.rmtree(begun)  # a run goes on without what it began from
+    told = run_training(program, *common, *options, "--output-dir", stage, "--max-steps", 4)
+    assert "resuming from step-000003" in told and "step 4/4" in told and "warning" not in told
     picture = unimllm.draw(model, processor, ["a dog"])[0]
     assert picture.size == (16, 16)
     assert isinstance(unimllm.answer(model, processor, picture, "Is there a dog?", max_new_tokens=3), str)
@@ -85,13 +93,13 @@ def test_pictures_are_fitted_to_a_model_and_then_both_are_tuned(family, tokenize
 def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer_folder, tmp_path):
     (tmp_path / "mine").mkdir()
     data, backbone = write_llava(tmp_path / "mine"), write_backbone(tmp_path / "backbone", "llama")
-    run_training(
+    words = [
         "pretrain.py", "--data", data, "--image-root", data.parent / "images", "--max_length", 400, "--max-steps", 3,
         "--train.batch_size", 4, "--train.compile", "false", "--train.num_threads", 1, "--train.precision", "bf16",
         "--train.zero_stage", 2, "--train.save_minutes", 0, "--train.keep_checkpoints", 3, "--language-model", backbone,
-        "--image-tokenizer", tokenizer_folder, "--chat-template", "vicuna", "--output-dir", tmp_path / "run",
-        processes=2,
-    )  # fmt: skip
+        "--image-tokenizer", tokenizer_folder, "--chat-template", "vicuna", "--output-dir",
+    ]  # fmt: skip
+    run_training(*words, tmp_path / "run", processes=2)
     first, last = (load_file(tmp_path / "run" / f"step-00000{step}" / "model.safetensors") for step in (1, 3))
     for name, value in load_file(backbone / "model.safetensors").items():
         now, old = last[f"language_model.{name}"], value.bfloat16()
@@ -101,6 +109,10 @@ def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer
             moved = (now != first[f"language_model.{name}"])[len(old) :].any(-1)
             assert moved.sum() >= 2, name  # the third one's place is taken by codes before it is looked up
     assert any(not torch.equal(last[name], first[name]) for name in last if name.startswith("adapter."))
+    shutil.copytree(tmp_path / "run" / "step-000002", tmp_path / "stopped" / "step-000002")
+    assert "resuming from step-000002" in run_training(*words, tmp_path / "stopped", processes=2)
+    again = load_file(tmp_path / "stopped" / "step-000003" / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in last.items())
 
 
 @pytest.mark.parametrize(

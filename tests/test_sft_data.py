@@ -15,6 +15,7 @@ from llava_files import write_llava
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unimllm
+from unimllm.data.open_data import differences
 from unimllm.data.sample_index import check_one_root
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, language_model
@@ -59,6 +60,7 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
     folder = checkpoint.latest(tmp_path / "straight" / "sft")
     data = checkpoint.read_run(folder)["recipe"]["data"]
     assert data["samples"] == 20 and len(data["fingerprint"]) == 12
+    assert data["sources"][0]["weight"] == 1 and (data["ratios"], data["codes"]) == ("2:2:1", None)
 
     stopped = tmp_path / "stopped" / "sft"
     shutil.copytree(tmp_path / "straight" / "sft", stopped)
@@ -66,7 +68,8 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
         shutil.rmtree(stopped / f"step-00000{step}")
     shutil.copy(command[3], tmp_path / "held_out.json")
     watching = ["--train.picture_every", 3, "--validation-data", tmp_path / "held_out.json"]
-    resumed = run_sft(*command, "--output-dir", stopped, *watching, "--train.num_workers", 1)  # none changes the run
+    begun = command[2:]  # --init-from is not needed any more
+    resumed = run_sft(*begun, "--output-dir", stopped, *watching, "--train.num_workers", 1)  # none changes the run
     assert "resuming from step-000002" in resumed.stdout and "warning" not in resumed.stdout
     assert losses(resumed) == {3: expected[3], 4: expected[4]}
     weights = [(place / "model.safetensors").read_bytes() for place in (folder, checkpoint.latest(stopped))]
@@ -103,14 +106,59 @@ def test_two_processes_go_on_where_one_stopped(command, tmp_path):
         ({"init_from": None, "language_model": "c"}, "began from c; a is not read"),
     ],
 )
-def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, told, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(language_model, "latest", lambda folder: folder / "step-000001")
-    monkeypatch.setattr(language_model, "read_run", lambda folder: {"recipe": before})
-    args = Namespace(output_dir=tmp_path, init_from="a")
-    language_model.warn_of_start(args, Namespace(language_model=""))
+def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, told, capsys):
+    language_model.warn_of_start(before, "a", Path("step-000001"))
     out = capsys.readouterr().out
     assert told in out and bool(told) == out.startswith("warning: ")
-    assert language_model.beginning(args) == before["init_from"]
+    language_model.warn_of_start(before, None, Path("step-000001"))  # nothing is named, or what is gone
+    assert capsys.readouterr().out == ""
+
+
+def begun(folder: Path, **recipe) -> Path:
+    """A checkpoint of a run, as far as it tells what the run began from."""
+    folder = folder / "step-000001"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"step": 1, "recipe": recipe}))
+    return folder
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_whatever_became_of_its_beginning(tmp_path, capsys):
+    found = begun(tmp_path, init_from="/gone", language_model="x", chat_template="y", model={"pixel_dim": 8})
+    args = Namespace(init_from="/gone", image_tokenizer="/gone/too", language_model=None)
+    recipe = Namespace(lora_rank=0, alignment_weight=0)
+    assert language_model.go_on(args, recipe, found) == {"init_from": "/gone", "model": {"pixel_dim": 8}}
+    assert (args.init_from, args.image_tokenizer) == (str(found), None)
+    assert (recipe.language_model, recipe.chat_template) == ("x", "y") and "warning" not in capsys.readouterr().out
+    found = begun(tmp_path / "b", init_from=None, image_tokenizer="/gone/too")
+    args = Namespace(init_from=None, image_tokenizer=str(tmp_path), language_model=None)
+    assert language_model.go_on(args, recipe, found) == {"init_from": None, "image_tokenizer": "/gone/too"}
+    assert f"warning: --image-tokenizer {tmp_path} is not read: {found} has its own" in capsys.readouterr().out
+
+
+def test_lora_goes_on_over_a_base_that_moved(tiny_checkpoint, tmp_path, capsys):
+    found = begun(tmp_path, init_from="/gone")
+    args = Namespace(init_from=tiny_checkpoint, image_tokenizer=None, language_model=None)
+    about = language_model.go_on(args, Namespace(lora_rank=2), found)
+    assert about == {"init_from": str(tiny_checkpoint.resolve())} and args.init_from == about["init_from"]
+    assert f"began from is read from {about['init_from']}, no more from /gone" in capsys.readouterr().out
+    assert not checkpoint.changes({"init_from": "/gone"}, about)
+    args.init_from = None
+    with pytest.raises(UserError, match="--init-from /gone: no such folder"):
+        language_model.go_on(args, Namespace(lora_rank=2), found)
+
+
+def test_what_differs_between_two_data_sets_is_named():
+    def note(ratios: str | None = None, codes: str | None = None, **sources) -> dict:
+        noted = [{"place": place, "weight": w, "samples": n, "files": f} for place, (w, n, f) in sources.items()]
+        return {"sources": noted, "ratios": ratios, "image_root": None, "codes": codes}
+
+    before = note("2:2:1", a=(3.0, 20, "f"), b=(1.0, 5, "g"), c=(1.0, 9, "h"))
+    assert differences(before, before) == []
+    assert differences(before, note(None, "codes", a=(1.0, 20, "f"), b=(1.0, 7, "i"), d=(1.0, 9, "h"))) == [
+        "c is left out", "d is new", "a: weight 3 -> 1", "b: other files, 5 samples -> 7", "--ratios 2:2:1 -> none",
+        "--codes none -> codes",
+    ]  # fmt: skip
+    assert differences({"sources": ["a"]}, before) == []  # of a version that named places alone
 
 
 @pytest.mark.parametrize(("step", "told"), [(17, "x was stopped at step 17 of 400"), (400, "")])
@@ -118,7 +166,7 @@ def test_a_beginning_that_was_stopped_is_told(step, told, tmp_path, capsys):
     begin = tmp_path / "x"
     begin.mkdir()
     (begin / "run.json").write_text(json.dumps({"step": step, "recipe": {"train": {"max_steps": 400}}}))
-    language_model.warn_of_start(Namespace(output_dir=tmp_path / "new", init_from=str(begin)), Namespace())
+    language_model.warn_of_stopped(str(begin))
     out = capsys.readouterr().out
     assert told in out and bool(told) == out.startswith("warning: --init-from ")
 

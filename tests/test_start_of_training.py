@@ -1,6 +1,5 @@
 """What the training programs start from: checkpoints that do not fit or are damaged are told in one line."""
 
-import errno
 import json
 import sys
 from argparse import Namespace
@@ -26,6 +25,7 @@ from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import train_text_tokenizer
 from unimllm.training import checkpoint, picture_data, semhitok_stages, start_model, tokenizer
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
@@ -117,9 +117,9 @@ def test_codes_that_should_have_begun_before_a_break_begin_at_once():
     size = stage.model.config.image_size
     recipe = TokenizerRecipe(TrainConfig(batch_size=4), tiny_config(), quantize_after=3)
     prepare = tokenizer.before_step(stage, recipe, lambda indices: {"pixel_values": torch.randn(4, 3, size, size)})
-    prepare(2)
+    prepare(Place(2, 8))
     assert not bool(stage.model.semantic.codebook.initialized)
-    prepare(7)
+    prepare(Place(7, 28))
     assert bool(stage.model.semantic.codebook.initialized) and not tokenizer.starting_codebooks(stage)
 
 
@@ -277,6 +277,14 @@ def test_a_run_with_other_losses_is_not_resumed_and_says_which(tmp_path):
     )
     with pytest.raises(UserError, match=r"for Task: Missing key\(s\): \S+; take the options .* if it is damaged"):
         checkpoint.load(Engine(), tmp_path, before)
+    (tmp_path / "run.json").write_text(
+        json.dumps({"step": 5, "recipe": {"train": {"precision": "auto"}}, "world_size": 1, "precision": "autocast"})
+    )
+    auto = {"train": {"precision": "auto"}}  # of which the text is the same on a machine that is not
+    with pytest.raises(UserError, match="train.precision was autocast and is fp32; take the options of that run"):
+        checkpoint.load(Engine(), tmp_path, auto, precision="fp32")
+    with pytest.raises(UserError, match="if it is damaged"):
+        checkpoint.load(Engine(), tmp_path, auto, precision="autocast")
     (tmp_path / "deepspeed" / "mp_rank_00_model_states.pt").unlink()
     with pytest.raises(UserError, match="holds no DeepSpeed state .*--init-from"):
         checkpoint.load(Engine(), tmp_path, before)
@@ -364,37 +372,6 @@ def test_a_teacher_goes_on_with_its_stem_of_convolutions(tmp_path):
         teacher.load_siglip(wider, tmp_path / "whole")
 
 
-def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path):
-    class Engine:
-        full = False
-
-        def parameters(self) -> list:
-            return []
-
-        def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-            (Path(folder) / tag).mkdir()
-            (Path(folder) / tag / "mp_rank_00_model_states.pt").write_text("half")
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-    def export(folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-
-    def save(engine: Engine, step: int) -> None:
-        checkpoint.save(engine, torch.nn.Module(), tmp_path, {"step": step}, export, keep=1)
-
-    engine = Engine()
-    save(engine, 1)
-    engine.full = True
-    with pytest.raises(UserError, match="is full, nothing was saved .*No space left.*; the checkpoint before stays"):
-        save(engine, 2)
-    assert checkpoint.latest(tmp_path).name == "step-000001"
-    assert (checkpoint.latest(tmp_path) / "config.json").is_file()
-    engine.full = False
-    save(engine, 2)
-    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000002"]
-
-
 def test_a_codebook_starts_at_the_pictures_of_several_steps():
     """Of this step and those after it until there are eight vectors for each code, this rank's share of each."""
     task = SimpleNamespace(
@@ -408,11 +385,11 @@ def test_a_codebook_starts_at_the_pictures_of_several_steps():
         return {"pixel_values": torch.tensor(indices)}
 
     # 320 vectors are wanted, a picture brings 16, a step 48
-    found = tokenizer.start_pictures(task, recipe, source, 5)
+    found = tokenizer.start_pictures(task, recipe, source, 15)
     assert [batch.tolist() for batch in found] == [list(range(i, i + 3)) for i in range(15, 15 + 7 * 3, 3)]
     recipe.train.micro_batch_size = 1
     task.codebooks = lambda: [EMACodebook(4000, 3)]
-    found = tokenizer.start_pictures(task, recipe, source, 5)
+    found = tokenizer.start_pictures(task, recipe, source, 15)
     assert torch.cat(found).tolist() == list(range(15, 15 + tokenizer.START_STEPS * 3)) and len(found[0]) == 1
 
 

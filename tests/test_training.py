@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from programs import Ended, run_program
+from programs import Ended, run_program, started, wait_for
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_training import NUM_HELD_OUT, held_out_source
@@ -23,6 +24,7 @@ from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.errors import UserError
 from unimllm.training import checkpoint, loop, presets
 from unimllm.training import config as config_module
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.not_finite import told_samples
@@ -35,8 +37,8 @@ TOY = Path(__file__).parent / "toy_training.py"
 run_toy = partial(run_program, TOY)
 
 
-def losses(result: Ended) -> dict[int, str]:
-    assert result.returncode == 0, result.stderr[-2000:]
+def losses(result: Ended, ended: bool = True) -> dict[int, str]:
+    assert not ended or result.returncode == 0, result.stderr[-2000:]
     return {int(s): loss for s, loss in re.findall(r"step (\d+)/\d+ loss (\S+)", result.stdout)}
 
 
@@ -68,6 +70,41 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights_bit_for_bit(str
     assert weights(output) == weights(tmp_path)
 
 
+def rows_fed(result: Ended) -> list[int]:
+    """Numbers of the rows that a run was fed, in order of their steps where it is one process without workers."""
+    assert result.returncode in (0, 9), result.stderr[-2000:]
+    parts = re.findall(r"rows (\d+)-(\d+)\.", result.stdout)
+    return [row for first, last in parts for row in range(int(first), int(last) + 1)]
+
+
+@pytest.mark.parametrize("keeps_place", [True, False])
+def test_another_batch_size_goes_on_with_the_next_row(keeps_place, tmp_path):
+    """Nothing is fed twice or left out, however often it changes; a run.json without the place counts its own steps."""
+    fed = rows_fed(run_toy(tmp_path, "--tell-rows", "--die-after", 2, "--save-every-step"))[:8]
+    if not keeps_place:
+        run_file = checkpoint.latest(tmp_path) / "run.json"
+        run = json.loads(run_file.read_text())
+        assert run.pop("next_sample") == 8
+        run_file.write_text(json.dumps(run))
+    options = ("--tell-rows", "--save-every-step", "--batch-size", 6, "--micro-batch-size", 2)
+    resumed = run_toy(tmp_path, *options, "--die-after", 4)
+    assert "batch size 4 -> 6: the run goes on with sample 8\n" in resumed.stdout
+    fed += rows_fed(resumed)[:12]
+    last = run_toy(tmp_path, "--tell-rows", "--nan-gradient-after", 5)
+    assert "batch size 6 -> 4: the run goes on with sample 20\n" in last.stdout
+    assert " at step 6, samples 24 to 27; nothing of the step" in last.stderr
+    fed += [int(first) + i for first, _ in re.findall(r"rows (\d+)-(\d+)\.", last.stdout) for i in range(4)]
+    assert fed == list(range(28))
+
+
+def test_a_run_passes_samples_over_and_keeps_its_place_in_their_order():
+    assert checkpoint.place_of(None, batch_size=4, passed_over=3) == Place(0, 12)
+    run = {"step": 5, "recipe": {"train": {"batch_size": 2}}}
+    assert checkpoint.place_of(run, batch_size=4, passed_over=3) == Place(5, 16)
+    assert checkpoint.place_of(run | {"next_sample": 99}, batch_size=4, passed_over=3) == Place(5, 99)
+    assert Place(5, 99).later(4, 2) == Place(7, 107)
+
+
 @pytest.mark.parametrize("options", [("--num-workers", 2), ()])
 def test_a_signal_to_one_process_ends_all_behind_a_checkpoint(options, straight, tmp_path):
     output, expected = straight
@@ -78,6 +115,60 @@ def test_a_signal_to_one_process_ends_all_behind_a_checkpoint(options, straight,
     resumed = run_toy(tmp_path, *options)
     assert losses(resumed) == {step: expected[step] for step in (4, 5, 6)}
     assert not options or weights(output) == weights(tmp_path)
+
+
+def test_ctrl_c_ends_a_run_behind_a_checkpoint_and_a_second_one_at_once(tmp_path):
+    stopped = run_toy(tmp_path, "--signal-after", 2, "--signal", "SIGINT", "--num-workers", 1)
+    assert stopped.returncode == 128 + signal.SIGINT, stopped.stderr[-2000:]
+    assert "stopped by SIGINT; step 3 is saved" in stopped.stdout and "Traceback" not in stopped.stderr
+    assert stopped.stderr.count("interrupted: the step is finished and saved; Ctrl-C again ends at once\n") == 1
+    ended = run_toy(tmp_path, "--signal-after", 4, "--signal", "SIGINT", "--signals", 2)
+    assert ended.returncode == 1 and ended.stderr.endswith("KeyboardInterrupt\n")
+    assert checkpoint.latest(tmp_path).name == "step-000003"
+
+
+def test_a_second_run_in_the_same_folder_is_refused_by_all_its_processes(straight, tmp_path):
+    """And the first one goes on as if it had not been there."""
+    output, expected = straight
+    (tmp_path / "said").mkdir()
+    with started(TOY, [tmp_path / "run", "--hold-at", 2, "--save-every-step"], tmp_path / "said") as first:
+        while not (tmp_path / "run" / "step-000002").exists():
+            assert first[0].is_alive()
+            time.sleep(0.05)
+        second = run_toy(tmp_path / "run", "--save-every-step", processes=2)
+        assert second.returncode and losses(second, ended=False) == {}
+        for rank in range(2):
+            told = (tmp_path / "run" / f"error-{rank}.txt").read_text()
+            assert told.startswith(f"another run (process {first[0].pid} on ") and "is writing to --output-dir" in told
+        (tmp_path / "run" / "go").touch()
+        assert wait_for(first) == 0
+    assert weights(output) == weights(tmp_path / "run")
+
+
+def test_a_run_keeps_what_it_is_told_to_and_the_best_of_its_validations(tmp_path):
+    told = run_toy(tmp_path, "--save-every", 2, "--keep-every", 3, "--validate-every", 4, "--die-after", 5)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000003", "step-000004"]
+    loss = sum(validation(told)[0][1:]) / 2
+    run = checkpoint.read_run(tmp_path / "best")
+    assert run["best"] == {"step": 4, "loss": pytest.approx(loss, abs=1e-4)}
+    assert run["validation"]["step"] == 4 and set(run["validation"]["losses"]["toy"]) == {"text", "image"}
+    assert run["losses"]["loss"] == pytest.approx(float(losses(told, ended=False)[4]), abs=LAST_DIGIT)
+    assert "grad_norm" in run["losses"] and "waited" not in run["losses"]
+    assert UniMLLMForConditionalGeneration.from_pretrained(checkpoint.resolve(tmp_path / "best"))
+    again = run_toy(tmp_path, "--save-every", 2, "--keep-every", 3, "--max-steps", 10)
+    assert losses(again) and checkpoint.read_run(tmp_path / "step-000010")["best"] == run["best"]
+    kept = [f"step-{step:06d}" for step in (3, 4, 6, 9, 10)]
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == kept
+    rates = [TrainConfig(max_steps=n, learning_rate=1e-2, warmup_steps=2).learning_rate_at(4) for n in (6, 10)]
+    assert f"schedule: 6 steps -> 10, learning rate {rates[0]:.1e} -> {rates[1]:.1e}\n" in again.stdout
+    assert "warning" not in again.stdout
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_shortened_and_told(tmp_path):
+    told = run_toy(tmp_path, "--warmup-steps", 50, "--max-steps", 2)
+    assert "warm-up takes 0 steps, a tenth of the run's 2: warmup_steps 50 are more than it has\n" in told.stdout
+    assert checkpoint.read_run(checkpoint.latest(tmp_path))["recipe"]["train"]["warmup_steps"] == 50
+    assert [TrainConfig(max_steps=n, warmup_steps=50).warmup() for n in (49, 50, 500)] == [4, 50, 50]
 
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(straight, tmp_path):
@@ -253,6 +344,9 @@ def test_a_run_is_described_beside_its_weights_and_in_curves(straight):
     run = checkpoint.read_run(folder)
     assert run["step"] == 6 and run["recipe"]["train"]["max_steps"] == 6 and run["cpu_seconds"] > 0
     assert {"config.json", "model.safetensors", "run.json"} <= {p.name for p in folder.iterdir()}
+    assert run["next_sample"] == 24 and run["precision"] == "fp32" and "toy_training.py" in run["command"]
+    assert set(run["versions"]) == {"python", "torch", "deepspeed", "transformers"}
+    assert run["versions"]["torch"] == torch.__version__ and run["best"] is None and run["validation"] is None
     assert list((output / "tensorboard").glob("events*"))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "unimllm"
 
@@ -294,6 +388,7 @@ def test_the_deepspeed_json_follows_from_the_configuration():
 
 ADDS = """
 import sys, torch
+from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import build_engine, start_processes
 class Task(torch.nn.Module):

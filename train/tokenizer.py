@@ -57,6 +57,7 @@ from unimllm.training.tokenizer import (
     check_losses,
     check_options,
     check_quantize_after,
+    go_on,
     reconstructions,
 )
 
@@ -88,6 +89,7 @@ def main() -> None:
         return print_plan(args, recipe, stage)
     index = open_index(args) if args.data else None
     scenes = None if index else recipe.world.open()
+    gone_on = go_on(args, recipe)
     seed_everything(recipe.train.seed)
     model = stages.start_model(args, recipe, stage)
     check_taken(args.overrides, model.config)
@@ -95,12 +97,13 @@ def main() -> None:
         check_size(scenes[0], model.config.image_size)
     with sizes_told():
         task = stages.make_task(model, recipe, stage, args)
-    check_quantize_after(task, recipe, stage)
+    if not gone_on:
+        check_quantize_after(task, recipe, stage)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
     announce_positions(model.config, stage, held_out)
-    about = as_dict(recipe) | {"preset": args.preset, "stage": stage}
+    about = as_dict(recipe) | gone_on | {"preset": args.preset, "stage": stage}
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
                          "fingerprint": index.fingerprint}  # fmt: skip
@@ -111,7 +114,8 @@ def main() -> None:
 
     pictures = None if stage == "semantic" else reconstructions(model, recipe, source, held_out)
     prepare = before_step(task, recipe, source)
-    train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out)
+    train(task, source, recipe.train, args.output_dir, export, about, prepare, pictures, held_out,
+          recipe.first_step or 0)  # fmt: skip
 
 
 def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:

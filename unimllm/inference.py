@@ -105,8 +105,7 @@ def find_checkpoint(model: str | Path | None, option: str = "--model") -> str:
         if model is not None and not may_be_hub_id(str(model)):
             raise UserError(f"{option} {model}: no such folder")
         return str(model) if model is not None else str(path)
-    if not (path / "config.json").is_file():
-        path = resolve(path)
+    path = resolve(path)
     missing = [n for n in NEEDED_FILES if not (path / n).is_file() and not (path / f"{n}.index.json").is_file()]
     if missing:
         raise UserError(f"the checkpoint folder {path} lacks {', '.join(missing)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
 
 RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+BEST = "best"  # link beside the checkpoints of a run to that with the lowest validation loss
 
 
 def step_folders(output_dir: Path) -> list[Path]:
@@ -25,7 +27,17 @@ def step_folders(output_dir: Path) -> list[Path]:
     if not output_dir.is_dir():
         return []
     found = [p for p in output_dir.iterdir() if STEP_FOLDER.match(p.name) and (p / RUN_FILE).is_file()]
-    return sorted(found, key=lambda p: int(STEP_FOLDER.match(p.name)[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(STEP_FOLDER.match(folder.name)[1])
+
+
+def folder_name(step: int) -> str:
+    """The checkpoint folder of a step."""
+    return f"step-{step:06d}"
 
 
 def latest(output_dir: Path) -> Path | None:
@@ -35,11 +47,13 @@ def latest(output_dir: Path) -> Path | None:
 
 
 def resolve(path: Path, remedy: str = "") -> Path:
-    """A checkpoint folder from itself or from the output folder that holds it.
+    """A checkpoint folder from itself, from the output folder that holds it or from the link `best` in that.
 
     Raises:
         UserError: there is none; it ends with the remedy.
     """
+    if path.name == BEST and path.is_symlink():
+        path = path.with_name(os.readlink(path))  # which the run may soon let name another
     if (path / "config.json").is_file():
         return path
     newest = latest(path)

@@ -63,7 +63,12 @@ def open_data(
     if rank == 0:
         print(describe(plan, indices, surveys, num_rows), flush=True)
     about = {
-        "sources": places,
+        "sources": [
+            {"place": source.place, "weight": source.weight, "samples": len(survey.lengths), "files": index.fingerprint}
+            for source, index, survey in zip(sources, indices, surveys, strict=True)
+        ],
+        "ratios": options.ratios,
+        "image_root": str(options.image_root) if options.image_root else None,
         "samples": sum(sum(survey.counts().values()) for survey in surveys),
         "fingerprint": fingerprint(indices, surveys, plan),
     }
@@ -117,6 +122,28 @@ def fingerprint(indices: list[SampleIndex], surveys: list[Survey], plan: RowPlan
     for index, survey in zip(indices, surveys, strict=True):
         digest.update(index.fingerprint.encode() + survey.lengths.tobytes() + survey.tasks.tobytes())
     return digest.hexdigest()[:12]
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """What differs between two notes of `open_data`: `b.json is new`, `a.json: weight 3 -> 1`, `--ratios 2:1 -> none`.
+
+    Empty where something else does, as the length of rows or the order of samples, and of an older version's note.
+    """
+    if not all(isinstance(source, dict) for source in before["sources"]):  # places alone
+        return []
+    old, new = ({source["place"]: source for source in about["sources"]} for about in (before, now))
+    told = [f"{place} is left out" for place in old if place not in new]
+    told += [f"{place} is new" for place in new if place not in old]
+    for place in (place for place in old if place in new):
+        a, b = old[place], new[place]
+        if a["weight"] != b["weight"]:
+            told.append(f"{place}: weight {a['weight']:g} -> {b['weight']:g}")
+        if a["files"] != b["files"]:
+            told.append(f"{place}: other files, {a['samples']:,} samples -> {b['samples']:,}")
+    for name in ("ratios", "image_root", "codes"):
+        if before[name] != now[name]:
+            told.append(f"--{name.replace('_', '-')} {before[name] or 'none'} -> {now[name] or 'none'}")
+    return told
 
 
 def describe(plan: RowPlan, indices: list[SampleIndex], surveys: list[Survey], num_rows: int) -> str:

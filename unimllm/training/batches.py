@@ -25,31 +25,37 @@ class SampleSource(Protocol):
     def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]: ...
 
 
-@dataclass
-class LaterSamples:
-    """Another source from its sample `first` on."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run is.
 
-    source: SampleSource
-    first: int
+    Attributes:
+        step: steps made.
+        sample: of the source, the one that comes next; steps of other batch sizes may lie before it.
+    """
 
-    def __call__(self, indices: range) -> dict[str, torch.Tensor | list[Fault]]:
-        return self.source(range(self.first + indices.start, self.first + indices.stop))
+    step: int = 0
+    sample: int = 0
+
+    def later(self, batch_size: int, steps: int = 1) -> "Place":
+        """The place some steps later."""
+        return Place(self.step + steps, self.sample + steps * batch_size)
 
 
 class MicroBatches(IterableDataset):
-    """The micro-batches of one rank from a step on; worker w of W prepares every W-th, so order is kept."""
+    """The micro-batches of one rank from a sample on; worker w of W prepares every W-th, so order is kept."""
 
-    def __init__(self, source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_step: int):
-        self.source, self.config, self.rank, self.first_step = source, config, rank, first_step
+    def __init__(self, source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_sample: int):
+        self.source, self.config, self.rank, self.first_sample = source, config, rank, first_sample
         self.micro, self.accumulation = config.per_device(world_size)
 
     def __iter__(self) -> Iterator[dict | UserError]:
         worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        number = self.first_step * self.accumulation + offset
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
             step, part = divmod(number, self.accumulation)
-            start = step * self.config.batch_size + (self.rank * self.accumulation + part) * self.micro
+            start = self.first_sample + step * self.config.batch_size
+            start += (self.rank * self.accumulation + part) * self.micro
             try:
                 batch = self.source(range(start, start + self.micro))
             except UserError as error:
@@ -59,14 +65,14 @@ class MicroBatches(IterableDataset):
 
 
 def open_batches(
-    source: SampleSource, config: TrainConfig, rank: int, world_size: int, step: int
+    source: SampleSource, config: TrainConfig, rank: int, world_size: int, first_sample: int
 ) -> Generator[dict[str, torch.Tensor | list[Fault]]]:
-    """The micro-batches of a rank from `step` on, without end.
+    """The micro-batches of a rank, without end, of steps of which the first begins with a sample.
 
     Raises:
         UserError: the source's own.
     """
-    batches = MicroBatches(source, config, rank, world_size, step)
+    batches = MicroBatches(source, config, rank, world_size, first_sample)
     if config.num_workers:
         batches = DataLoader(
             batches, batch_size=None, num_workers=config.num_workers, prefetch_factor=4, multiprocessing_context=FORK,

@@ -1,27 +1,30 @@
 """Checkpoints: `OUTPUT/step-000123/` holds a Hugging Face folder, DeepSpeed's state, and `run.json`.
 
-A checkpoint is written under a hidden name and renamed when it is complete, so a kill leaves the previous one in place.
+A checkpoint is written under a hidden name and renamed when it is complete (`training.saving`), so a kill leaves the
+previous one in place.
 """
 
 import contextlib
-import errno
 import json
-import os
-import shutil
+import platform
+import shlex
 import socket
-from collections.abc import Callable
+import sys
+from dataclasses import fields
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 import torch.distributed as dist
-from torch import nn
+import transformers
 
-from semhitok.checkpoints import RUN_FILE, latest, resolve, step_folders
+from semhitok.checkpoints import RUN_FILE, latest, resolve
 from semhitok.errors import first_line
-from unimllm.distributed import barrier, is_first_process
+from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
-from unimllm.training.apart import shown
-from unimllm.training.in_place import gathered
+from unimllm.fingerprint import commit_of
+from unimllm.training.batches import Place
+from unimllm.training.config import TrainConfig
 from unimllm.training.reshard import load_resharded
 
 STATE_FOLDER = "deepspeed"
@@ -31,11 +34,10 @@ DECISIVE = (
 )  # fmt: skip
 """Of `train`, what weights depend on beyond rounding, but for the number of steps."""
 OPTIONS = ("weight_decay", "betas", "eps")  # of AdamW's groups, which load_state_dict takes from the checkpoint
-NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 REMOVE = "remove {} and the same command goes on from the checkpoint before it"
 
-__all__ = ["RUN_FILE", "find_newest", "latest", "load", "prepare_output", "read_run", "resolve", "save"]
+__all__ = ["RUN_FILE", "find_newest", "latest", "load", "place_of", "prepare_output", "read_run", "resolve"]
 
 
 def read_run(folder: Path) -> dict:
@@ -44,6 +46,22 @@ def read_run(folder: Path) -> dict:
         return json.loads((folder / RUN_FILE).read_text())
     except ValueError as error:
         raise UserError(f"{folder / RUN_FILE} is damaged ({error}); {REMOVE.format(folder)}") from error
+
+
+def place_of(run: dict | None, batch_size: int, passed_over: int = 0) -> Place:
+    """Where a run goes on: behind the samples that its steps were fed, whatever their batch sizes.
+
+    Args:
+        run: the `run.json` gone on from; None: a new run.
+        batch_size: of the steps to come.
+        passed_over: see `loop.train`.
+    """
+    if run is None:
+        return Place(0, passed_over * batch_size)
+    if "next_sample" in run:
+        return Place(run["step"], run["next_sample"])
+    before = run["recipe"]["train"]["batch_size"]  # of a version that went by the step
+    return Place(run["step"], (passed_over + run["step"]) * before)
 
 
 def prepare_output(output_dir: Path) -> None:
@@ -90,60 +108,25 @@ def find_newest(output_dir: Path) -> Path | None:
     return names[1] and output_dir / names[1]
 
 
-def save(engine, task: nn.Module, output_dir: Path, run: dict, export: Callable[[Path], None], keep: int) -> Path:
-    """Write one checkpoint (called by every rank) and delete the oldest beyond `keep`.
+def describe_run(config: TrainConfig, recipe: dict, apart: str) -> dict:
+    """What `run.json` says of a run beside how far it is."""
+    import deepspeed
 
-    Args:
-        engine: DeepSpeed engine.
-        task: what it trains.
-        run: goes to run.json; must hold "step".
-        export: writes the Hugging Face folder; called on rank 0.
-
-    Raises:
-        UserError: the disk is full; the checkpoint before stays.
-    """
-    final = output_dir / f"step-{run['step']:06d}"
-    partial = output_dir / f".{final.name}.partial"
-    first = is_first_process()
-    if first:
-        for broken_off in output_dir.glob(".step-*.partial"):
-            shutil.rmtree(broken_off)
-        partial.mkdir(parents=True)
-    barrier()
-    with full_disk_told(partial):
-        engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
-        with gathered(engine.parameters()), shown(task):
-            if first:
-                export(partial)
-        if first:
-            (partial / RUN_FILE).write_text(json.dumps(run, indent=1))
-    if first:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in step_folders(output_dir)[:-keep]:
-            shutil.rmtree(old)
-    barrier()
-    return final
+    return {
+        "world_size": dist.get_world_size(),
+        "precision": config.resolved_precision(),
+        "command": shlex.join(sys.argv),
+        "commit": commit_of(__file__),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "deepspeed": deepspeed.__version__,
+            "transformers": transformers.__version__,
+        },
+        "recipe": recipe,
+        "apart": apart,
+    }  # fmt: skip
 
 
-@contextlib.contextmanager
-def full_disk_told(partial: Path):
-    """UserError where writing a checkpoint to the folder `partial` fills the disk; rank 0 removes what was written."""
-    try:
-        yield
-    except Exception as error:  # torch and safetensors have errors of their own for it
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not is_full and shutil.disk_usage(partial.parent).free >= NO_ROOM:
-            raise
-        if is_first_process():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"the disk of {partial.parent} is full, nothing was saved ({first_line(error)}); the checkpoint before "
-            "stays: make room and start the same command again"
-        ) from error
-
-
-def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
+def load(engine, folder: Path, recipe: dict, apart: str = "", precision: str = "") -> dict:
     """Restore the engine from a checkpoint, of any number of processes, and return its run.json.
 
     The optimiser keeps the options of this run; those that are not the checkpoint's and yet let it go on are told.
@@ -151,6 +134,7 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     Args:
         recipe: of this run.
         apart: `apart.digest` of this run.
+        precision: `TrainConfig.resolved_precision` of this run.
 
     Raises:
         UserError: the checkpoint belongs to a model or to losses of other parts or sizes, or is damaged; or the image
@@ -166,7 +150,10 @@ def load(engine, folder: Path, recipe: dict, apart: str = "") -> dict:
     if not any(state.glob("*_states.pt")):
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
     other_number = engine.zero_optimization_stage() > 0 and run["world_size"] != dist.get_world_size()
-    changed = "; ".join(changes(run["recipe"], json.loads(json.dumps(recipe)))[:NAMED_CHANGES])
+    recipes = run["recipe"], json.loads(json.dumps(recipe))
+    if "precision" in run:  # not of older versions
+        recipes = resolved(recipes[0], run["precision"]), resolved(recipes[1], precision)
+    changed = "; ".join(changes(*recipes)[:NAMED_CHANGES])
     try:
         with own_options(engine.optimizer):
             if other_number:
@@ -197,6 +184,29 @@ def own_options(optimizer):
         optimizer.clip_grad = clip_grad
 
 
+def moves(before: dict, config: TrainConfig, place: Place) -> list[str]:
+    """What is said of another batch size and of another number of steps where a run goes on.
+
+    Args:
+        before: the fields of TrainConfig in the run's recipe.
+    """
+    told = []
+    if before["batch_size"] != config.batch_size:
+        told.append(f"batch size {before['batch_size']} -> {config.batch_size}: the run goes on with sample "
+                    f"{place.sample:,}")  # fmt: skip
+    if before["max_steps"] != config.max_steps:
+        old = TrainConfig(**{f.name: before[f.name] for f in fields(TrainConfig) if f.name in before})
+        rates = [made.learning_rate_at(place.step) for made in (old, config)]
+        told.append(f"schedule: {before['max_steps']:,} steps -> {config.max_steps:,}, learning rate "
+                    f"{rates[0]:.1e} -> {rates[1]:.1e}")  # fmt: skip
+    return told
+
+
+def resolved(recipe: dict, precision: str) -> dict:
+    """A recipe that names the precision to which "auto" came on its machine."""
+    return recipe | {"train": recipe["train"] | {"precision": precision}}
+
+
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
     """`model.pixel_dim was 8 and is 16` for every field in which two recipes differ, but how long and on what data."""
     told = []
@@ -204,6 +214,8 @@ def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         key, old, new = f"{prefix}{name}", before[name], now[name]
         if isinstance(old, dict) and isinstance(new, dict):
             told += changes(old, new, f"{key}.")
+        elif key == "init_from":  # LoRA's base may have moved
+            continue
         elif old != new and not (key.startswith(("train.", "data.")) and key.removeprefix("train.") not in DECISIVE):
             told.append(f"{key} was {old} and is {new}")
     return told

@@ -11,7 +11,7 @@ PRECISIONS = ("auto", "fp32", "autocast", "bf16")
 POSITIVE = ("max_steps", "batch_size", "log_every", "validation_rows", "keep_checkpoints")
 NOT_NEGATIVE = (
     "micro_batch_size", "learning_rate", "final_lr_ratio", "warmup_steps", "weight_decay", "max_grad_norm",
-    "num_workers", "num_threads", "picture_every", "validate_every", "save_minutes",
+    "num_workers", "num_threads", "picture_every", "validate_every", "save_minutes", "save_every", "keep_every",
 )  # fmt: skip
 
 
@@ -32,7 +32,7 @@ class TrainConfig:
     final_lr_ratio: float = 0.05
     """The cosine ends at this share of the peak."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; of a run with fewer steps a tenth."""
     weight_decay: float = 0.02
     """On matrices only: biases, norms and embeddings of one axis are spared."""
     beta1: float = 0.9
@@ -74,8 +74,14 @@ class TrainConfig:
     """Project of Weights & Biases that gets curves and pictures too; empty: none."""
     save_minutes: float = 5.0
     """Minutes between checkpoints; the last step always saves."""
+    save_every: int = 0
+    """Steps between checkpoints, beside those by the clock; 0: none."""
+    save_best: bool = True
+    """Where a run is validated: save the step with the lowest validation loss so far and keep it, as `best`."""
     keep_checkpoints: int = 2
-    """Checkpoints kept; older ones are deleted."""
+    """Newest checkpoints kept; older ones are deleted."""
+    keep_every: int = 0
+    """Steps between checkpoints that are never deleted; 0: none."""
 
     def validate(self) -> None:
         """Raise ValueError for values that contradict each other."""
@@ -100,12 +106,22 @@ class TrainConfig:
             raise ValueError(f"train.skip_steps is {self.skip_steps}; whole numbers from 1 are wanted, as in the log")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"train.eps is {self.eps}; it must be above 0")
-        if self.warmup_steps > self.max_steps:
-            self.warmup_steps = self.max_steps // 10
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due behind a step, whatever the clock says."""
+        return step == self.max_steps or self.keeps(step) or bool(self.save_every and step % self.save_every == 0)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint of a step is never deleted."""
+        return bool(self.keep_every and step % self.keep_every == 0)
 
     def autocast(self) -> bool:
         """Whether forward passes run under bf16 autocast."""
         return self.precision == "autocast" or (self.precision == "auto" and has_fast_bf16())
+
+    def resolved_precision(self) -> str:
+        """What `precision` comes to on this machine: fp32, autocast or bf16."""
+        return "autocast" if self.autocast() else "bf16" if self.precision == "bf16" else "fp32"
 
     def describe_precision(self) -> str:
         """The precision in words."""
@@ -131,11 +147,16 @@ class TrainConfig:
             )
         return micro, self.batch_size // (micro * world_size)
 
+    def warmup(self) -> int:
+        """Steps of warm-up: a tenth of a run that has fewer steps than `warmup_steps`."""
+        return self.warmup_steps if self.warmup_steps <= self.max_steps else self.max_steps // 10
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step (from 0): linear warm-up, then a cosine to `final_lr_ratio` of the peak."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        warmup = self.warmup()
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.max_steps - warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
 

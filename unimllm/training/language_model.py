@@ -14,7 +14,7 @@ from semhitok.image_processing_semhitok import to_uint8
 from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
 from unimllm.command_line import number
 from unimllm.data.mixture import parse_ratios
-from unimllm.data.open_data import DataOptions, open_data, open_validation
+from unimllm.data.open_data import DataOptions, differences, open_data, open_validation
 from unimllm.data.sample_index import FORMATS, check_one_root, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.four_bits import quantize_linear
@@ -27,7 +27,7 @@ from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import RUN_FILE, latest, prepare_output, read_run
+from unimllm.training.checkpoint import RUN_FILE, latest, place_of, prepare_output, read_run
 from unimllm.training.families import family_of
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
 from unimllm.training.loop import start_processes, train
@@ -93,8 +93,15 @@ def train_language_model(
     check_options(args, recipe)
     if args.dry_run is not None:
         return print_plan(args, recipe, freeze)
-    recipe.language_model, recipe.chat_template = backbone_name(args, recipe), chat_template(args, recipe)
-    args.init_from = starting_point(args)
+    found = latest(args.output_dir)
+    if found:
+        about = go_on(args, recipe, found)
+    else:
+        recipe.language_model, recipe.chat_template = backbone_name(args, recipe), chat_template(args, recipe)
+        args.init_from = starting_point(args)
+        warn_of_stopped(args.init_from)
+        about = {"init_from": args.init_from, "image_tokenizer": real_place(args.image_tokenizer)}
+    about["preset"] = args.preset
     world_of_scenes = None if args.data else recipe.world.open()
     text_tokenizer = open_text_tokenizer(args, recipe, world_of_scenes)
     prepare_output(args.output_dir)
@@ -107,9 +114,6 @@ def train_language_model(
     choose_trained(model, recipe, freeze)
     rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
-    about: dict = {"init_from": beginning(args)}
-    if rank == 0:
-        warn_of_start(args, recipe)
     if args.data:
         source, held_out, described = data_source(args, recipe, model, trained_with, rank, world_size)
         about |= described
@@ -135,29 +139,67 @@ def train_language_model(
     )  # fmt: skip
 
 
-def beginning(args: Namespace) -> str | None:
-    """The checkpoint that the run in --output-dir began from, else the one that it begins from now."""
-    found = latest(args.output_dir)
-    return read_run(found)["recipe"].get("init_from", args.init_from) if found else args.init_from
+def go_on(args: Namespace, recipe: SftRecipe, found: Path) -> dict:
+    """Have a run begin from its own checkpoint, with what it began from in the recipe; returns that for run.json.
+
+    --init-from is not read again; but for LoRA, which lies over it, and for CHEERS's alignment, which is with the
+    SigLIP that the run began with. It may have another place then.
+    """
+    before = read_run(found)["recipe"]
+    if recipe.lora_rank or recipe.alignment_weight:
+        args.init_from = args.init_from or before.get("init_from")
+        args.init_from = starting_point(args)
+        about = {"init_from": args.init_from}
+        if "init_from" in before and args.init_from != before["init_from"]:
+            print_once(f"what the run began from is read from {args.init_from}, no more from {before['init_from']}: it "
+                       "must be the same model")  # fmt: skip
+    else:
+        warn_of_start(before, named_start(args), found)
+        asked = real_place(args.image_tokenizer)
+        if asked and Path(asked).is_dir() and asked != before.get("image_tokenizer", asked):
+            print_once(f"warning: --image-tokenizer {asked} is not read: {found} has its own; name a new --output-dir")
+        args.init_from = str(found)
+        args.image_tokenizer = None  # the checkpoint has it
+        about = {name: before[name] for name in ("init_from", "model") if name in before}
+    about |= {"image_tokenizer": before["image_tokenizer"]} if "image_tokenizer" in before else {}
+    for name in ("language_model", "chat_template"):
+        setattr(recipe, name, before.get(name, ""))
+    return about
 
 
-def warn_of_start(args: Namespace, recipe: SftRecipe) -> None:
-    """Say so where the output folder holds a run that began from something else, for it is gone on with; and where a
-    new run begins from one that was stopped."""
-    found = latest(args.output_dir)
-    before = read_run(found)["recipe"] if found else {}
-    if not found and args.init_from and (Path(args.init_from) / RUN_FILE).is_file():
-        began = read_run(Path(args.init_from))
+def warn_of_stopped(start: str | None) -> None:
+    """Say so where a new run begins from one that was stopped before its end."""
+    if start and (Path(start) / RUN_FILE).is_file():
+        began = read_run(Path(start))
         step, max_steps = began["step"], began["recipe"]["train"]["max_steps"]
         if step < max_steps:
-            print(f"warning: --init-from {args.init_from} was stopped at step {step:,} of {max_steps:,}", flush=True)
-    if "init_from" not in before:
-        return
-    began = before["init_from"] or before.get("language_model") or "an untrained model"
-    asked = args.init_from or recipe.language_model or "an untrained model"
-    if began != asked:
-        print(f"warning: this run goes on from {found}, which began from {began}; {asked} is not read: name a new "
-              "--output-dir to begin from it", flush=True)  # fmt: skip
+            print_once(f"warning: --init-from {start} was stopped at step {step:,} of {max_steps:,}")
+
+
+def real_place(name: str | None) -> str | None:
+    """The whole path of a folder; a hub id, or what is not there, as it is written."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
+def named_start(args: Namespace) -> str | None:
+    """What the command line names to start from; None where it names nothing, or what is not there any more."""
+    try:
+        return starting_point(args) or args.language_model
+    except UserError:
+        return None
+
+
+def warn_of_start(before: dict, asked: str | None, found: Path) -> None:
+    """Say so where a run began from something else than is asked for now, for that is not read.
+
+    Args:
+        before: the recipe of the run, which is gone on with from `found`.
+        asked: of `named_start`.
+    """
+    began = before.get("init_from") or before.get("language_model") or "an untrained model"
+    if "init_from" in before and asked and began != asked:
+        print_once(f"warning: this run goes on from {found}, which began from {began}; {asked} is not read: name a new "
+                   "--output-dir to begin from it")  # fmt: skip
 
 
 def picture_drawer(
@@ -233,7 +275,7 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
     if recipe.lora_rank:
         import_peft()
         check_words_stay(recipe)
-        if not args.init_from:
+        if not args.init_from and not latest(args.output_dir):
             raise UserError("LoRA tunes a unified model that was trained: name it with --init-from")
         if args.image_tokenizer:
             raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
@@ -329,24 +371,28 @@ def data_source(
     config = recipe.train
     options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
     processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)
+    found = latest(args.output_dir)
+    run = read_run(found) if found else None
+    place = place_of(run, config.batch_size)
+    end = place.later(config.batch_size, max(0, config.max_steps - place.step))
     source, about = open_data(
-        options, tokenizer, pictures, recipe.max_length, recipe.text_drop, config.seed,
-        config.max_steps * config.batch_size, *processes,
-    )  # fmt: skip
+        options, tokenizer, pictures, recipe.max_length, recipe.text_drop, config.seed, end.sample, *processes
+    )
     held_out = {
         name: HeldOut(*open_validation(
             place, options, tokenizer, pictures, recipe.max_length, config.validation_rows, *processes
         ))
         for name, place in name_places(args.validation_data).items()
     }  # fmt: skip
-    found = latest(args.output_dir)
-    before = read_run(found)["recipe"].get("data") if found else None
+    before = run["recipe"].get("data") if run else None
+    about |= {"validation": args.validation_data, "codes": str(args.codes) if args.codes else None}
     if rank == 0 and before and before["fingerprint"] != about["fingerprint"]:
-        print(f"warning: {found.name} was trained on other data ({before['samples']:,} samples, {about['samples']:,} "
-              "now); from here on the run differs from one without a break", flush=True)  # fmt: skip
+        told = differences(before, about) or [f"{before['samples']:,} samples, {about['samples']:,} now"]
+        print(f"warning: {found.name} was trained on other data: {'; '.join(told)}; from here on the run differs from "
+              "one without a break", flush=True)  # fmt: skip
     if rank == 0 and config.validate_every and not held_out:
         print("nothing is validated: --validation-data names samples that are not trained on", flush=True)
-    return source, held_out, {"data": about | {"validation": args.validation_data}}
+    return source, held_out, {"data": about}
 
 
 def name_places(places: list[str]) -> dict[str, str]:

@@ -23,16 +23,17 @@ from transformers import PreTrainedModel
 
 from semhitok.errors import first_line
 from unimllm.data.faults import FaultLog
-from unimllm.distributed import processes_here, threads_per_process
+from unimllm.distributed import print_once, processes_here, threads_per_process
 from unimllm.errors import UserError
-from unimllm.fingerprint import commit_of
-from unimllm.training import checkpoint
+from unimllm.training import checkpoint, lock
 from unimllm.training.apart import digest, hide, parts_apart, show
-from unimllm.training.batches import SampleSource, name_dead_worker, open_batches
+from unimllm.training.batches import Place, SampleSource, name_dead_worker, open_batches
 from unimllm.training.config import TrainConfig
 from unimllm.training.ending import Ending
 from unimllm.training.not_finite import not_finite
 from unimllm.training.observer import Observer
+from unimllm.training.saving import Saver
+from unimllm.training.step_log import RATES
 from unimllm.training.throughput import peak_flops
 from unimllm.training.validation import HeldOut
 
@@ -91,9 +92,10 @@ def train(
     output_dir: Path,
     export: Callable[[Path], None],
     recipe: dict | None = None,
-    before_step: Callable[[int], None] | None = None,
+    before_step: Callable[[Place], None] | None = None,
     draw_pictures: Callable[[], np.ndarray] | None = None,
     held_out: dict[str, HeldOut] | None = None,
+    passed_over: int = 0,
 ) -> nn.Module:
     """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
@@ -109,9 +111,10 @@ def train(
             `epochs_at(number)` brings the epoch into the log.
         export: writes the Hugging Face folder of the trained model.
         recipe: kept in run.json.
-        before_step: called with the step before its first forward pass.
+        before_step: called with the place of a step before its first forward pass.
         draw_pictures: what TensorBoard shows every `config.picture_every` steps, (H, W, 3) uint8; called on all ranks.
         held_out: by name, samples validated on every `config.validate_every` steps; the task defines `target_sums`.
+        passed_over: steps whose samples a new run leaves out.
 
     Returns:
         The task, on its device, trained.
@@ -119,46 +122,68 @@ def train(
     config.validate()
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
-    engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size)
-    step, cpu_before, last_save = run["step"], run["cpu_seconds"], time.monotonic()
-    about = {"world_size": world_size, "commit": commit_of(__file__), "recipe": recipe, "apart": run["apart"]}
+    engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size, passed_over)
+    place, cpu_before, last_save = run["place"], run["cpu_seconds"], time.monotonic()
+    about = checkpoint.describe_run(config, recipe, run["apart"])
+    saver = Saver(engine, task, output_dir, export, config, run.get("best"))
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
-    observer = Observer(engine, task, config, output_dir, step, recipe, draw_pictures, held_out, source)
+    observer = Observer(engine, task, config, output_dir, place.step, recipe, draw_pictures, held_out, source)
     engine.train()
-    batches = open_batches(source, config, rank, world_size, step)
-    with name_dead_worker(), Ending() as ending, closing(batches):  # workers must go before the program ends
-        while step < config.max_steps:
-            _seed_step(config.seed, step, rank)
+    batches = open_batches(source, config, rank, world_size, place.sample)
+    # workers must go before the program ends
+    with lock.released(output_dir), name_dead_worker(), Ending() as ending, closing(batches):
+        while place.step < config.max_steps:
+            _seed_step(config.seed, place.step, rank)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
-            values = take_step(engine, task, batches, before_step, step, skipped, source, config.skip_steps)
-            step += 1
-            observer.after(step, values)
-            is_due, stopped_by = _what_is_due(last_save, config, ending, engine.device)
-            is_last = step == config.max_steps
+                group["lr"] = config.learning_rate_at(place.step)
+            values = take_step(engine, task, batches, before_step, place, skipped, source, config.skip_steps)
+            place = place.later(config.batch_size)
+            observer.after(place.step, values)
+            is_best = saver.note(place.step, observer.validated)
+            is_due, stopped_by = _what_is_due(last_save, is_best, config, ending, engine.device)
+            is_last = place.step == config.max_steps
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
-            if is_due or is_last:
+            if is_due or config.saves_at(place.step):
                 observer.stop_clock()
-                told = {"step": step, "cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
-                checkpoint.save(engine, task, output_dir, told | about, export, config.keep_checkpoints)
+                told = {"cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                validation = observer.validated or run.get("validation")
+                saver.save(_so_far(place, values, validation) | told | about)
                 last_save = time.monotonic()
                 observer.start_clock()
                 if stopped_by and not is_last:
-                    ending.end(stopped_by, step)
+                    ending.end(stopped_by, place.step)
     show(task)
     return task
 
 
-def _begin(task: nn.Module, config: TrainConfig, output_dir: Path, recipe: dict, world_size: int) -> tuple:
-    """The engine, its optimiser, and the run.json of the checkpoint from which they go on, if there is one."""
+def _so_far(place: Place, values: dict[str, float], validation: dict | None) -> dict:
+    """What run.json says of how far a run is: its place, the losses of the last step and of the last validation."""
+    losses = {name: value for name, value in values.items() if name not in RATES}
+    return {"step": place.step, "next_sample": place.sample, "losses": losses, "validation": validation}
+
+
+def _begin(
+    task: nn.Module, config: TrainConfig, output_dir: Path, recipe: dict, world_size: int, passed_over: int
+) -> tuple:  # fmt: skip
+    """The engine, its optimiser, and the run.json of the checkpoint from which they go on, if there is one.
+
+    That gains the "place" from which, and what is "apart" of the engine.
+    """
     checkpoint.prepare_output(output_dir)
+    lock.claim(output_dir)
     found = checkpoint.find_newest(output_dir)
     engine, optimizer = build_engine(task, config, world_size)
     apart = digest(task)
-    run = checkpoint.load(engine, found, recipe, apart) if found else {"step": 0, "cpu_seconds": 0.0}
-    _announce(task, config, found, run["step"], world_size)
-    return engine, optimizer, run | {"apart": apart}
+    if found:
+        run = checkpoint.load(engine, found, recipe, apart, config.resolved_precision())
+        place = checkpoint.place_of(run, config.batch_size, passed_over)
+        for line in checkpoint.moves(run["recipe"]["train"], config, place):
+            print_once(line)
+    else:
+        run, place = {"cpu_seconds": 0.0}, checkpoint.place_of(None, config.batch_size, passed_over)
+    _announce(task, config, found, place, world_size)
+    return engine, optimizer, run | {"apart": apart, "place": place}
 
 
 def build_engine(task: nn.Module, config: TrainConfig, world_size: int):
@@ -209,7 +234,7 @@ def _over_ranks(skipped: FaultLog) -> dict[str, int]:
 
 
 def take_step(
-    engine, task: nn.Module, batches: Iterator[dict], before_step, step: int, skipped: FaultLog,
+    engine, task: nn.Module, batches: Iterator[dict], before_step, place: Place, skipped: FaultLog,
     source: SampleSource | None = None, skip_steps: tuple[int, ...] = (),
 ) -> dict[str, float]:  # fmt: skip
     """One optimiser step over the next micro-batches, `before_step` as in `train`; returns its mean values, a loss of
@@ -224,10 +249,10 @@ def take_step(
     own = {"waited": time.perf_counter() - started}
     for batch in micro_batches:
         skipped.add(batch.pop("skipped", ()))
-    if step + 1 in skip_steps:
+    if place.step + 1 in skip_steps:
         return {}
     if before_step:
-        before_step(step)
+        before_step(place)
     extra, counts, losses = {}, {}, []
     if hasattr(task, "count_targets"):
         counts = count_targets(task, micro_batches)
@@ -252,16 +277,16 @@ def take_step(
             kinds = getattr(task, "kind_of_loss", {})
             values = {n: mean for n, mean in zip(names, means, strict=False) if kinds.get(n, n) not in missing}
             if not math.isfinite(values["loss"]):
-                raise not_finite(f"the loss is {values['loss']}", engine, step, losses, source, skip_steps)
+                raise not_finite(f"the loss is {values['loss']}", engine, place, losses, source, skip_steps)
             if not math.isfinite(values.get("grad_norm", 0.0)):
                 what = f"the gradient's norm is {values['grad_norm']}"
-                raise not_finite(what, engine, step, losses, source, skip_steps)
+                raise not_finite(what, engine, place, losses, source, skip_steps)
         engine.step()
     told = engine.get_global_grad_norm()
     if told is not None:
         values["grad_norm"] = float(told)
     if not 0 <= values["grad_norm"] < math.inf:  # DeepSpeed tells -1 where it made the step all the same, inf where not
-        raise not_finite("the gradient is not finite", engine, step, losses, source, skip_steps)
+        raise not_finite("the gradient is not finite", engine, place, losses, source, skip_steps)
     return values
 
 
@@ -314,14 +339,17 @@ def mean_over_ranks(values: torch.Tensor) -> list[float]:
     return (values / world_size).tolist()
 
 
-def _announce(task: nn.Module, config: TrainConfig, found: Path | None, step: int, world_size: int) -> None:
-    """Rank 0 says what is about to be trained and on what, from checkpoint `found` at `step`; or that nothing is."""
+def _announce(task: nn.Module, config: TrainConfig, found: Path | None, place: Place, world_size: int) -> None:
+    """Rank 0 says what is about to be trained and on what, from checkpoint `found` on; or that nothing is."""
     if dist.get_rank():
         return
-    if step >= config.max_steps:
+    if place.step >= config.max_steps:
         print(f"{found} is at the end of its {config.max_steps:,} steps: nothing is trained; raise --max-steps or name "
               "another --output-dir", flush=True)  # fmt: skip
         return
+    if config.warmup() != config.warmup_steps:
+        print(f"warm-up takes {config.warmup():,} steps, a tenth of the run's {config.max_steps:,}: warmup_steps "
+              f"{config.warmup_steps:,} are more than it has", flush=True)  # fmt: skip
     state = f"resuming from {found.name}" if found else "starting"
     trained = sum(getattr(p, "ds_numel", p.numel()) for p in task.parameters() if p.requires_grad)
     print(
@@ -350,14 +378,16 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
 
 
-def _what_is_due(last_save: float, config: TrainConfig, ending: Ending, device: torch.device) -> tuple[bool, int]:
+def _what_is_due(
+    last_save: float, is_best: bool, config: TrainConfig, ending: Ending, device: torch.device
+) -> tuple[bool, int]:
     """(whether it is time to save, the signal that ends the run or 0), the same on all ranks.
 
-    That is when save_minutes have passed on rank 0, or any rank was told to stop.
+    That is when save_minutes have passed on rank 0, when the step is the best for rank 0, or any rank was told to stop.
     """
-    is_late = dist.get_rank() == 0 and time.monotonic() - last_save > config.save_minutes * 60
-    due = torch.tensor([float(is_late), float(ending.asked)], device=device)
+    is_wanted = dist.get_rank() == 0 and (is_best or time.monotonic() - last_save > config.save_minutes * 60)
+    due = torch.tensor([float(is_wanted), float(ending.asked)], device=device)
     if dist.get_world_size() > 1:
         dist.all_reduce(due, dist.ReduceOp.MAX)
-    is_late, asked = due.tolist()
-    return bool(is_late or asked), int(asked)
+    is_wanted, asked = due.tolist()
+    return bool(is_wanted or asked), int(asked)

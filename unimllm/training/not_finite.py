@@ -7,13 +7,18 @@ import torch
 import torch.distributed as dist
 
 from unimllm.errors import UserError
-from unimllm.training.batches import SampleSource
+from unimllm.training.batches import Place, SampleSource
 
 NAMED = 8  # micro-batches of a step that are told
 
 
 def not_finite(
-    what: str, engine, step: int, losses: list[torch.Tensor], source: SampleSource | None, skip_steps: tuple[int, ...]
+    what: str,
+    engine,
+    place: Place,
+    losses: list[torch.Tensor],
+    source: SampleSource | None,
+    skip_steps: tuple[int, ...],
 ) -> UserError:
     """What ends a run in a step whose numbers are none, before it is saved; called by all ranks.
 
@@ -22,21 +27,21 @@ def not_finite(
 
     Args:
         what: is no number.
-        step: counted from 0.
+        place: of the step.
         losses: of this rank's micro-batches, in order.
         skip_steps: that are passed over already, counted from 1.
     """
     batch_size, micro = engine.train_batch_size(), engine.train_micro_batch_size_per_gpu()
-    first, own = step * batch_size, [float(loss) for loss in losses]
+    first, own = place.sample, [float(loss) for loss in losses]
     everyone: list = [own] * dist.get_world_size()
     if len(everyone) > 1:
         dist.all_gather_object(everyone, own)
     if dist.get_rank() == 0:
         print("\n".join(told_samples(everyone, first, micro, getattr(source, "describe", None))), flush=True)
-    skip = ",".join(map(str, sorted({*skip_steps, step + 1})))
+    skip = ",".join(map(str, sorted({*skip_steps, place.step + 1})))
     return UserError(
-        f"{what} at step {step + 1}, samples {first:,} to {first + batch_size - 1:,}; nothing of the step was saved: "
-        "lower --train.learning_rate and start again from the last checkpoint; where its samples are at fault, pass "
+        f"{what} at step {place.step + 1}, samples {first:,} to {first + batch_size - 1:,}; nothing of the step was "
+        "saved: lower --train.learning_rate and start again from the last checkpoint; where its samples are at fault, pass "
         f"over the step with --train.skip_steps {skip}"
     )
 

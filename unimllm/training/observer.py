@@ -36,6 +36,7 @@ class Observer:
         self.engine, self.task, self.config = engine, task, config
         self.draw_pictures, self.held_out = draw_pictures, held_out or {}
         self.faults = FaultLog()
+        self.validated: dict | None = None  # "step" and "losses" of the last validation
         self.log = None
         if dist.get_rank() == 0:
             curves = Curves(output_dir, first_step, config.wandb_project, recipe)
@@ -78,6 +79,7 @@ class Observer:
                 name: validation_losses(self.engine, self.task, held_out, self.faults)
                 for name, held_out in self.held_out.items()
             }
+        self.validated = {"step": step, "losses": losses}
         if self.log:
             self.log.add_validation(step, losses)
 

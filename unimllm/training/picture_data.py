@@ -11,7 +11,7 @@ from unimllm.data.picture_shards import FolderShard
 from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
-from unimllm.training.batches import LaterSamples, SampleSource
+from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, read_run
 from unimllm.training.loop import start_processes
 from unimllm.training.presets import TokenizerRecipe
@@ -52,9 +52,17 @@ def open_index(args: Namespace) -> PictureIndex:
         found = latest(args.output_dir)
         before = read_run(found)["recipe"].get("data") if found else None
         if before and before["fingerprint"] != index.fingerprint:
-            print(f"warning: {found.name} was trained on {before['pictures']:,} other pictures; from here on the run "
-                  f"differs from one without a break", flush=True)  # fmt: skip
+            print(f"warning: {found.name} was trained on other pictures: {differences(before, args.data, len(index))}; "
+                  "from here on the run differs from one without a break", flush=True)  # fmt: skip
     return index
+
+
+def differences(before: dict, places: list[Path], num_pictures: int) -> str:
+    """What differs between the pictures that run.json notes and those of --data: places, or else what lies there."""
+    now = [str(place) for place in places]
+    told = [f"{place} is left out" for place in before["paths"] if place not in now]
+    told += [f"{place} is new" for place in now if place not in before["paths"]]
+    return "; ".join([*(told or ["other files"]), f"{before['pictures']:,} pictures -> {num_pictures:,}"])
 
 
 def tell_faults(index: PictureIndex, what: str, strict: bool) -> None:
@@ -69,17 +77,14 @@ def make_source(
     index: PictureIndex | None, scenes, recipe: TokenizerRecipe, stage: str, config: PreTrainedConfig, strict: bool
 ) -> SampleSource:
     """Pictures of --data, or else scenes; another order for each stage, unless `first_step` asks for the common one."""
-    is_common = recipe.first_step is not None
-    seed = recipe.train.seed + 1000 * (COMMON_ORDER if is_common else ORDERS[stage])
+    seed = recipe.train.seed + 1000 * (ORDERS[stage] if recipe.first_step is None else COMMON_ORDER)
     if index:
-        source = PictureSource(
+        return PictureSource(
             index, config.image_size, seed, recipe.decode_threads, config.resample, recipe.flip, recipe.random_crop,
             strict,
         )  # fmt: skip
-    else:
-        others = recipe.world.open_others() if recipe.other_share else None
-        source = ScenePictures(*scenes, seed, others, recipe.other_share)
-    return LaterSamples(source, recipe.first_step * recipe.train.batch_size) if is_common else source
+    others = recipe.world.open_others() if recipe.other_share else None
+    return ScenePictures(*scenes, seed, others, recipe.other_share)
 
 
 def open_held_out(

@@ -54,8 +54,8 @@ def start_model(args: Namespace, recipe: TokenizerRecipe, stage: str) -> SemHiTo
     model, _ = load_tokenizer(str(folder), "cpu", "--init-from")
     if stage != "joint" and isinstance(model, SingleCodeModel):
         raise UserError(f"{folder} holds a {model.config.model_type}, which only --stage joint trains")
-    learnt = model.config.num_semantic_codes == 1 or bool(model.semantic.codebook.initialized)
-    if stage in ("pixel", "decoder") and not learnt:
+    needs_codes = stage in ("pixel", "decoder") and model.config.num_semantic_codes != 1
+    if needs_codes and not bool(model.semantic.codebook.initialized):
         raise UserError(f"{folder}: its semantic codes were never trained; let its stage run beyond --quantize_after")
     for name in LOSS_WEIGHTS:
         setattr(model.config, name, args.overrides.get(f"model.{name}", getattr(model.config, name)))

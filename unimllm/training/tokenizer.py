@@ -20,8 +20,8 @@ from semhitok.teacher import CONFIG_FILES, Teacher, load_teacher
 from semhitok.vision import scale_patches
 from unimllm.distributed import print_once, rank_and_size
 from unimllm.errors import UserError
-from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import resolve
+from unimllm.training.batches import Place, SampleSource
+from unimllm.training.checkpoint import latest, read_run, resolve
 from unimllm.training.in_place import gathered, written_in_place
 from unimllm.training.overrides import default_folder
 from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
@@ -114,6 +114,23 @@ def announce_losses(task: nn.Module, recipe: TokenizerRecipe) -> None:
         print_once(f"no adversarial loss in this run: it begins after step {recipe.adversarial_start:,}")
 
 
+def go_on(args: Namespace, recipe: TokenizerRecipe) -> dict:
+    """Have a stage whose output folder holds a checkpoint begin from that, and its codes when they were to begin.
+
+    What it began from is not read again. Returns the fields of its recipe that stay as they were; none: a new run.
+    """
+    found = latest(args.output_dir)
+    if not found:
+        return {}
+    before = read_run(found)["recipe"]
+    args.init_from = found
+    if "quantize_after" not in args.overrides:
+        recipe.quantize_after = before["quantize_after"]
+    paths = {key: key.split(".") for key in args.overrides}
+    asked = {path[1]: args.overrides[key] for key, path in paths.items() if path[0] == "model" and len(path) == 2}
+    return {"model": before["model"] | asked}
+
+
 def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -> None:
     """Let codes begin at a fifth of a run that would end before they do: a tokenizer without them is of no use.
 
@@ -149,30 +166,30 @@ def starting_codebooks(task: nn.Module) -> list[EMACodebook | SubCodebooks]:
     return [codebook for codebook in codebooks if not bool(codebook.initialized)]
 
 
-def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[int], None]:
+def before_step(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource) -> Callable[[Place], None]:
     """What is done before each step: the codebook and the discriminator start when it is time."""
     adversarial = getattr(getattr(task, "losses", None), "adversarial", None)
     codebooks = [module for module in task.modules() if isinstance(module, EMACodebook)]
 
-    def prepare(step: int) -> None:
+    def prepare(place: Place) -> None:
         for codebook in codebooks:  # only now the processes have surely met
             codebook.micro_batches = recipe.train.per_device(rank_and_size()[1])[1]
-        starting = starting_codebooks(task) if step >= recipe.quantize_after else []
+        starting = starting_codebooks(task) if place.step >= recipe.quantize_after else []
         if starting:
             written = [weights for c in starting if isinstance(c, SubCodebooks) for weights in c.started()]
             with written_in_place(written):
-                task.initialize_codebook(start_pictures(task, recipe, source, step))
+                task.initialize_codebook(start_pictures(task, recipe, source, place.sample))
         if adversarial:
-            adversarial.active = step >= recipe.adversarial_start
+            adversarial.active = place.step >= recipe.adversarial_start
 
     return prepare
 
 
-def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, step: int) -> list[torch.Tensor]:
+def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSource, first: int) -> list[torch.Tensor]:
     """This rank's pictures at whose k-means codebooks start: micro-batches (B, 3, S, S) in -1..1.
 
-    Those of this step and of as many after it as bring START_VECTORS vectors for each code, START_STEPS at most: fewer
-    vectors than codes would begin with copies.
+    Those of this step, which begin with sample `first`, and of as many after it as bring START_VECTORS vectors for each
+    code, START_STEPS at most: fewer vectors than codes would begin with copies.
     """
     train = recipe.train
     needed = START_VECTORS * max((codebook.num_codes for codebook in starting_codebooks(task)), default=1)
@@ -182,8 +199,8 @@ def start_pictures(task: nn.Module, recipe: TokenizerRecipe, source: SampleSourc
     micro, accumulation = train.per_device(world_size)
     device = next(task.parameters()).device
     starts = [
-        later * train.batch_size + (rank * accumulation + part) * micro
-        for later in range(step, step + num_steps) for part in range(accumulation)
+        first + later * train.batch_size + (rank * accumulation + part) * micro
+        for later in range(num_steps) for part in range(accumulation)
     ]  # fmt: skip
     return [source(range(start, start + micro))["pixel_values"].to(device) for start in starts]
 

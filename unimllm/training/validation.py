@@ -56,9 +56,29 @@ def validation_losses(engine, task: nn.Module, held_out: HeldOut, faults: FaultL
     return losses | {"codes_used": float((counts > 0).sum()), "perplexity": perplexity(counts.cpu().numpy())}
 
 
+def mean_loss(task: nn.Module, losses: dict[str, dict[str, float]]) -> float | None:
+    """The one number by which checkpoints are compared; None where none is to be had.
+
+    The mean over the sources: of each its whole "loss", or the mean of its parts where it has no whole. While codes are
+    still to come there is none: it would be lower than any with codes.
+
+    Args:
+        losses: of each source, from `validation_losses`.
+    """
+    if codes_are_to_come(task):
+        return None
+    found = [parts.get("loss", sum(parts.values()) / len(parts)) for parts in losses.values() if parts]
+    return sum(found) / len(found) if found else None
+
+
+def codes_are_to_come(task: nn.Module) -> bool:
+    """Whether a stage that trains codes has not begun with all of them."""
+    return hasattr(task, "codebooks") and not all(bool(codebook.initialized) for codebook in task.codebooks())
+
+
 def _no_counts(task: nn.Module, device: torch.device) -> torch.Tensor | None:
     """Zero for each code of a stage whose codebooks have begun, (K * m,) int64; None where none is to be counted."""
-    if not hasattr(task, "codebooks") or not all(bool(codebook.initialized) for codebook in task.codebooks()):
+    if not hasattr(task, "codebooks") or codes_are_to_come(task):
         return None
     return torch.zeros(task.model.config.num_codes, dtype=torch.int64, device=device)
 
