@@ -372,7 +372,7 @@ def test_a_gpu_that_emulates_bf16_trains_in_fp32(major, is_fast, monkeypatch):
 def test_autocast_without_hardware_for_it_is_warned_of(precision, is_fast, monkeypatch, capsys):
     monkeypatch.setattr(config_module, "has_fast_bf16", lambda: is_fast)
     monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
-    loop._announce(torch.nn.Linear(2, 2), TrainConfig(precision=precision), None, 0, 1)
+    loop._announce(torch.nn.Linear(2, 2), TrainConfig(precision=precision), None, Place(0, 0), 1)
     lines = capsys.readouterr().out.splitlines()
     warned = [line for line in lines if line.startswith("warning: --train.precision autocast: ")]
     assert len(warned) == (precision == "autocast" and not is_fast) == len(lines) - 1

@@ -41,8 +41,8 @@ def not_finite(
     skip = ",".join(map(str, sorted({*skip_steps, place.step + 1})))
     return UserError(
         f"{what} at step {place.step + 1}, samples {first:,} to {first + batch_size - 1:,}; nothing of the step was "
-        "saved: lower --train.learning_rate and start again from the last checkpoint; where its samples are at fault, pass "
-        f"over the step with --train.skip_steps {skip}"
+        "saved: lower --train.learning_rate and start again from the last checkpoint; where its samples are at fault, "
+        f"pass over the step with --train.skip_steps {skip}"
     )
 
 
