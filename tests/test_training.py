@@ -164,6 +164,26 @@ def test_a_run_keeps_what_it_is_told_to_and_the_best_of_its_validations(tmp_path
     assert "warning" not in again.stdout
 
 
+def test_the_average_of_the_weights_is_a_model_beside_them(straight, tmp_path):
+    """By hand from the weights behind every step; a run that was killed has the same, and other weights change none."""
+    assert losses(run_toy(tmp_path, "--ema-decay", 0.3, "--keep-every", 1)) == straight[1]
+    assert weights(tmp_path) == weights(straight[0])
+    steps = [load_file(tmp_path / f"step-{step:06d}" / "model.safetensors") for step in range(1, 7)]
+    averages = [load_file(tmp_path / f"step-{step:06d}" / "ema" / "model.safetensors") for step in range(1, 7)]
+    for step in range(2, 7):
+        decay = min(0.3, (1 + step) / (10 + step))
+        trained = {name: a for name, a in averages[step - 1].items() if not name.startswith("image_tokenizer.")}
+        for name, average in trained.items():
+            expected = averages[step - 2][name].lerp(steps[step - 1][name], 1 - decay)
+            torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)
+    assert UniMLLMForConditionalGeneration.from_pretrained(tmp_path / "step-000006" / "ema")
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / f"step-{step:06d}")
+    assert "resuming from step-000003" in run_toy(tmp_path, "--ema-decay", 0.3).stdout
+    again = load_file(tmp_path / "step-000006" / "ema" / "model.safetensors")
+    assert all(torch.equal(again[name], average) for name, average in averages[-1].items())
+
+
 def test_a_warm_up_that_is_longer_than_the_run_is_shortened_and_told(tmp_path):
     told = run_toy(tmp_path, "--warmup-steps", 50, "--max-steps", 2)
     assert "warm-up takes 0 steps, a tenth of the run's 2: warmup_steps 50 are more than it has\n" in told.stdout

@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=6)
     parser.add_argument("--warmup-steps", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=0)
+    parser.add_argument("--ema-decay", type=float, default=0.0)
     parser.add_argument("--keep-every", type=int, default=0)
     parser.add_argument("--save-every-step", action="store_true")
     parser.add_argument(TELL_ROWS, action="store_true")
@@ -102,6 +103,7 @@ def main() -> None:
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
         skip_steps=tuple(args.skip_steps), num_threads=1, validate_every=args.validate_every,
         num_workers=args.num_workers, save_every=args.save_every, keep_every=args.keep_every,
+        ema_decay=args.ema_decay,
     )  # fmt: skip
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test that runs in the background ignores
     seed_everything(0)

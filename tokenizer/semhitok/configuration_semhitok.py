@@ -88,8 +88,7 @@ class SemHiTokConfig(PreTrainedConfig):
         **kwargs,
     ):
         self.vision_config = as_vision_config(vision_config)
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.resample = resample
         self.num_semantic_codes = num_semantic_codes
         self.num_pixel_codes = num_pixel_codes
@@ -110,10 +109,8 @@ class SemHiTokConfig(PreTrainedConfig):
         self.decoder_hidden_size = decoder_hidden_size
         self.decoder_layers = decoder_layers
         self.decoder_heads = decoder_heads
-        self.conv_encoder_channels = list(conv_encoder_channels)
-        self.conv_encoder_blocks = list(conv_encoder_blocks)
-        self.conv_decoder_channels = list(conv_decoder_channels)
-        self.conv_decoder_blocks = list(conv_decoder_blocks)
+        self.conv_encoder_channels, self.conv_encoder_blocks = list(conv_encoder_channels), list(conv_encoder_blocks)
+        self.conv_decoder_channels, self.conv_decoder_blocks = list(conv_decoder_channels), list(conv_decoder_blocks)
         self.ema_decay = ema_decay
         self.commitment_weight = commitment_weight
         self.pixel_commitment_weight = pixel_commitment_weight

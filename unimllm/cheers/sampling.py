@@ -94,20 +94,34 @@ class Prompt:
         return velocities if branches == 1 else guide(*velocities.chunk(2), self.scale)
 
 
+def _chosen(
+    model, guidance_scale: float | None, num_steps: int | None, time_shift: float | None
+) -> tuple[float, int, float]:
+    """The three as they are, or where left out as the checkpoint has them; ValueError for what is no number."""
+    given = {"guidance_scale": guidance_scale, "num_steps": num_steps, "time_shift": time_shift}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        check_number(name, value, is_whole=name == "num_steps")
+    chosen = choose_drawing(model, {}) | given
+    return chosen["guidance_scale"], chosen["num_steps"], chosen["time_shift"]
+
+
+def _check_ends(model, input_ids: torch.Tensor) -> None:
+    """ValueError where a prompt does not end where its picture begins."""
+    if (input_ids[:, -1] != model.config.image_start_token_id).any():
+        raise ValueError(
+            f"a prompt to draw from ends with the id {int(input_ids[0, -1])}; end each with image_start_token_id "
+            f"({model.config.image_start_token_id}), its picture follows"
+        )
+
+
 def draw_latents(
-    model,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    pixel_values: torch.Tensor | None = None,
-    image_tokens: torch.Tensor | None = None,
-    guidance_scale: float | None = None,
-    num_steps: int | None = None,
-    time_shift: float | None = None,
-    seeds: list[int] | None = None,
-    start_pictures: torch.Tensor | None = None,
-    start_time: float | None = None,
+    model, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+    pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None,
+    guidance_scale: float | None = None, num_steps: int | None = None, time_shift: float | None = None,
+    seeds: list[int] | None = None, start_pictures: torch.Tensor | None = None, start_time: float | None = None,
     on_step: Callable[[], None] | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """Draw one picture per row.
 
     Args:
@@ -133,22 +147,12 @@ def draw_latents(
             0..1, not N placeholders for every picture, numbers that are not finite, or see
             `flow_matching.euler_schedule`.
     """
-    own = choose_drawing(model, {})
-    guidance_scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
-    num_steps = own["num_steps"] if num_steps is None else num_steps
-    time_shift = own["time_shift"] if time_shift is None else time_shift
-    for name, value in {"guidance_scale": guidance_scale, "time_shift": time_shift}.items():
-        check_number(name, value)
-    check_number("num_steps", num_steps, is_whole=True)
+    guidance_scale, num_steps, time_shift = _chosen(model, guidance_scale, num_steps, time_shift)
     check_start_time(start_time, start_pictures is not None)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     check_prompt_ids(input_ids, attention_mask)
-    if (input_ids[:, -1] != model.config.image_start_token_id).any():
-        raise ValueError(
-            f"a prompt to draw from ends with the id {int(input_ids[0, -1])}; end each with image_start_token_id "
-            f"({model.config.image_start_token_id}), its picture follows"
-        )
+    _check_ends(model, input_ids)
     seeds = choose_seeds(seeds, len(input_ids))
     if start_pictures is not None and len(start_pictures) != len(input_ids):
         raise ValueError(f"{len(start_pictures)} start_pictures for {len(input_ids)} prompts; give one for each")

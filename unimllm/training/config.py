@@ -41,6 +41,8 @@ class TrainConfig:
     """AdamW's second beta."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    ema_decay: float = 0.0
+    """Of the exponential moving average of the weights, a model in ema/ of every checkpoint; 0: none. ZeRO 0 to 2."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 switches clipping off."""
     precision: str = "auto"
@@ -104,6 +106,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be from 0 to below 1")
         if not all(type(step) is int and step > 0 for step in self.skip_steps):
             raise ValueError(f"train.skip_steps is {self.skip_steps}; whole numbers from 1 are wanted, as in the log")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be from 0 to below 1, as 0.999")
+        if self.ema_decay and self.zero_stage == 3:
+            raise ValueError("train.ema_decay: ZeRO 3 cuts the weights up; set train.zero_stage 0, 1 or 2")
         if not 0 < self.eps < math.inf:
             raise ValueError(f"train.eps is {self.eps}; it must be above 0")
 

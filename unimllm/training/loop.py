@@ -86,17 +86,11 @@ class _Autocast(nn.Module):
 
 
 def train(
-    task: nn.Module,
-    source: SampleSource,
-    config: TrainConfig,
-    output_dir: Path,
-    export: Callable[[Path], None],
-    recipe: dict | None = None,
-    before_step: Callable[[Place], None] | None = None,
-    draw_pictures: Callable[[], np.ndarray] | None = None,
-    held_out: dict[str, HeldOut] | None = None,
+    task: nn.Module, source: SampleSource, config: TrainConfig, output_dir: Path, export: Callable[[Path], None],
+    recipe: dict | None = None, before_step: Callable[[Place], None] | None = None,
+    draw_pictures: Callable[[], np.ndarray] | None = None, held_out: dict[str, HeldOut] | None = None,
     passed_over: int = 0,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Train `task` to `config.max_steps`, resuming from the newest checkpoint in `output_dir` if there is one.
 
     Args:
@@ -133,11 +127,10 @@ def train(
     # workers must go before the program ends
     with lock.released(output_dir), name_dead_worker(), Ending() as ending, closing(batches):
         while place.step < config.max_steps:
-            _seed_step(config.seed, place.step, rank)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(place.step)
+            _prepare_step(optimizer, config, place.step, rank)
             values = take_step(engine, task, batches, before_step, place, skipped, source, config.skip_steps)
             place = place.later(config.batch_size)
+            saver.follow(place.step)
             observer.after(place.step, values)
             is_best = saver.note(place.step, observer.validated)
             is_due, stopped_by = _what_is_due(last_save, is_best, config, ending, engine.device)
@@ -145,12 +138,10 @@ def train(
             if stopped_by or is_last:
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
             if is_due or config.saves_at(place.step):
-                observer.stop_clock()
-                told = {"cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
-                validation = observer.validated or run.get("validation")
-                saver.save(_so_far(place, values, validation) | told | about)
+                with observer.clock_stopped():
+                    told = {"cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                    saver.save(_so_far(place, values, observer.validated or run.get("validation")) | told | about)
                 last_save = time.monotonic()
-                observer.start_clock()
                 if stopped_by and not is_last:
                     ending.end(stopped_by, place.step)
     show(task)
@@ -374,8 +365,11 @@ def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     )
 
 
-def _seed_step(seed: int, step: int, rank: int) -> None:
-    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+def _prepare_step(optimizer, config: TrainConfig, step: int, rank: int) -> None:
+    """The random numbers and the learning rate of a step."""
+    torch.manual_seed((config.seed * 1_000_003 + step) * 4099 + rank)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate_at(step)
 
 
 def _what_is_due(

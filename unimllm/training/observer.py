@@ -56,16 +56,17 @@ class Observer:
         if self.log and is_last:
             self.log.curves.close()
 
-    def stop_clock(self) -> None:
-        """What comes now, until `start_clock`, is no part of a step: it does not count in the speed."""
-        if self.log:
-            if self.engine.device.type == "cuda":
-                torch.cuda.synchronize(self.engine.device)  # the step's own work is done before
-            self.log.stop_clock()
-
-    def start_clock(self) -> None:
-        if self.log:
-            self.log.start_clock()
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens within is no part of a step: it does not count in the speed."""
+        if not self.log:
+            yield
+            return
+        if self.engine.device.type == "cuda":
+            torch.cuda.synchronize(self.engine.device)  # the step's own work is done before
+        self.log.stop_clock()
+        yield
+        self.log.start_clock()
 
     def _show(self, step: int) -> None:
         with self._looking():
@@ -88,13 +89,12 @@ class Observer:
         """In evaluation mode, without gradients, with random numbers of its own, the steps' clock stopped; nothing is
         compiled for it."""
         device = self.engine.device
-        self.stop_clock()
         self.engine.eval()
         with (
+            self.clock_stopped(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.no_grad(),
             torch.compiler.set_stance("force_eager"),
         ):
             yield
         self.engine.train()
-        self.start_clock()

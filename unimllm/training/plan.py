@@ -132,6 +132,7 @@ def state_bytes(num_all: int, num_trained: int, train: TrainConfig, num_processe
         **casts,
         "gradients": (4 if train.adds_in_float32(num_processes) else width) * num_trained * share[2],
         **({} if train.offload_optimizer else {"optimiser state": state}),
+        **({"average of the weights": 4.0 * num_trained} if train.ema_decay else {}),  # on rank 0
     }
 
 

@@ -16,6 +16,7 @@ from semhitok.errors import first_line
 from unimllm.distributed import barrier, is_first_process
 from unimllm.errors import UserError
 from unimllm.training.apart import shown
+from unimllm.training.averages import EXPORTED, WeightAverage
 from unimllm.training.checkpoint import STATE_FOLDER
 from unimllm.training.config import TrainConfig
 from unimllm.training.in_place import gathered
@@ -49,10 +50,19 @@ class Saver:
         self.engine, self.task, self.output_dir, self.export, self.config = engine, task, output_dir, export, config
         self.best = best if best and (output_dir / folder_name(best["step"]) / RUN_FILE).is_file() else None
         self.warned = False
+        self.average = None
         if is_first_process():
+            if config.ema_decay:
+                self.average = WeightAverage(task, config.ema_decay)
+                self.average.load(latest(output_dir))
             for broken_off in output_dir.glob(".step-*.partial"):  # by a kill
                 shutil.rmtree(broken_off, ignore_errors=True)
             self._point_to_best()
+
+    def follow(self, step: int) -> None:
+        """Take the weights behind a step into their average, on rank 0."""
+        if self.average:
+            self.average.update(step)
 
     def note(self, step: int, validated: dict | None) -> bool:
         """Whether a step is the best so far, so that it is to be saved.
@@ -90,6 +100,11 @@ class Saver:
             with gathered(self.engine.parameters()), shown(self.task):
                 if first:
                     self.export(partial)
+                if self.average:
+                    self.average.save(partial)
+                    (partial / EXPORTED).mkdir()
+                    with self.average.in_place():
+                        self.export(partial / EXPORTED)
             if first:
                 (partial / RUN_FILE).write_text(json.dumps(run | {"best": self.best}, indent=1))
         if first:
