@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer, resolve
@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = resolve(folder_of(args.model))
     tokenizer, _ = load_tokenizer(str(folder), args.device)
     weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
-    siglip = load_siglip(args.teacher, tokenizer)
-    texts = text_embeddings(siglip, args.teacher, list(classes.values()), args.template)
+    siglip, text_tokenizer = load_siglip(args.teacher, tokenizer)
+    texts = text_embeddings(siglip, text_tokenizer, list(classes.values()), args.template)
     right: dict[str, list[np.ndarray]] = {f"{name}_top{k}": [] for name in INPUTS for k in (1, TOP)}
     skipped: dict[str, str] = {}
     with out_of_memory_told(args.batch_size):
@@ -122,14 +122,17 @@ def find_classes(data: Path, names: Path | None) -> dict[str, str]:
     return {folder: told[folder] for folder in folders}
 
 
-def load_siglip(teacher: str, tokenizer: SemHiTokModel) -> PreTrainedModel:
-    """The whole SigLIP on the tokenizer's device, float32.
+def load_siglip(teacher: str, tokenizer: SemHiTokModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The whole SigLIP on the image tokenizer's device, float32, and its text tokenizer.
 
     Raises:
         UserError: it is none with a text tower, or not the one that the tokenizer reads through.
     """
     try:
-        siglip = AutoModel.from_pretrained(teacher, dtype=torch.float32)
+        own = {"trust_remote_code": False}  # else transformers asks on stdin whether to run a folder's code
+        siglip, texts = AutoModel.from_pretrained(teacher, dtype=torch.float32, **own), None
+        if hasattr(siglip, "text_model"):
+            texts = AutoTokenizer.from_pretrained(teacher, **own)
     except (OSError, ValueError) as error:
         raise UserError(f"--teacher {teacher}: {first_line(error)}") from error
     if not hasattr(siglip, "text_model") or getattr(getattr(siglip, "vision_model", None), "head", None) is None:
@@ -137,13 +140,14 @@ def load_siglip(teacher: str, tokenizer: SemHiTokModel) -> PreTrainedModel:
     own, theirs = (model.vision_model.post_layernorm for model in (tokenizer, siglip))
     if own.weight.shape != theirs.weight.shape or not torch.equal(own.weight.cpu().float(), theirs.weight):
         raise UserError(f"--teacher {teacher} is not the SigLIP of this tokenizer: their last norms differ")
-    return siglip.eval().to(tokenizer.device)
+    return siglip.eval().to(tokenizer.device), texts
 
 
 @torch.inference_mode()
-def text_embeddings(siglip: PreTrainedModel, teacher: str, names: list[str], templates: list[str]) -> torch.Tensor:
+def text_embeddings(
+    siglip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: list[str], templates: list[str]
+) -> torch.Tensor:
     """(C, D) of length 1: the mean over templates of the embeddings of each class."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
     length = siglip.config.text_config.max_position_embeddings
     total = torch.zeros(())
     for template in templates:

@@ -105,7 +105,7 @@ def test_steps_that_are_passed_over_bring_no_rate(tmp_path, monkeypatch, capsys)
     log = StepLog(Curves(tmp_path, 0, "", {}), config, 0, Speed(torch.device("cpu"), 1), lambda number: number / 10)
     for step, values in enumerate(({}, {}, {"loss": 1.0, "waited": 0.0}, {}), 1):
         clock.now += 1
-        log.add(step, values)
+        log.add(step, values, sample=8 * step)
     *passed, logged = capsys.readouterr().out.splitlines()
     assert passed == [f"step {step}/4 passed over, by train.skip_steps" for step in (1, 2, 4)]
     assert logged.startswith("step 4/4 loss 1.0000 ") and " epoch 3.20 2 samples/s data 0.0% " in logged

@@ -215,3 +215,39 @@ def test_where_there_are_no_locks_a_run_goes_on_without(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     lock.claim(tmp_path)
     assert not lock._held
+
+
+# ---- the average of the weights -------------------------------------------------------------------------------------
+
+
+def test_the_average_begins_when_codes_do(tmp_path):
+    """Until then, and with it untrained sub-codebooks, there is nothing to average."""
+    task = torch.nn.Linear(2, 2)
+    codebook = SimpleNamespace(initialized=torch.tensor(False))
+    task.codebooks = lambda: [codebook]
+    made = Saver(Engine(), task, tmp_path, export, TrainConfig(ema_decay=0.9))
+    for _ in range(3):
+        torch.nn.init.normal_(task.weight)
+        made.follow()
+        assert torch.equal(made.average.average["weight"], task.weight) and made.average.num_updates == 0
+    codebook.initialized.fill_(True)
+    before = task.weight.detach().clone()
+    torch.nn.init.normal_(task.weight)
+    made.follow()
+    torch.testing.assert_close(made.average.average["weight"], before.lerp(task.weight, 1 - 2 / 11).detach())
+
+
+def test_an_average_that_cannot_be_gone_on_with_is_told(tmp_path):
+    made = Saver(Engine(), torch.nn.Linear(2, 2), tmp_path, export, TrainConfig(ema_decay=0.9))
+    made.follow()
+    folder = made.save({"step": 1})
+    assert (folder / "ema" / "run.json").read_text() == (folder / "run.json").read_text()
+    again = Saver(Engine(), torch.nn.Linear(2, 2), tmp_path, export, TrainConfig(ema_decay=0.9))
+    assert (
+        torch.equal(again.average.average["weight"], made.average.average["weight"]) and again.average.num_updates == 1
+    )
+    with pytest.raises(UserError, match="is the average of other weights; remove it"):
+        Saver(Engine(), torch.nn.Linear(3, 2), tmp_path, export, TrainConfig(ema_decay=0.9))
+    (folder / "deepspeed" / "averages.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="averages.safetensors is damaged .*; remove it"):
+        Saver(Engine(), torch.nn.Linear(2, 2), tmp_path, export, TrainConfig(ema_decay=0.9))

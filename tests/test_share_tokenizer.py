@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel, SiglipVisionModel
 
-from semhitok import SemHiTokModel, __main__
+from semhitok import SemHiTokModel, __main__, export
 from semhitok.auto import build_tokenizer
 from semhitok.checkpoints import load_tokenizer
 from semhitok.configuration_semhitok import tiny_config
+from semhitok.errors import UserError
 from semhitok.image_processing_semhitok import for_size
 from semhitok.quantization import EMACodebook, PixelCodebook
 from semhitok.shared_index import SharedIndexConfig
@@ -148,3 +149,14 @@ def test_an_empty_folder_may_be_written(call, run, tmp_path):
     shutil.rmtree(run / "step-000010")
     assert call(__main__, "export", run, tmp_path / "shared").code == 0
     assert (tmp_path / "shared" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("sizes", [{"num_semantic_codes": 1}, {"num_pixel_codes": 1}])
+def test_a_codebook_of_one_code_need_not_have_begun(sizes, tmp_path):
+    model = SemHiTokModel(tiny_config(**sizes))
+    begun = model.semantic.codebook if "num_pixel_codes" in sizes else model.pixel.codebook
+    begun.initialized.fill_(True)
+    export.check_trained(model, tmp_path)
+    begun.initialized.fill_(False)
+    with pytest.raises(UserError, match="has no codes in "):
+        export.check_trained(model, tmp_path)

@@ -68,7 +68,7 @@ def test_the_program_tells_both_shares_and_what_was_skipped(program, call, place
 def test_pictures_are_what_their_pooled_features_are_nearest_to(program, call, place, monkeypatch):
     """Texts that lie where a class's pictures do are found; the features are SigLIP's own."""
     tokenizer, _ = program.load_tokenizer(str(place / "tokenizer"), "cpu")
-    siglip = program.load_siglip(str(place / "siglip"), tokenizer)
+    siglip, _ = program.load_siglip(str(place / "siglip"), tokenizer)
     squares = [np.asarray(Image.new("RGB", (16, 16), colour)) for colour in COLOURS.values()]
     found = program.pooled_features(tokenizer, siglip, np.stack(squares))["continuous"]
     pixel_values = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 127.5 - 1
@@ -82,9 +82,9 @@ def test_pictures_are_what_their_pooled_features_are_nearest_to(program, call, p
 
 def test_a_class_is_the_mean_of_its_texts(program, place):
     tokenizer, _ = program.load_tokenizer(str(place / "tokenizer"), "cpu")
-    siglip = program.load_siglip(str(place / "siglip"), tokenizer)
-    both = program.text_embeddings(siglip, str(place / "siglip"), ["red apple", "car"], ["{}", "a photo of {}."])
-    each = [program.text_embeddings(siglip, str(place / "siglip"), ["car"], [t])[0] for t in ("{}", "a photo of {}.")]
+    siglip, texts = program.load_siglip(str(place / "siglip"), tokenizer)
+    both = program.text_embeddings(siglip, texts, ["red apple", "car"], ["{}", "a photo of {}."])
+    each = [program.text_embeddings(siglip, texts, ["car"], [t])[0] for t in ("{}", "a photo of {}.")]
     torch.testing.assert_close(both[1], F.normalize(sum(each), dim=0))
 
 

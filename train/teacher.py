@@ -13,7 +13,7 @@ from semhitok.vision import load_strictly
 from unimllm.errors import UserError
 from unimllm.scenes.sources import CaptionedScenes
 from unimllm.scenes.text import build_text_tokenizer
-from unimllm.training.checkpoint import latest, resolve
+from unimllm.training.checkpoint import began_from, latest, resolve
 from unimllm.training.loop import train
 from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.presets import TEACHER_PRESETS
@@ -30,6 +30,7 @@ def main() -> None:
     check_taken(args.overrides, recipe.model)
     with sizes_told():
         task = TeacherTask(recipe.model, len(world.classes), recipe.caption_weight)
+    began = began_from(args.output_dir, args.init_from)
     if args.init_from and not latest(args.output_dir):
         load_siglip(task, resolve(args.init_from))
 
@@ -41,7 +42,7 @@ def main() -> None:
     length = recipe.model.text_config.max_position_embeddings
     patch_size = recipe.model.vision_config.patch_size
     source = CaptionedScenes(world, renderer, tokenizer, recipe.train.seed, patch_size, length)
-    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe))
+    train(task, source, recipe.train, args.output_dir, export, as_dict(recipe) | {"init_from": began})
 
 
 def load_siglip(task: TeacherTask, folder: Path) -> None:

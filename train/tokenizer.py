@@ -36,6 +36,7 @@ from unimllm.data.picture_index import open_pictures
 from unimllm.distributed import is_first_process
 from unimllm.errors import UserError
 from unimllm.scenes.sources import check_size
+from unimllm.training.checkpoint import began_from
 from unimllm.training.loop import train
 from unimllm.training.overrides import as_dict, check_taken, parse_arguments, run_program, sizes_told
 from unimllm.training.picture_data import check_apart, check_places, make_source, open_held_out, open_index
@@ -89,6 +90,7 @@ def main() -> None:
         return print_plan(args, recipe, stage)
     index = open_index(args) if args.data else None
     scenes = None if index else recipe.world.open()
+    began = began_from(args.output_dir, args.init_from)
     gone_on = go_on(args, recipe)
     seed_everything(recipe.train.seed)
     model = stages.start_model(args, recipe, stage)
@@ -103,7 +105,7 @@ def main() -> None:
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
     announce_positions(model.config, stage, held_out)
-    about = as_dict(recipe) | gone_on | {"preset": args.preset, "stage": stage}
+    about = as_dict(recipe) | gone_on | {"preset": args.preset, "stage": stage, "init_from": began}
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
                          "fingerprint": index.fingerprint}  # fmt: skip

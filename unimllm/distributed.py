@@ -67,6 +67,19 @@ def barrier() -> None:
         dist.barrier()
 
 
+def refuse_together(problem: str | None) -> None:
+    """UserError on every rank where rank 0 has a problem; called by all of them once they have met.
+
+    Args:
+        problem: of rank 0; what others bring is not looked at.
+    """
+    problems = [problem]
+    if rank_and_size()[1] > 1:
+        dist.broadcast_object_list(problems, src=0)
+    if problems[0]:
+        raise UserError(problems[0])
+
+
 def print_once(text: str) -> None:
     """Print at once, on the first process alone."""
     if is_first_process():

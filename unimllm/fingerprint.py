@@ -6,22 +6,12 @@ import subprocess
 from pathlib import Path
 
 import semhitok
-from unimllm.errors import UserError
-
-DIGITS = 16  # hexadecimal, of a sha256
+from semhitok.checkpoints import DIGITS, files_digest
 
 
 def fingerprint(*files: Path) -> str:
-    """The first 16 hexadecimal digits of the sha256 over files, one after the other; UserError if one is unreadable."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()[:DIGITS]
+    """`semhitok.checkpoints.files_digest`: of files, one after the other; UserError if one is unreadable."""
+    return files_digest(*files)
 
 
 def commit_of(program: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -19,7 +20,21 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
 
 RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+DIGITS = 16  # hexadecimal, of a sha256
 BEST = "best"  # link beside the checkpoints of a run to that with the lowest validation loss
+
+
+def files_digest(*files: Path) -> str:
+    """The first DIGITS digits of the sha256 over files, one after the other; UserError if one is unreadable."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()[:DIGITS]
 
 
 def step_folders(output_dir: Path) -> list[Path]:

@@ -10,14 +10,13 @@ Training state stays where it is, and no file names a folder of this machine.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semhitok.checkpoints import RUN_FILE, load_tokenizer, resolve
+from semhitok.checkpoints import RUN_FILE, files_digest, load_tokenizer, resolve
 from semhitok.command_line import CommandLine, silence_libraries
 from semhitok.errors import UserError
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 WORKING_NAME = ".{}.partial"
 CARD = "README.md"
 MEASURED_BY = "eval/reconstruction.py"
-DIGITS = 16  # of the sha256 over a checkpoint's weights, as results tell it
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +72,8 @@ def check_out(out: Path) -> None:
 
 def check_trained(model: SemHiTokModel, checkpoint: Path) -> None:
     """UserError where a codebook has no codes yet."""
-    without = [name for name, m in model.named_modules() if not bool(getattr(m, "initialized", True))]
+    codebooks = {name: m for name, m in model.named_modules() if hasattr(m, "initialized")}
+    without = [name for name, m in codebooks.items() if m.num_codes > 1 and not bool(m.initialized)]
     if without:
         raise UserError(
             f"{checkpoint} has no codes in {without[0]} yet, so nobody can encode with it; train it further (--stage "
@@ -100,23 +99,13 @@ def read_results(path: Path, checkpoint: Path) -> dict:
     results = read_object(path)
     if results.get("program") != MEASURED_BY:
         raise UserError(f"--results {path} is of {results.get('program')!r}; name what {MEASURED_BY} --json wrote")
-    own = weights_digest(checkpoint)
+    own = files_digest(*sorted(checkpoint.glob("*.safetensors")))
     if results.get("fingerprint") != own:
         raise UserError(
             f"--results {path} is of other weights ({results.get('fingerprint')}) than {checkpoint} ({own}); measure "
             f"these: {MEASURED_BY} --model {checkpoint} --data PICTURES --json {path}"
         )
     return results
-
-
-def weights_digest(checkpoint: Path) -> str:
-    """Of a checkpoint's files of weights, as results of eval/ tell them apart."""
-    digest = hashlib.sha256()
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:DIGITS]
 
 
 def write(model: SemHiTokModel, processor: SemHiTokImageProcessor, card: str, out: Path) -> list[str]:

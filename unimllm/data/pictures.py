@@ -75,6 +75,10 @@ class PictureSource:
         """Where the pictures of samples lie, those that cannot be read too."""
         return ", ".join(self.index.key(self.order.picture(sample)) for sample in indices)
 
+    def epochs_at(self, number: int) -> float:
+        """How often so many samples are all of the pictures."""
+        return number / len(self.index)
+
     def _sample(self, sample: int, number: int) -> tuple[np.ndarray, list[Fault]]:
         """(S, S, 3) uint8 of a sample, and what was wrong with the pictures tried before it."""
         rng = np.random.default_rng([self.seed, sample, _SAMPLE])

@@ -1,13 +1,15 @@
-"""The exponential moving average of a run's trained weights, exported beside them: it draws and decodes more evenly."""
+"""The exponential moving average of a run's trained weights, exported beside them."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from semhitok.errors import first_line
 from unimllm.errors import UserError
 
 FILE = "averages.safetensors"
@@ -18,8 +20,8 @@ EXPORTED = "ema"
 class WeightAverage:
     """average = decay * average + (1 - decay) * weights behind every step, float32 whatever the weights are.
 
-    Early on the decay is at most (1 + step) / (10 + step), so that untrained weights do not linger. Buffers, such as a
-    codebook that moves by itself, are exported as they are.
+    In the n-th update the decay is at most (1 + n) / (10 + n), so that untrained weights do not linger. Buffers, such
+    as a codebook that moves by itself, are exported as they are.
 
     Args:
         task: its trained weights are followed; ZeRO 0 to 2, under which every process holds all of them.
@@ -27,16 +29,24 @@ class WeightAverage:
     """
 
     def __init__(self, task: nn.Module, decay: float):
-        self.decay = decay
+        self.decay, self.num_updates = decay, 0
         self.weights = {name: p for name, p in task.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().to(torch.float32, copy=True) for name, p in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights behind `step`, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         weights = [p.detach().float() for p in self.weights.values()]
         torch._foreach_lerp_([*self.average.values()], weights, 1 - decay)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget what was taken in: the average is the weights as they are now."""
+        self.num_updates = 0
+        for name, parameter in self.weights.items():
+            self.average[name].copy_(parameter)
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -52,19 +62,27 @@ class WeightAverage:
                 parameter.copy_(own[name])
 
     def save(self, folder: Path) -> None:
-        """Write it into a checkpoint."""
-        save_file({name: value.cpu().contiguous() for name, value in self.average.items()}, folder / FILE)
+        """Write it into a checkpoint's state."""
+        kept = {name: value.cpu().contiguous() for name, value in self.average.items()}
+        save_file(kept, folder / FILE, {"num_updates": str(self.num_updates)})
 
-    def load(self, folder: Path | None) -> None:
-        """Go on with that of a checkpoint; without any it begins with the weights as they are.
+    def load(self, folder: Path) -> None:
+        """Go on with that of a checkpoint's state; without any it begins with the weights as they are.
 
         Raises:
-            UserError: it is that of other weights.
+            UserError: it is damaged, or that of other weights.
         """
-        if folder is None or not (folder / FILE).is_file():
+        path, remedy = folder / FILE, "remove it to begin anew, or set --train.ema_decay 0"
+        if not path.is_file():
             return
-        kept = load_file(folder / FILE)
+        try:
+            with safe_open(path, "pt") as file:
+                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                num_updates = int(file.metadata()["num_updates"])
+        except Exception as error:  # a damaged file raises safetensors' own
+            raise UserError(f"{path} is damaged ({first_line(error)}); {remedy}") from error
         if kept.keys() != self.average.keys() or any(kept[n].shape != v.shape for n, v in self.average.items()):
-            raise UserError(f"{folder / FILE} is the average of other weights; set --train.ema_decay 0 or remove it")
+            raise UserError(f"{path} is the average of other weights; {remedy}")
+        self.num_updates = num_updates
         for name, value in self.average.items():
             value.copy_(kept[name])

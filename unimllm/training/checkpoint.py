@@ -20,7 +20,7 @@ import transformers
 
 from semhitok.checkpoints import RUN_FILE, latest, resolve
 from semhitok.errors import first_line
-from unimllm.distributed import is_first_process
+from unimllm.distributed import is_first_process, print_once
 from unimllm.errors import UserError
 from unimllm.fingerprint import commit_of
 from unimllm.training.batches import Place
@@ -126,6 +126,21 @@ def describe_run(config: TrainConfig, recipe: dict, apart: str) -> dict:
     }  # fmt: skip
 
 
+def began_from(output_dir: Path, asked: Path | None) -> str | None:
+    """What the run in a folder began from, for its run.json; told where something else is asked for now.
+
+    Args:
+        asked: --init-from; None: nothing.
+    """
+    named, found = str(asked.resolve()) if asked else None, latest(output_dir)
+    before = read_run(found)["recipe"] if found else {}
+    if named and before.get("init_from", named) != named:
+        began = before["init_from"] or "nothing"
+        print_once(f"warning: this run goes on from {found}, which began from {began}; {named} is not read: name a new "
+                   "--output-dir to begin from it")  # fmt: skip
+    return before.get("init_from", named)
+
+
 def load(engine, folder: Path, recipe: dict, apart: str = "", precision: str = "") -> dict:
     """Restore the engine from a checkpoint, of any number of processes, and return its run.json.
 
@@ -151,8 +166,9 @@ def load(engine, folder: Path, recipe: dict, apart: str = "", precision: str = "
         raise UserError(f"{folder} holds no DeepSpeed state to resume from; start a new run with --init-from {folder}")
     other_number = engine.zero_optimization_stage() > 0 and run["world_size"] != dist.get_world_size()
     recipes = run["recipe"], json.loads(json.dumps(recipe))
-    if "precision" in run:  # not of older versions
-        recipes = resolved(recipes[0], run["precision"]), resolved(recipes[1], precision)
+    before = run.get("precision") or recipes[0].get("train", {}).get("precision", "auto")  # of older versions
+    if precision and before != "auto":
+        recipes = resolved(recipes[0], before), resolved(recipes[1], precision)
     changed = "; ".join(changes(*recipes)[:NAMED_CHANGES])
     try:
         with own_options(engine.optimizer):

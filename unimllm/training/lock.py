@@ -11,10 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch.distributed as dist
-
-from unimllm.distributed import is_first_process, rank_and_size
-from unimllm.errors import UserError
+from unimllm.distributed import is_first_process, refuse_together
 
 try:
     import fcntl
@@ -32,11 +29,7 @@ def claim(output_dir: Path) -> None:
     Raises:
         UserError: another run has it; on every rank.
     """
-    refused: list[str | None] = [_take(output_dir) if is_first_process() else None]
-    if rank_and_size()[1] > 1:
-        dist.broadcast_object_list(refused, src=0)
-    if refused[0]:
-        raise UserError(refused[0])
+    refuse_together(_take(output_dir) if is_first_process() else None)
 
 
 def release(output_dir: Path) -> None:

@@ -117,8 +117,7 @@ def train(
     recipe = recipe or {"train": asdict(config)}
     rank, world_size = start_processes()
     engine, optimizer, run = _begin(task, config, output_dir, recipe, world_size, passed_over)
-    place, cpu_before, last_save = run["place"], run["cpu_seconds"], time.monotonic()
-    about = checkpoint.describe_run(config, recipe, run["apart"])
+    place, last_save, about = run["place"], time.monotonic(), checkpoint.describe_run(config, recipe, run["apart"])
     saver = Saver(engine, task, output_dir, export, config, run.get("best"))
     skipped = FaultLog(run.get("skipped") if rank == 0 else None)
     observer = Observer(engine, task, config, output_dir, place.step, recipe, draw_pictures, held_out, source)
@@ -130,8 +129,8 @@ def train(
             _prepare_step(optimizer, config, place.step, rank)
             values = take_step(engine, task, batches, before_step, place, skipped, source, config.skip_steps)
             place = place.later(config.batch_size)
-            saver.follow(place.step)
-            observer.after(place.step, values)
+            saver.follow()
+            observer.after(place, values)
             is_best = saver.note(place.step, observer.validated)
             is_due, stopped_by = _what_is_due(last_save, is_best, config, ending, engine.device)
             is_last = place.step == config.max_steps
@@ -139,7 +138,7 @@ def train(
                 batches.close()  # before the save: data workers that were sent the signal, too, do not live for ever
             if is_due or config.saves_at(place.step):
                 with observer.clock_stopped():
-                    told = {"cpu_seconds": cpu_before + time.process_time(), "skipped": _over_ranks(skipped)}
+                    told = {"cpu_seconds": run["cpu_seconds"] + time.process_time(), "skipped": _over_ranks(skipped)}
                     saver.save(_so_far(place, values, observer.validated or run.get("validation")) | told | about)
                 last_save = time.monotonic()
                 if stopped_by and not is_last:

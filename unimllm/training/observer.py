@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unimllm.data.faults import FaultLog
-from unimllm.training.batches import SampleSource
+from unimllm.training.batches import Place, SampleSource
 from unimllm.training.config import TrainConfig
 from unimllm.training.step_log import Curves, Speed, StepLog
 from unimllm.training.validation import HeldOut, validation_losses
@@ -43,11 +43,13 @@ class Observer:
             speed, epochs_at = Speed(engine.device, dist.get_world_size()), getattr(source, "epochs_at", None)
             self.log = StepLog(curves, config, first_step, speed, epochs_at)
 
-    def after(self, step: int, values: dict[str, float]) -> None:
-        """Log what a step returned, {} of one that was passed over, and whatever is due at it; called by all ranks."""
-        config = self.config
+    def after(self, place: Place, values: dict[str, float]) -> None:
+        """Log what the step before `place` returned, {} where it was passed over, and whatever is due at it; called by
+        all ranks.
+        """
+        config, step = self.config, place.step
         if self.log:
-            self.log.add(step, values)
+            self.log.add(step, values, place.sample)
         if self.draw_pictures and config.picture_every and step % config.picture_every == 0:
             self._show(step)
         is_last = step == config.max_steps

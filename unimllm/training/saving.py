@@ -13,14 +13,14 @@ from torch import nn
 
 from semhitok.checkpoints import BEST, RUN_FILE, folder_name, latest, step_folders, step_of
 from semhitok.errors import first_line
-from unimllm.distributed import barrier, is_first_process
+from unimllm.distributed import barrier, is_first_process, refuse_together
 from unimllm.errors import UserError
 from unimllm.training.apart import shown
 from unimllm.training.averages import EXPORTED, WeightAverage
 from unimllm.training.checkpoint import STATE_FOLDER
 from unimllm.training.config import TrainConfig
 from unimllm.training.in_place import gathered
-from unimllm.training.validation import mean_loss
+from unimllm.training.validation import codes_are_to_come, mean_loss
 
 NO_ROOM = 1 << 20  # free bytes of a disk that count as none
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -50,19 +50,29 @@ class Saver:
         self.engine, self.task, self.output_dir, self.export, self.config = engine, task, output_dir, export, config
         self.best = best if best and (output_dir / folder_name(best["step"]) / RUN_FILE).is_file() else None
         self.warned = False
-        self.average = None
+        self.average = WeightAverage(task, config.ema_decay) if config.ema_decay and is_first_process() else None
+        refuse_together(self._go_on_with_average())
         if is_first_process():
-            if config.ema_decay:
-                self.average = WeightAverage(task, config.ema_decay)
-                self.average.load(latest(output_dir))
             for broken_off in output_dir.glob(".step-*.partial"):  # by a kill
                 shutil.rmtree(broken_off, ignore_errors=True)
             self._point_to_best()
 
-    def follow(self, step: int) -> None:
-        """Take the weights behind a step into their average, on rank 0."""
-        if self.average:
-            self.average.update(step)
+    def _go_on_with_average(self) -> str | None:
+        """Load the average of the newest checkpoint, on rank 0; what to say where it cannot be."""
+        found = latest(self.output_dir) if self.average else None
+        try:
+            if found:
+                self.average.load(found / STATE_FOLDER)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def follow(self) -> None:
+        """Take the weights behind a step into their average, on rank 0; it begins when all codebooks have."""
+        if self.average and codes_are_to_come(self.task):
+            self.average.restart()
+        elif self.average:
+            self.average.update()
 
     def note(self, step: int, validated: dict | None) -> bool:
         """Whether a step is the best so far, so that it is to be saved.
@@ -97,16 +107,14 @@ class Saver:
                 partial.mkdir(parents=True)
             barrier()
             self.engine.save_checkpoint(str(partial), tag=STATE_FOLDER, save_latest=False)
+            told = json.dumps(run | {"best": self.best}, indent=1)
             with gathered(self.engine.parameters()), shown(self.task):
                 if first:
                     self.export(partial)
                 if self.average:
-                    self.average.save(partial)
-                    (partial / EXPORTED).mkdir()
-                    with self.average.in_place():
-                        self.export(partial / EXPORTED)
+                    self._export_average(partial, told)
             if first:
-                (partial / RUN_FILE).write_text(json.dumps(run | {"best": self.best}, indent=1))
+                (partial / RUN_FILE).write_text(told)
         if first:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -114,6 +122,15 @@ class Saver:
             self._delete_old()
         barrier()
         return final
+
+    def _export_average(self, partial: Path, told: str) -> None:
+        """The average as state to go on with, and as a model with the run's run.json."""
+        self.average.save(partial / STATE_FOLDER)
+        folder = partial / EXPORTED
+        folder.mkdir()
+        with self.average.in_place():
+            self.export(folder)
+        (folder / RUN_FILE).write_text(told)
 
     def _delete_old(self) -> None:
         """The newest stay, the best, and those that `keep_every` names."""

@@ -152,11 +152,12 @@ class StepLog:
         self.sums: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
 
-    def add(self, step: int, values: dict[str, float]) -> None:
+    def add(self, step: int, values: dict[str, float], sample: int = 0) -> None:
         """Note a step; a part of the loss that some steps lack is the mean of those that have it.
 
         Args:
             values: {} of a step that was passed over.
+            sample: of the source, the one that comes next.
         """
         if not values:
             tell(f"step {step}/{self.config.max_steps} passed over, by train.skip_steps")
@@ -172,7 +173,7 @@ class StepLog:
         speed = self.speed.values(self.sums, seconds)
         rows = steps * self.config.batch_size / seconds  # of samples, where the task counts these; else samples
         speed = {"rows_per_second" if "samples_per_second" in speed else "samples_per_second": rows} | speed
-        epoch = {"epoch": self.epochs_at(step * self.config.batch_size)} if self.epochs_at else {}
+        epoch = {"epoch": self.epochs_at(sample)} if self.epochs_at else {}
         eta = (now - self.start) / (step - self.first_step) * (self.config.max_steps - step)
         rate = self.config.learning_rate_at(step - 1)
         parts = " ".join(f"{name} {value:.4f}" for name, value in means.items() if name != "loss")
