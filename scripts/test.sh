@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: ruff and pytest, in .venv. Options go to pytest: bash scripts/test.sh -k images
+# All checks: ruff and pytest, in .venv, on two to four cores at once. Options go to pytest: bash scripts/test.sh -k images
 set -euo pipefail
 
 # shellcheck source=scripts/install.sh
@@ -36,5 +36,7 @@ begin "ruff"
 took
 
 begin "pytest"
-"$VENV_PYTHON" -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the tests share the cores as it is
+workers="$("$VENV_PYTHON" -c 'import os; print(max(2, min(4, os.cpu_count() or 1)))')"
+"$VENV_PYTHON" -m pytest -n "$workers" --dist loadfile "$@"
 took
