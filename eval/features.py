@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from semhitok import SemHiTokModel
-from semhitok.checkpoints import load_tokenizer, resolve
+from semhitok.checkpoints import load_tokenizer
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
-from unimllm.fingerprint import weights_fingerprint
+from unimllm.image_tokenizer import open_measured
 from unimllm.images import check_writable
-from unimllm.inference import folder_of
 from unimllm.metrics.intervals import percentiles, resampled_sums
 from unimllm.report import (
     as_range,
@@ -69,9 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         check_writable(args.json)
     silence_libraries()
-    folder = resolve(folder_of(args.model))
-    tokenizer, _ = load_tokenizer(str(folder), args.device)
-    weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
+    folder, tokenizer, weights = open_measured(args.model, args.device, load_tokenizer)
     world, renderer = WorldConfig(tokenizer.config.image_size, trained_classes(folder) or CLASSES_24).open()
     probed = [world.sample(sample_rng(TRAINING_SEED, i)) for i in range(args.training)]
     examined = examined_scenes(world, args.seed, args.limit or NUM_EXAMINED, args.split)

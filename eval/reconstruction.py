@@ -31,16 +31,14 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from semhitok.checkpoints import resolve
 from semhitok.image_processing_semhitok import to_pixel_values, to_uint8
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, PackedPictures, cropped_batches, open_sequential
 from unimllm.errors import UserError
-from unimllm.fingerprint import DIGITS, weights_fingerprint
+from unimllm.fingerprint import DIGITS
 from unimllm.grid import draw_grid
-from unimllm.image_tokenizer import load_image_tokenizer
+from unimllm.image_tokenizer import open_measured
 from unimllm.images import check_writable, picture_format, save_picture
-from unimllm.inference import folder_of
 from unimllm.metrics.codes import code_use
 from unimllm.metrics.comparison import (
     add_comparison,
@@ -136,9 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         picture_format(args.grid)
         check_writable(args.grid)
     silence_libraries()
-    folder = resolve(folder_of(args.model))
-    tokenizer, _ = load_image_tokenizer(str(folder), args.device)
-    weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
+    folder, tokenizer, weights = open_measured(args.model, args.device)
     nets, lpips = open_networks(args, tokenizer.device)
     if not nets and hasattr(tokenizer, "vision_features"):
         nets = [tokenizer_net(tokenizer)]

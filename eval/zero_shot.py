@@ -24,15 +24,14 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from semhitok import SemHiTokModel
-from semhitok.checkpoints import load_tokenizer, resolve
+from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import to_pixel_values
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
-from unimllm.fingerprint import weights_fingerprint
+from unimllm.image_tokenizer import open_measured
 from unimllm.images import check_writable
-from unimllm.inference import folder_of
 from unimllm.json_rows import read_text
 from unimllm.metrics.intervals import bootstrap_mean
 from unimllm.report import as_range, describe_run, describe_start, model_told, open_table, print_table, write_json
@@ -70,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.json)
     silence_libraries()
     classes = find_classes(args.data, args.classes)
-    folder = resolve(folder_of(args.model))
-    tokenizer, _ = load_tokenizer(str(folder), args.device)
-    weights = weights_fingerprint(folder)  # of those that are measured: a run that goes on may write others
+    _, tokenizer, weights = open_measured(args.model, args.device, load_tokenizer)
     siglip, text_tokenizer = load_siglip(args.teacher, tokenizer)
     texts = text_embeddings(siglip, text_tokenizer, list(classes.values()), args.template)
     right: dict[str, list[np.ndarray]] = {f"{name}_top{k}": [] for name in INPUTS for k in (1, TOP)}
@@ -85,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
                 right[f"{name}_top{TOP}"].append((nearest == label).any(1))
     for key, reason in skipped.items():
         print(f"skipped: {key}: {reason}", file=sys.stderr)
+    if not right["continuous_top1"]:
+        raise UserError(f"none of the {len(skipped)} pictures in --data {args.data} can be read")
     results = summarize({name: np.concatenate(parts).astype(float) for name, parts in right.items()})
     results |= {"num_classes": len(classes), "templates": args.template, "teacher": args.teacher, "skipped": skipped}
     results |= {"data": str(args.data), "limit": args.limit} | model_told(tokenizer)

@@ -16,7 +16,8 @@ from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
 from unimllm.inference import DEFAULT_MODEL
-from unimllm.training.language_model import OPTIONS, train_language_model
+from unimllm.training.language_model import train_language_model
+from unimllm.training.language_options import OPTIONS
 from unimllm.training.language_plan import build_on_meta, describe_data, planned_tokenizer
 from unimllm.training.overrides import parse_arguments
 from unimllm.training.presets import PRETRAIN_PRESETS, SFT_PRESETS

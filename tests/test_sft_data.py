@@ -18,7 +18,7 @@ import unimllm
 from unimllm.data.open_data import differences
 from unimllm.data.sample_index import check_one_root
 from unimllm.errors import UserError
-from unimllm.training import checkpoint, language_model
+from unimllm.training import checkpoint, language_model, language_options
 from unimllm.training.presets import SFT_PRESETS
 
 SFT = Path(__file__).parent.parent / "train" / "sft.py"
@@ -107,10 +107,10 @@ def test_two_processes_go_on_where_one_stopped(command, tmp_path):
     ],
 )
 def test_another_beginning_than_that_of_the_run_gone_on_with_is_told(before, told, capsys):
-    language_model.warn_of_start(before, "a", Path("step-000001"))
+    checkpoint.warn_of_start(before, "a", Path("step-000001"))
     out = capsys.readouterr().out
     assert told in out and bool(told) == out.startswith("warning: ")
-    language_model.warn_of_start(before, None, Path("step-000001"))  # nothing is named, or what is gone
+    checkpoint.warn_of_start(before, None, Path("step-000001"))  # nothing is named, or what is gone
     assert capsys.readouterr().out == ""
 
 
@@ -166,7 +166,7 @@ def test_a_beginning_that_was_stopped_is_told(step, told, tmp_path, capsys):
     begin = tmp_path / "x"
     begin.mkdir()
     (begin / "run.json").write_text(json.dumps({"step": step, "recipe": {"train": {"max_steps": 400}}}))
-    language_model.warn_of_stopped(str(begin))
+    checkpoint.warn_of_stopped(str(begin))
     out = capsys.readouterr().out
     assert told in out and bool(told) == out.startswith("warning: --init-from ")
 
@@ -238,7 +238,7 @@ def test_validation_data_in_a_folder_that_is_trained_on_is_refused(tmp_path, mon
 
     def check(data: str, validation: str):
         args = Namespace(data=[data], validation_data=[validation], format=None, overrides={})
-        language_model.check_validation(args, recipe, language_model.found_files(args))
+        language_options.check_validation(args, recipe, language_options.found_files(args))
 
     for data, validation in (
         (f"{tmp_path}/mine", f"{tmp_path}/link.json"), ("~/mine:2", "~/mine/more"), ("~/mine/more/b.json", "~/mine")

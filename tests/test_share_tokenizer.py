@@ -22,14 +22,14 @@ from unimllm.fingerprint import weights_fingerprint
 RUN = {
     "step": 20, "world_size": 2, "commit": "abc123-dirty", "preset": "photos_128", "stage": "pixel",
     "recipe": {"train": {"max_steps": 4000, "batch_size": 64, "precision": "fp32", "seed": 0},
-               "data": {"paths": ["/home/somebody/pictures"], "pictures": 12345, "fingerprint": "0123456789ab"}},
+               "data": {"paths": ["/of/somebody/pictures"], "pictures": 12345, "fingerprint": "0123456789ab"}},
 }  # fmt: skip
 RESULTS = {
-    "program": "eval/reconstruction.py", "data": "/home/somebody/imagenet/val", "split": None, "resolution": 16,
+    "program": "eval/reconstruction.py", "data": "/of/somebody/imagenet/val", "split": None, "resolution": 16,
     "num_pictures": 1500, "psnr": 21.234, "ssim": 0.61234, "commit": "def456", "limited": False,
     "intervals": {"psnr": [21.1, 21.4], "ssim": [None, None]}, "flat_code_use": 0.5, "semantic_code_use": 0.75,
     "frechet": {"FD(own SigLIP)": {"distance": 3.21}},
-    "command": "python eval/reconstruction.py --model /home/somebody/run",
+    "command": "python eval/reconstruction.py --model /of/somebody/run",
 }  # fmt: skip
 
 

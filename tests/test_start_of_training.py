@@ -480,3 +480,24 @@ def test_codes_begin_within_the_run_or_go_on(capsys):
     assert (
         capsys.readouterr().out == "the codes of --init-from go on from the first step: quantize_after 2 is not used\n"
     )
+
+
+def note_run(folder: Path, step: int, **recipe) -> None:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"step": step, "recipe": {"train": {"max_steps": 9}} | recipe}))
+
+
+def test_what_a_tokenizer_s_run_began_from_is_kept_and_another_beginning_told(tmp_path, capsys):
+    """Also where it began from a run that was stopped; --init-from may name the run or its checkpoint."""
+    first, other, run = tmp_path / "first", tmp_path / "other", tmp_path / "run"
+    note_run(first / "step-000004", 4), note_run(other / "step-000009", 9)
+    assert checkpoint.began_from(run, other) == str(other) and not capsys.readouterr().out
+    assert checkpoint.began_from(run, None) is None and not capsys.readouterr().out
+    for named in (first, first / "step-000004"):
+        assert checkpoint.began_from(run, named) == str(named)
+        assert "step-000004 was stopped at step 4 of 9" in capsys.readouterr().out
+    note_run(run / "step-000002", 2, init_from=str(first))
+    for named in (first, None):
+        assert checkpoint.began_from(run, named) == str(first) and not capsys.readouterr().out
+    assert checkpoint.began_from(run, other) == str(first)
+    assert f"which began from {first}; {other} is not read" in capsys.readouterr().out

@@ -9,7 +9,8 @@ from what this writes.
 """
 
 from unimllm.errors import UserError
-from unimllm.training.language_model import OPTIONS, train_language_model
+from unimllm.training.language_model import train_language_model
+from unimllm.training.language_options import OPTIONS
 from unimllm.training.overrides import parse_arguments, run_program
 from unimllm.training.presets import PRETRAIN_PRESETS
 from unimllm.training.start_model import backbone_name, check_words_stay, freeze_language_model

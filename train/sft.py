@@ -16,7 +16,8 @@ A run starts from a new model, from a trained language model (--language-model),
 that with its own image tokenizer or with one that was trained further (--init-from MODEL --image-tokenizer TOKENIZER).
 """
 
-from unimllm.training.language_model import OPTIONS, train_language_model
+from unimllm.training.language_model import train_language_model
+from unimllm.training.language_options import OPTIONS
 from unimllm.training.overrides import parse_arguments, run_program
 from unimllm.training.presets import SFT_PRESETS
 

@@ -1,13 +1,18 @@
 """The image tokenizers of both families behind one function: what `encode`s pictures and `decode`s them again."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from semhitok.auto import tokenizer_class
-from semhitok.checkpoints import find_tokenizer, load_whole
+from semhitok.checkpoints import find_tokenizer, load_whole, resolve
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor
 from unimllm.cheers.autoencoder import CheersVae
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig
 from unimllm.errors import UserError
+from unimllm.fingerprint import weights_fingerprint
+from unimllm.inference import folder_of
 
 AUTOENCODERS = (CheersVaeConfig.model_type, CheersConfig.model_type)
 
@@ -27,6 +32,23 @@ def load_image_tokenizer(
     back to pictures; `config.image_size` and `config.num_positions`.
     """
     return load_whole(image_tokenizer_class, find_tokenizer(model, option), device)
+
+
+def open_measured(
+    model: Path | None, device: str | None, load: Callable = load_image_tokenizer
+) -> tuple[Path, PreTrainedModel, str | None]:
+    """What a program of eval/ measures.
+
+    Args:
+        model: a folder, or None for the model that ships.
+        load: `load_image_tokenizer`, or `load_tokenizer` where it has to have codes.
+
+    Returns:
+        (the checkpoint, its image tokenizer, the fingerprint of its weights: a run that goes on may write others).
+    """
+    folder = resolve(folder_of(model))
+    tokenizer, _ = load(str(folder), device)
+    return folder, tokenizer, weights_fingerprint(folder)
 
 
 def load_autoencoder(model: str, option: str) -> CheersVae:

@@ -1,12 +1,37 @@
-"""What the models of both families are called with, as transformers has it: ids, and what else they shall return.
+"""What the models of both families are called with and return, as transformers has it.
 
-Shapes: B rows, T positions.
+Shapes: B rows, T positions, V text ids, H hidden channels.
 """
 
+from dataclasses import dataclass
+
 import torch
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 CAPTURED = ("output_hidden_states", "output_attentions")
+
+
+@dataclass
+class UnifiedOutput(ModelOutput):
+    """What `forward` returns.
+
+    Attributes:
+        loss: scalar, where labels were given.
+        losses: its parts by name, each a mean over its own targets, or over `num_items`.
+        logits: (B, T or fewer, V) over text ids; pictures have none here (see `generate`).
+        past_key_values: the cache.
+        last_hidden_state: (B, T, H).
+        hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def given_ids(

@@ -268,15 +268,19 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         self.semantic.codebook.initialize(torch.cat(semantic).flatten(0, 1))
         self.pixel.codebook.initialize(torch.cat([self.pixel.encode(pictures) for pictures in batches]).flatten(0, 1))
 
+    def _take(self, sizes: dict, known: tuple[str, ...]) -> None:
+        """Write sizes of these names into the config."""
+        for name, value in sizes.items():
+            assert name in known, name
+            setattr(self.config, name, value)
+
     def replace_decoder(self, **sizes) -> None:
         """An untrained pixel decoder of other sizes in the place of the old one: same codes (Enhance Decoder).
 
         Args:
             sizes: values of `DECODER_SIZES` of the config.
         """
-        for name, value in sizes.items():
-            assert name in DECODER_SIZES, name
-            setattr(self.config, name, value)
+        self._take(sizes, DECODER_SIZES)
         self.pixel.decoder = build_pixel_decoder(self.config).to(self.device, self.dtype)
         self.pixel.decoder.apply(self._init_weights)
 
@@ -286,9 +290,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
         Args:
             sizes: values of `PIXEL_SIZES` of the config.
         """
-        for name, value in sizes.items():
-            assert name in PIXEL_SIZES, name
-            setattr(self.config, name, value)
+        self._take(sizes, PIXEL_SIZES)
         self.pixel = PixelBranch(self.config).to(self.device, self.dtype)
         self.pixel.apply(self._init_weights)
 

@@ -26,32 +26,19 @@ from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import euler_schedule, path, velocity
-from unimllm.model_inputs import captured, given_ids, states
+from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
 
 
 @dataclass
-class CheersOutput(ModelOutput):
-    """What `forward` returns.
+class CheersOutput(UnifiedOutput):
+    """What `forward` returns; parts of the loss are "text" and "flow".
 
     Attributes:
-        loss: scalar, where labels were given.
-        losses: its parts "text" and "flow", each a mean over its own targets, or over `num_items`.
-        logits: (B, T or fewer, V).
-        past_key_values: the cache.
-        last_hidden_state: (B, T, H).
-        hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
         velocities: (pictures with a flow loss, C, h, h), where labels were given.
         semantics: of those pictures what the flow head draws first, Z', (pictures with a flow loss, L, D).
         with_flow: which pictures these are, (P,) bool.
     """
 
-    loss: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     velocities: torch.Tensor | None = None
     semantics: torch.Tensor | None = None
     with_flow: torch.Tensor | None = None

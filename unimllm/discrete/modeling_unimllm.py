@@ -7,14 +7,13 @@ Shapes: B rows, T positions, N positions of a picture, V text ids, H hidden chan
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
@@ -24,29 +23,7 @@ from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_h
 from unimllm.discrete.sampling import Sampler, with_unconditional
 from unimllm.discrete.varlen import attention_arguments
 from unimllm.drawing import check_finite, check_option, check_prompt_ids, choose_seeds, save_drawing_options
-from unimllm.model_inputs import captured, given_ids, states
-
-
-@dataclass
-class UniMLLMOutput(ModelOutput):
-    """What `forward` returns.
-
-    Attributes:
-        loss: scalar, where labels were given.
-        losses: its parts by name, each a mean over its own targets.
-        logits: (B, T or fewer, V) over text ids; image ids have no logits here (see `generate`).
-        past_key_values: the cache.
-        last_hidden_state: (B, T, H).
-        hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
-    """
-
-    loss: torch.Tensor | None = None
-    losses: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
 
 
 class CodeAdapter(nn.Module):
@@ -224,7 +201,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         logits_to_keep: int = 0,
         **kwargs,
-    ) -> UniMLLMOutput:
+    ) -> UnifiedOutput:
         """Losses where `labels` are given, text logits otherwise.
 
         Args:
@@ -264,9 +241,9 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if labels is not None:
             loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
-            return UniMLLMOutput(loss=loss, losses=losses, **states(outputs))
+            return UnifiedOutput(loss=loss, losses=losses, **states(outputs))
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return UniMLLMOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
+        return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
 
     def losses(
         self,

@@ -133,12 +133,34 @@ def began_from(output_dir: Path, asked: Path | None) -> str | None:
         asked: --init-from; None: nothing.
     """
     named, found = str(asked.resolve()) if asked else None, latest(output_dir)
-    before = read_run(found)["recipe"] if found else {}
-    if named and before.get("init_from", named) != named:
-        began = before["init_from"] or "nothing"
-        print_once(f"warning: this run goes on from {found}, which began from {began}; {named} is not read: name a new "
-                   "--output-dir to begin from it")  # fmt: skip
+    if not found:
+        warn_of_stopped(asked and (latest(asked) or asked))
+        return named
+    before = read_run(found)["recipe"]
+    warn_of_start(before, named, found)
     return before.get("init_from", named)
+
+
+def warn_of_start(before: dict, asked: str | None, found: Path) -> None:
+    """Say so where a run began from something else than is asked for now, for that is not read.
+
+    Args:
+        before: the recipe of the run, which is gone on with from `found`.
+        asked: its whole path, or hub id; None: nothing.
+    """
+    began = before.get("init_from") or before.get("language_model") or "an untrained model"
+    if "init_from" in before and asked and began != asked:
+        print_once(f"warning: this run goes on from {found}, which began from {began}; {asked} is not read: name a new "
+                   "--output-dir to begin from it")  # fmt: skip
+
+
+def warn_of_stopped(start: str | Path | None) -> None:
+    """Say so where a new run begins from one that was stopped before its end."""
+    if start and (Path(start) / RUN_FILE).is_file():
+        began = read_run(Path(start))
+        step, max_steps = began["step"], began["recipe"]["train"]["max_steps"]
+        if step < max_steps:
+            print_once(f"warning: --init-from {start} was stopped at step {step:,} of {max_steps:,}")
 
 
 def load(engine, folder: Path, recipe: dict, apart: str = "", precision: str = "") -> dict:

@@ -44,8 +44,6 @@ def check_options(args: Namespace, recipe: SftRecipe) -> None:
         raise UserError("--teacher: the model of --init-from has its SigLIP; leave it out")
     if args.codes:
         raise UserError("--codes: this family reads pictures, not codes; leave it out")
-    if not recipe.time_shift > 0:
-        raise UserError(f"--time_shift {recipe.time_shift}: it must be above 0 (1: uniform times)")
     if recipe.lora_rank or recipe.quantize_base:
         raise UserError("--lora_rank and --quantize_base are for models of codes; this family is trained whole")
     if recipe.attention.startswith("flash_attention") or recipe.attention == VARLEN:

@@ -11,15 +11,11 @@ from einops import rearrange
 from transformers import PreTrainedModel
 
 from semhitok.image_processing_semhitok import to_uint8
-from unimllm.chat_templates import CHAT_TEMPLATES, TRAINING_TEMPLATES
-from unimllm.command_line import number
-from unimllm.data.mixture import parse_ratios
 from unimllm.data.open_data import DataOptions, differences, open_data, open_validation
-from unimllm.data.sample_index import FORMATS, check_one_root, find_files, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.four_bits import quantize_linear
 from unimllm.discrete.lora import FOLDER as LORA_FOLDER
-from unimllm.discrete.lora import import_peft, is_adapted, merged_state, save_lora
+from unimllm.discrete.lora import is_adapted, merged_state, save_lora
 from unimllm.distributed import is_first_process, print_once
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
@@ -27,8 +23,9 @@ from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import RUN_FILE, latest, place_of, prepare_output, read_run
+from unimllm.training.checkpoint import latest, place_of, prepare_output, read_run, warn_of_start, warn_of_stopped
 from unimllm.training.families import family_of
+from unimllm.training.language_options import check_options
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
 from unimllm.training.loop import start_processes, train
 from unimllm.training.overrides import as_dict, check_taken, sizes_told
@@ -37,8 +34,6 @@ from unimllm.training.seeding import seed_everything
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
-    check_four_bits,
-    check_words_stay,
     choose_attention,
     choose_trained,
     open_text_tokenizer,
@@ -51,34 +46,6 @@ from unimllm.training.validation import HeldOut
 
 SCENE_SEED = 7000  # of the pictures; apart from those that trained the tokenizer
 VALIDATION_SCENES = 512
-Found = dict[str, list[tuple[Path, str]] | None]
-
-ABOUT_SCENES = {
-    "drawing_share": "--ratios U:D:T sets the shares of understanding, drawing and text",
-    "sequential_share": "its conversations are learnt as they are; leave it out",
-    "num_scenes": "it takes all samples; leave it out",
-}
-"""Fields of a recipe that do nothing with --data, and what to do instead; those of `world` neither."""
-
-OPTIONS = {
-    "image_tokenizer": {"help": "a checkpoint of train/tokenizer.py (default: the last stage in runs/PRESET)"},
-    "teacher": {"help": "folder or hub id of a SigLIP for a new CHEERS (default: the preset's in runs)"},
-    "language_model": {"help": "folder or hub id of a causal language model to start from (default: the preset's)"},
-    "chat_template": {"help": f"of --language-model, instead of its own: {', '.join(CHAT_TEMPLATES)}, or a file"},
-    "data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE[:WEIGHT]",
-             "help": "files, folders of them, or names of Hugging Face datasets, instead of scenes"},
-    "validation_data": {"nargs": "+", "action": "extend", "default": [], "metavar": "PLACE",
-                        "help": "as --data, never trained on: the loss on each, every --train.validate_every steps"},
-    "format": {"choices": list(FORMATS), "help": "what --data is, where it is not recognised"},
-    "image_root": {"type": Path, "help": "folder that the data's paths of pictures begin in (default: each file's)"},
-    "ratios": {"metavar": "U:D:T", "help": "shares of understanding, drawing and text (default: the data's own)"},
-    "codes": {"type": Path, "help": "folder of `python -m unimllm.encode`, read instead of the pictures"},
-    "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used"},
-    "text_tokenizer": {"help": "folder or hub id of a text tokenizer for --data (default: the model's)"},
-    "dry_run": {"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
-                "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},
-}  # fmt: skip
-"""Options of both programs beside `parse_arguments`' own."""
 
 
 def train_language_model(
@@ -167,15 +134,6 @@ def go_on(args: Namespace, recipe: SftRecipe, found: Path) -> dict:
     return about
 
 
-def warn_of_stopped(start: str | None) -> None:
-    """Say so where a new run begins from one that was stopped before its end."""
-    if start and (Path(start) / RUN_FILE).is_file():
-        began = read_run(Path(start))
-        step, max_steps = began["step"], began["recipe"]["train"]["max_steps"]
-        if step < max_steps:
-            print_once(f"warning: --init-from {start} was stopped at step {step:,} of {max_steps:,}")
-
-
 def real_place(name: str | None) -> str | None:
     """The whole path of a folder; a hub id, or what is not there, as it is written."""
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
@@ -187,19 +145,6 @@ def named_start(args: Namespace) -> str | None:
         return starting_point(args) or args.language_model
     except UserError:
         return None
-
-
-def warn_of_start(before: dict, asked: str | None, found: Path) -> None:
-    """Say so where a run began from something else than is asked for now, for that is not read.
-
-    Args:
-        before: the recipe of the run, which is gone on with from `found`.
-        asked: of `named_start`.
-    """
-    began = before.get("init_from") or before.get("language_model") or "an untrained model"
-    if "init_from" in before and asked and began != asked:
-        print_once(f"warning: this run goes on from {found}, which began from {began}; {asked} is not read: name a new "
-                   "--output-dir to begin from it")  # fmt: skip
 
 
 def picture_drawer(
@@ -248,91 +193,6 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
         print("\n".join(notes + describe_data(args, tokenizer, num_ids)))
     if args.init_from or args.language_model or args.image_tokenizer:
         print("the sizes are the preset's; the checkpoints are read by the run itself")
-
-
-def check_options(args: Namespace, recipe: SftRecipe) -> None:
-    """UserError for data that is not there, before a model is built, and for options that something else decides."""
-    for field in ("language_model", "chat_template"):
-        if field in args.overrides:
-            raise UserError(f"--{field}: write --{field.replace('_', '-')}")
-    family_of(recipe.model).check_options(args, recipe)
-    check_about_data(args)
-    if args.language_model and args.init_from:
-        raise UserError("--language-model and --init-from both name a language model to start from; choose one")
-    if args.chat_template and not backbone_name(args, recipe):
-        raise UserError("--chat-template is for --language-model; other models have their own")
-    if args.text_tokenizer and (args.init_from or backbone_name(args, recipe)):
-        raise UserError("--text-tokenizer: a trained language model reads its own tokenizer alone; leave it out")
-    if recipe.training_template and recipe.training_template not in TRAINING_TEMPLATES:
-        raise UserError(f"--training_template {recipe.training_template} is none of {', '.join(TRAINING_TEMPLATES)}")
-    if recipe.training_template and not args.data:
-        raise UserError("--training_template is for --data: scenes are spoken of by the model's own chat template")
-    if recipe.attention.startswith("flash_attention") and (recipe.train.compile or not args.data):
-        why = "set train.compile false" if args.data else "rows of scenes have branches, which it cannot tell apart"
-        raise UserError(f"--attention {recipe.attention}: {why}; or use sdpa")
-    if recipe.quantize_base:
-        check_four_bits(recipe)
-    if recipe.lora_rank:
-        import_peft()
-        check_words_stay(recipe)
-        if not args.init_from and not latest(args.output_dir):
-            raise UserError("LoRA tunes a unified model that was trained: name it with --init-from")
-        if args.image_tokenizer:
-            raise UserError("LoRA goes over a model as it is; train it whole over another --image-tokenizer first")
-    if recipe.world is None and not args.data:
-        raise UserError(f"--preset {args.preset} trains on your data: name files, folders or datasets with --data")
-    found = found_files(args)
-    if args.image_root and not args.image_root.is_dir():
-        raise UserError(f"--image-root {args.image_root}: no such folder")
-    check_validation(args, recipe, found)
-    if args.codes and not args.image_root:
-        check_one_root([path for files in found.values() for path, kind in files or [] if kind == "JSON"])
-    if args.ratios:
-        parse_ratios(args.ratios)
-
-
-def check_about_data(args: Namespace) -> None:
-    """UserError for options about --data without it, and for those about scenes with it."""
-    for name in ("format", "image_root", "ratios", "codes", "strict", "text_tokenizer", "validation_data"):
-        if getattr(args, name) and not args.data:
-            raise UserError(f"--{name.replace('_', '-')} is about --data, which is not given: scenes need none of it")
-    for name in args.overrides if args.data else ():
-        if name in ABOUT_SCENES or name.startswith("world."):
-            remedy = ABOUT_SCENES.get(name, "leave it out")
-            raise UserError(f"--{name} is about scenes, of which a run with --data has none: {remedy}")
-
-
-def found_files(args: Namespace) -> Found:
-    """What lies at each place of --data and --validation-data, see `find_files`: large folders are searched once."""
-    places = {parse_data(word).place: "--data" for word in args.data}
-    places |= {place: "--validation-data" for place in args.validation_data if place not in places}
-    return {place: find_files(place, args.format, option) for place, option in places.items()}
-
-
-def check_validation(args: Namespace, recipe: SftRecipe, found: Found) -> None:
-    """UserError for validation data that is trained on, and where it and its steps do not meet."""
-    places = [parse_data(word).place for word in args.data]
-    trained_on = {name for place in places for name in real_names(place, found[place])}
-    for place in args.validation_data:
-        shared = real_names(place, found[place]) & trained_on
-        if shared:
-            raise UserError(
-                f"--validation-data {place} is in --data too: {min(shared)}; hold out samples that are not trained on"
-            )
-    if args.validation_data and not recipe.train.validate_every:
-        raise UserError("--validation-data is for every --train.validate_every steps, which is 0; set that too")
-    if args.overrides.get("train.validate_every") and args.data and not args.validation_data:
-        raise UserError(
-            "--train.validate_every needs samples that are not trained on: name them with --validation-data"
-        )
-
-
-def real_names(place: str, files: list[tuple[Path, str]] | None) -> set[str]:
-    """The files found at a place, links followed; of a dataset of Hugging Face (None) its folder or its name."""
-    if files is None:
-        folder = os.path.expanduser(place)
-        return {os.path.realpath(folder) if os.path.isdir(folder) else place}
-    return {os.path.realpath(path) for path, _ in files}
 
 
 # ---- its data ------------------------------------------------------------------------------------------------------
