@@ -21,6 +21,7 @@ from unimllm.conversation import Tokenized
 from unimllm.data.faults import FaultLog
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_discrete
 from unimllm.discrete.varlen import NAME as VARLEN
+from unimllm.training.attention import choose_attention
 from unimllm.training.batches import Place
 from unimllm.training.families import family_of
 from unimllm.training.loop import build_engine, start_processes, take_step
@@ -28,7 +29,6 @@ from unimllm.training.plan import BF16_SHARE, count, count_trained, state_bytes
 from unimllm.training.presets import SftRecipe
 from unimllm.training.presets.cheers import cheers_1_5b_sft
 from unimllm.training.presets.llava import llava15_vicuna7b_sft, unified_qwen25_0_5b_sft, unified_qwen25_7b_sft
-from unimllm.training.start_model import choose_attention
 from unimllm.training.throughput import memory_gib, peak_flops
 
 MICRO_BATCHES = (5, 10, 20)  # rows at once that training is tried with: the preset's own, and more

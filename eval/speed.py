@@ -51,10 +51,10 @@ from unimllm.flow_matching import guide
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.report import describe_machine, write_json
+from unimllm.training.attention import choose_attention
 from unimllm.training.presets.scenes import scenes_64_sft
 from unimllm.training.presets.semhitok import semhitok_256_pixel
 from unimllm.training.sft import SftTask
-from unimllm.training.start_model import choose_attention
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through

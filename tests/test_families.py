@@ -124,12 +124,22 @@ def test_a_cache_goes_on_into_the_next_turn(cheers):
     model, processor = cheers
     turns = [{"role": "user", "content": [{"type": "image", "image": red()}, text("a")]}]
     first, cache = processor([turns]), DynamicCache()
-    model(first["input_ids"][:, :-1], first["pixel_values"], past_key_values=cache, use_cache=True)
+    model(first["input_ids"][:, :-1], first["pixel_values"], cache=cache, use_cache=True)
     turns += [{"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     inputs = processor([turns])
     options = {"generation_mode": "text", "max_new_tokens": 3, "do_sample": False}
-    went_on = model.generate(**inputs, past_key_values=cache, **options)
+    went_on = model.generate(**inputs, cache=cache, **options)
     assert torch.equal(went_on, model.generate(**inputs, **options))
+
+
+def test_the_cache_s_old_name_is_heard(cheers, tiny_checkpoint):
+    """transformers has renamed it; in `kwargs` it would be passed over."""
+    for model, processor in (cheers, load(tiny_checkpoint, "cpu")):
+        ids = processor([[text_message("user", "What is it?")]])["input_ids"]
+        caches = [model(ids[:, :-1], use_cache=True).cache for _ in range(2)]
+        named = model(ids[:, -1:], cache=caches[0]).logits
+        with pytest.warns(FutureWarning, match="past_key_values"):
+            assert torch.equal(model(ids[:, -1:], past_key_values=caches[1]).logits, named)
 
 
 def test_a_forward_gives_a_tuple_where_it_is_asked_to(cheers, tiny_checkpoint):

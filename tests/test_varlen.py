@@ -1,10 +1,12 @@
 """Packed rows through flash attention, flash-attn's or torch's: no mask, but bounds, and the loss of samples alone."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 from transformers import modeling_flash_attention_utils as flash
 
 from unimllm.data.packing import PackedRow, flash_arguments, stack_rows
@@ -12,7 +14,10 @@ from unimllm.discrete import varlen
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
-from unimllm.training.start_model import choose_attention
+from unimllm.training import attention
+from unimllm.training.attention import choose_attention
+from unimllm.training.config import TrainConfig
+from unimllm.training.presets import SftRecipe
 
 OFFSET = tiny_config().image_offset
 SAMPLES = [[8, 9, 10], [11, 4, OFFSET, OFFSET + 3, OFFSET + 7, OFFSET + 1, 5, 1], [12, 13], [14, 15, 16, 17, 18, 19]]
@@ -124,8 +129,10 @@ def test_torch_s_kernel_is_given_the_bounds(monkeypatch):
     monkeypatch.setattr(varlen, "import_varlen", lambda: kernel)
     query, key, value = torch.randn(3, 12, 2, 8).unbind()
     bounds = torch.tensor([0, 5, 12, 12])
+    varlen.flash(query, key, value, bounds, 12, 0.5, 4)
     found = varlen.flash(query, key, value, bounds, 12, 0.5)
-    assert told == [([0, 5, 12, 12], [0, 5, 12, 12], 12, 12, (-1, 0))]
+    places = [0, 5, 12, 12]
+    assert told == [(places, places, 12, 12, (3, 0)), (places, places, 12, 12, (-1, 0))]
     alone = [F.scaled_dot_product_attention(*(x[None, s].transpose(1, 2) for x in (query, key, value)), is_causal=True,
              scale=0.5)[0].transpose(0, 1) for s in (slice(0, 5), slice(5, 12))]  # fmt: skip
     torch.testing.assert_close(found, torch.cat(alone))
@@ -136,13 +143,82 @@ def test_bounds_are_filled_up_with_the_last(batch):
     assert len(bounds) == 64 and bounds[:7] == [0, 3, 11, 12, 14, 20, 24] and set(bounds[7:]) == {24}
 
 
+@pytest.mark.parametrize("config", [MistralConfig, Qwen2Config])
+def test_windows_are_heeded(config):
+    """Of Qwen2's two layers here the second alone has one."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}  # fmt: skip
+    if config is Qwen2Config:
+        sizes |= {"use_sliding_window": True, "max_window_layers": 1}
+    model = AutoModelForCausalLM.from_config(config(**sizes)).eval()
+    embeds, positions = torch.randn(1, 16, 32), torch.tensor([[*range(9), *range(7)]])
+    alone = [model(inputs_embeds=part).logits for part in embeds.split([9, 7], 1)]
+    model.set_attn_implementation("varlen")
+    arguments = varlen.attention_arguments(model.config, embeds, None, positions, False)
+    packed = model(inputs_embeds=embeds, position_ids=positions, use_cache=False, **arguments).logits
+    torch.testing.assert_close(packed, torch.cat(alone, 1))
+
+
 def test_what_varlen_lacks_is_told(monkeypatch):
     query = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="does not cap scores"):
+        varlen.varlen_attention(None, query, query, query, None, softcap=30.0, varlen_bounds=torch.tensor([0, 4]))
     with pytest.raises(ValueError, match="no dropout"):
         varlen.varlen_attention(None, query, query, query, None, dropout=0.1, varlen_bounds=torch.tensor([0, 4]))
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, is_causal: query)
     with pytest.raises(UserError, match="^--attention varlen needs torch 2.11"):
         varlen.import_varlen()
+
+
+# ---- chosen where none is named --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch, capsys):
+    """`open_attention` of a model where there is a GPU with this kernel: (its attention then, what is printed)."""
+
+    def opened(model, kernel, **changes) -> tuple[str, str]:
+        recipe = SftRecipe(TrainConfig(precision="bf16"), model.config)
+        for name, value in changes.items():
+            setattr(recipe.train if hasattr(recipe.train, name) else recipe, name, value)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(varlen, "import_varlen", lambda: kernel)
+        monkeypatch.setattr(attention, "import_varlen", lambda: kernel)
+        monkeypatch.setattr(attention, "try_varlen", partial(attention.try_varlen, device="cpu"))
+        attention.open_attention(model, recipe, has_branches=False)
+        return model.language_model.config._attn_implementation, capsys.readouterr().out
+
+    return opened
+
+
+def in_halves(query, key, value, bounds, *_, scale, window_size):
+    assert query.dtype == torch.bfloat16
+    return varlen.one_by_one(query, key, value, bounds, scale, None if window_size[0] < 0 else window_size[0] + 1)
+
+
+def test_varlen_is_taken_on_a_gpu_that_computes_it(model, on_a_gpu):
+    assert on_a_gpu(model, in_halves) == (
+        "varlen", "attention: varlen, sample by sample without masks (--attention sdpa: with them)\n"
+    )  # fmt: skip
+
+
+def test_a_kernel_that_fails_its_trial_is_left(model, on_a_gpu):
+    def wrong(*arguments, **options):
+        return in_halves(*arguments, **options).roll(1, 0)
+
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image\nat all")
+
+    name, told = on_a_gpu(model, wrong)
+    assert name == "sdpa" and "failed its trial here: it is off by" in told
+    name, told = on_a_gpu(model, broken)
+    assert name == "sdpa" and told.endswith("here: no kernel image\n")
+
+
+@pytest.mark.parametrize("changes", [{"precision": "fp32"}, {"attention": "sdpa"}, {"attention": "eager"}])
+def test_varlen_is_not_forced_on_anybody(model, on_a_gpu, changes):
+    assert on_a_gpu(model, in_halves, **changes) == (changes.get("attention", "sdpa"), "")
 
 
 # ---- the others ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class UnifiedOutput(ModelOutput):
         loss: scalar, where labels were given.
         losses: its parts by name, each a mean over its own targets, or over `num_items`.
         logits: (B, T or fewer, V) over text ids; pictures have none here (see `generate`).
-        past_key_values: the cache.
+        cache: the cache.
         last_hidden_state: (B, T, H).
         hidden_states, attentions: of the language model's layers, where `output_hidden_states`, `output_attentions`.
     """
@@ -28,7 +28,7 @@ class UnifiedOutput(ModelOutput):
     loss: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None

@@ -51,7 +51,7 @@ def hybrid_mask(
     numbers: torch.Tensor | None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
-    past_key_values: Cache | None = None,
+    cache: Cache | None = None,
 ):
     """The mask that a language model's decoder takes as it is; where its layers differ, a dict of one for each kind.
 
@@ -62,7 +62,7 @@ def hybrid_mask(
         attention_mask: (B, P + T), 0 for padding, or (B, 1, T, T) bool, True where a position may look.
         position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0. In
             rows with branches windows are measured by them.
-        past_key_values: what was read before, P positions.
+        cache: what was read before, P positions.
     """
 
     def mask_of(kind: str):
@@ -70,7 +70,7 @@ def hybrid_mask(
             may_look = attention_mask if kind == FULL else within_window(attention_mask, position_ids, config)
             return with_pictures(may_look, numbers, config, inputs_embeds.dtype)
         return MASKS[kind](
-            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, cache=cache,
             position_ids=position_ids, block_sequence_ids=numbers,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, SiglipVisionModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 
 from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig
@@ -196,13 +197,13 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         positions: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = True,
         **kwargs,
     ) -> ModelOutput:
         """The language model on text and pictures; its output has no logits. Arguments as in `forward`."""
         embeds = self.embed(input_ids, positions)
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cached = cache.get_seq_length() if cache is not None else 0
         numbers = None
         if input_ids.shape[1] > 1:  # one position alone is no picture
             is_picture = self.is_picture(input_ids)
@@ -212,15 +213,16 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
                 is_text = ~is_picture & attention_mask.bool() if is_2d else ~is_picture
             numbers = F.pad(picture_numbers(is_picture, is_text), (cached, 0), value=TEXT)
         mask = hybrid_mask(
-            self.language_model.config, embeds, numbers, attention_mask, position_ids, past_key_values
+            self.language_model.config, embeds, numbers, attention_mask, position_ids, cache
         )  # fmt: skip
         return self.language_model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=past_key_values,
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, cache=cache,
             use_cache=use_cache, **captured(kwargs),
         )  # fmt: skip
 
     # ---- training and text -------------------------------------------------------------------------------------
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # as transformers' own models do
     @can_return_tuple
     def forward(
         self,
@@ -228,7 +230,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: torch.Tensor | None = None,
         t: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
@@ -270,7 +272,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         elif input_ids.shape[1] > 1:  # one position alone is no picture: the way behind a cache counts nothing
             self.check_pictures(input_ids, image_tokens)
         outputs = self.read(
-            input_ids, image_tokens, attention_mask, position_ids, past_key_values,
+            input_ids, image_tokens, attention_mask, position_ids, cache,
             use_cache=use_cache and labels is None, **kwargs,
         )  # fmt: skip
         hidden = outputs.last_hidden_state
@@ -278,7 +280,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             parts = self.losses(hidden, input_ids, labels, pictures, drawn, loss_weights or {}, num_items or {})
             return CheersOutput(**parts, **states(outputs))
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return CheersOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
+        return CheersOutput(logits=logits, cache=outputs.cache, **states(outputs))
 
     def losses(
         self, hidden: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor, pictures: Pictures,
@@ -331,7 +333,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if inputs.get("past_key_values") is None or (is_first_iteration and self.is_picture(inputs["input_ids"]).any()):
+        if inputs.get("cache") is None or (is_first_iteration and self.is_picture(inputs["input_ids"]).any()):
             return inputs
         return inputs | {"pixel_values": None, "image_tokens": None}  # the cache holds the pictures
 

@@ -86,7 +86,7 @@ class Prompt:
         embeds, details = model.vision_tokenizer(x_t.to(model.dtype))
         embeds, details = embeds.repeat(branches, 1, 1), details.repeat(branches, 1, 1)
         hidden = model.language_model.get_decoder()(
-            inputs_embeds=embeds, attention_mask=self.mask, position_ids=self.position_ids, past_key_values=self.cache,
+            inputs_embeds=embeds, attention_mask=self.mask, position_ids=self.position_ids, cache=self.cache,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
         self.cache.crop(-self.num_positions)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 
 from semhitok import SemHiTokModel
 from semhitok.auto import build_tokenizer
@@ -187,6 +188,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     # ---- training and text -------------------------------------------------------------------------------------
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # as transformers' own models do
     @can_return_tuple
     def forward(
         self,
@@ -194,7 +196,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         labels: torch.Tensor | None = None,
         loss_weights: dict[str, float] | None = None,
         num_items: dict[str, torch.Tensor] | torch.Tensor | float | None = None,
@@ -229,11 +231,11 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
                 labels = torch.where((labels >= 0) & (placeholders == self.config.image_token_id), input_ids, labels)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
-        is_cached = past_key_values is not None
+        is_cached = cache is not None
         outputs = decoder(
             inputs_embeds=embeds,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache and labels is None,  # with one, packed samples would see one another in transformers
             **attention_arguments(decoder.config, embeds, attention_mask, position_ids, is_cached),
             **captured(kwargs),
@@ -243,7 +245,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
             return UnifiedOutput(loss=loss, losses=losses, **states(outputs))
         logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return UnifiedOutput(logits=logits, past_key_values=outputs.past_key_values, **states(outputs))
+        return UnifiedOutput(logits=logits, cache=outputs.cache, **states(outputs))
 
     def losses(
         self,
@@ -366,7 +368,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             outputs = self.language_model.get_decoder()(
                 inputs_embeds=self.embed(ids), attention_mask=attention_mask, position_ids=positions,
-                past_key_values=cache, use_cache=True,
+                cache=cache, use_cache=True,
             )  # fmt: skip
             codes = self.image_head.sample(outputs.last_hidden_state[:, -1], tables, sampler)
             drawn.append(self.codes_to_ids(codes))

@@ -81,6 +81,8 @@ def varlen_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     varlen_bounds: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each sample, by the words of transformers' attention interface.
@@ -90,13 +92,16 @@ def varlen_attention(
         key, value: (B, g, T, d).
         attention_mask: for SDPA alone.
         varlen_bounds: of `varlen_arguments`; None: SDPA.
+        sliding_window: positions that a query looks at, itself the last; None: all before it.
 
     Returns:
         (B, T, h, d) of the query's dtype, and None.
 
     Raises:
-        ValueError: dropout, which torch's kernel does not have.
+        ValueError: dropout or capped scores, which torch's kernel does not have.
     """
+    if softcap is not None:  # SDPA would leave the cap out in silence, too
+        raise ValueError("varlen attention does not cap scores (attn_logit_softcapping): use eager")
     if varlen_bounds is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -109,32 +114,38 @@ def varlen_attention(
         flat[1:] = (x.repeat_interleave(groups, 1) for x in flat[1:])
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
     if query.is_cuda and dtype in HALVES:
-        found = flash(*(x.to(dtype) for x in flat), varlen_bounds, length, scaling)
+        found = flash(*(x.to(dtype) for x in flat), varlen_bounds, length, scaling, sliding_window)
     else:
-        found = one_by_one(*flat, varlen_bounds, scaling)
+        found = one_by_one(*flat, varlen_bounds, scaling, sliding_window)
     return rearrange(found.to(query.dtype), "(b t) h d -> b t h d", b=rows), None
 
 
 def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
-    scaling: float | None,
+    scaling: float | None, window: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """(B * T, h, d) each, in half precision on a GPU."""
-    kernel = import_varlen()
-    return kernel(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+    kernel, back = import_varlen(), -1 if window is None else window - 1
+    return kernel(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(back, 0))
 
 
 @torch.compiler.disable
 def one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float | None,
+    window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     """The same where torch has no such kernel: on a CPU, or in full precision."""
     lengths = [length for length in bounds.diff().tolist() if length]
     heads_first = [rearrange(x, "t h d -> 1 h t d").split(lengths, 2) for x in (query, key, value)]
-    parts = [
-        F.scaled_dot_product_attention(*sample, is_causal=True, scale=scaling)
-        for sample in zip(*heads_first, strict=True)
-    ]
+    parts = []
+    for length, *sample in zip(lengths, *heads_first, strict=True):
+        if window is None or length <= window:
+            how = {"is_causal": True}
+        else:
+            how = {
+                "attn_mask": torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+            }
+        parts.append(F.scaled_dot_product_attention(*sample, **how, scale=scaling))
     return rearrange(torch.cat(parts, 2), "1 h t d -> t h d")
 
 

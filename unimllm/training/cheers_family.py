@@ -29,6 +29,7 @@ from unimllm.training.tokenizer import open_teacher
 
 model_class, processor_class = CheersForConditionalGeneration, CheersProcessor
 without_weights = WITHOUT_WEIGHTS
+takes_varlen = False  # its pictures see all of themselves
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from unimllm.training.sft import SftTask, exchange_image_tokenizer
 
 model_class, processor_class = UniMLLMForConditionalGeneration, UniMLLMProcessor
 without_weights = ()
+takes_varlen = True
 
 
 def check_options(args: Namespace, recipe: SftRecipe) -> None:

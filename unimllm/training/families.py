@@ -3,6 +3,7 @@
 
     processor_class, model_class
     without_weights                                fields of its config that may change over a checkpoint
+    takes_varlen                                   whether its packed samples are causal throughout
     check_options(args, recipe)                    UserError for options that are the other family's
     open_vision(args)                              the trained part of a new model that turns pictures to codes, latents
     build(config, vision, language_model)          a new model over it, and over a language model where there is one

@@ -22,6 +22,7 @@ from unimllm.errors import UserError
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
+from unimllm.training.attention import open_attention
 from unimllm.training.batches import SampleSource
 from unimllm.training.checkpoint import latest, place_of, prepare_output, read_run, warn_of_start, warn_of_stopped
 from unimllm.training.families import family_of
@@ -34,7 +35,6 @@ from unimllm.training.seeding import seed_everything
 from unimllm.training.start_model import (
     backbone_name,
     chat_template,
-    choose_attention,
     choose_trained,
     open_text_tokenizer,
     start_model,
@@ -74,12 +74,11 @@ def train_language_model(
     prepare_output(args.output_dir)
     model, processor = start_model(args, recipe, text_tokenizer)
     check_taken(args.overrides, model.config)
-    if recipe.attention:
-        choose_attention(model, recipe.attention)
+    rank, world_size = start_processes()
+    open_attention(model, recipe, has_branches=not args.data)
     if recipe.quantize_base:
         quantize_linear(model.language_model)
     choose_trained(model, recipe, freeze)
-    rank, world_size = start_processes()
     trained_with = training_processor(processor, recipe)
     if args.data:
         source, held_out, described = data_source(args, recipe, model, trained_with, rank, world_size)

@@ -16,8 +16,6 @@ from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone,
 from unimllm.discrete.four_bits import import_bitsandbytes
 from unimllm.discrete.lora import CONFIG as LORA_CONFIG
 from unimllm.discrete.lora import add_lora, base_of
-from unimllm.discrete.varlen import NAME as VARLEN
-from unimllm.discrete.varlen import import_varlen
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
@@ -202,18 +200,6 @@ def name_special_ids(recipe: SftRecipe, text_config: PreTrainedConfig, text_toke
         setattr(recipe.model, f"{role}_token_id", ids[role])
     for config in (recipe.model, text_config):
         config.pad_token_id, config.eos_token_id = text_tokenizer.pad_token_id, text_tokenizer.eos_token_id
-
-
-def choose_attention(model: PreTrainedModel, name: str) -> None:
-    """Compute the language model's attention by another implementation; UserError where it is not to be had."""
-    if name == "flex_attention" and not torch.cuda.is_available():
-        raise UserError(f"--attention {name}: it trains on a GPU alone, and there is none; use sdpa")
-    if name == VARLEN and torch.cuda.is_available():
-        import_varlen()
-    try:
-        model.language_model.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--attention {name}: {first_line(error)}") from error
 
 
 def choose_trained(
