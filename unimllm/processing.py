@@ -31,6 +31,7 @@ class ConversationProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, num_positions: int = 64, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        tokenizer.padding_side = "left"  # for who pads by it, as transformers' pipelines do: rows are gone on with
         self.num_positions = num_positions
         self.conversation = ConversationTokenizer(tokenizer, num_positions, self.image_tokens)
 

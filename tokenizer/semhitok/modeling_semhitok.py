@@ -222,7 +222,7 @@ class SemHiTokModel(SemHiTokPreTrainedModel):
 
         The training of the semantic codebook needs them; here the pixel vector says nothing about them.
         """
-        return self.semantic.decoder(semantic)
+        return self.semantic.decoder(semantic.to(self.dtype))
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

@@ -134,8 +134,9 @@ class EMACodebook(nn.Module):
             quantized (..., D) with a straight-through gradient, index (...) int64, and the commitment loss (scalar,
             mean squared distance of the vectors to their codes: D times BEiT v2's, which is a mean over D too).
         """
-        index = nearest_code(vectors.detach(), self.codes)
-        quantized = self.codes[index]
+        codes = self.codes.float()
+        index = nearest_code(vectors.detach(), codes)
+        quantized = codes[index]
         commit_loss = ((vectors - quantized) ** 2).sum(-1).mean()
         if not bool(self.initialized):
             return vectors, index, commit_loss * 0

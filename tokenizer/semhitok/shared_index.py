@@ -131,7 +131,7 @@ class SharedVectorModel(SingleCodeModel):
 
     def restore_features(self, semantic: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
         """As `SemHiTokModel.restore_features`, from the whole vector."""
-        return self.semantic.decoder(torch.cat([semantic, pixel], -1))
+        return self.semantic.decoder(torch.cat([semantic, pixel], -1).to(self.dtype))
 
     def quantize(self, features: torch.Tensor, pixel_values: torch.Tensor) -> Quantized:
         """As `SemHiTokModel.quantize`; the semantic decoder reads the whole vector."""

@@ -28,6 +28,7 @@ from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import euler_schedule, path, velocity
 from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
+from unimllm.text_head import text_logits
 
 
 @dataclass
@@ -84,6 +85,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
     drawing_options = {"guidance_scale": 3.0, "num_steps": 50, "time_shift": 1.0}
     drawing_unit = "step"
     edits_pictures = True
+    accepts_loss_kwargs = False  # for transformers' Trainer: two losses are divided by numbers of their own
 
     def __init__(self, config: CheersConfig):
         super().__init__(config)
@@ -118,6 +120,12 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
 
     # ---- pictures ----------------------------------------------------------------------------------------------
 
@@ -279,7 +287,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         if labels is not None:
             parts = self.losses(hidden, input_ids, labels, pictures, drawn, loss_weights or {}, num_items or {})
             return CheersOutput(**parts, **states(outputs))
-        logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = text_logits(self.language_model, hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CheersOutput(logits=logits, cache=outputs.cache, **states(outputs))
 
     def losses(
@@ -299,7 +307,7 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         """Summed cross-entropy over the targets, and their number."""
         targets = labels[:, 1:].flatten()
         is_text = targets >= 0
-        logits = self.get_output_embeddings()(hidden[:, :-1].flatten(0, 1)[is_text])
+        logits = text_logits(self.language_model, hidden[:, :-1].flatten(0, 1)[is_text])
         return F.cross_entropy(logits.float(), targets[is_text], reduction="sum"), is_text.sum()
 
     def flow_loss(

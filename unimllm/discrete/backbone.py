@@ -14,6 +14,7 @@ from unimllm.chat_templates import CHAT_TEMPLATES
 from unimllm.conversation import end_of_answer
 from unimllm.distributed import print_once
 from unimllm.errors import UserError
+from unimllm.text_head import check_text_head
 from unimllm.vocabulary import IMAGE_TOKENS, add_tokens
 
 ENOUGH = 10_000, 8  # rows for their covariance, and rows for each of its H columns: the larger number counts
@@ -32,7 +33,7 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
         with which the template ends an answer.
 
     Raises:
-        UserError: one of them cannot be loaded, or has no chat template that can be used.
+        UserError: one of them cannot be loaded, has no chat template that can be used, or logits of its own kind.
     """
     tokenizer = load_text_tokenizer(name, chat_template)
     try:
@@ -44,6 +45,7 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(report["missing_keys"])
         raise UserError(f"--language-model {name} lacks {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    check_text_head(model, name)
     return model, tokenizer
 
 

@@ -25,6 +25,9 @@ from unimllm.discrete.sampling import Sampler, with_unconditional
 from unimllm.discrete.varlen import attention_arguments
 from unimllm.drawing import check_finite, check_option, check_prompt_ids, choose_seeds, save_drawing_options
 from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
+from unimllm.text_head import text_logits
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class CodeAdapter(nn.Module):
@@ -70,6 +73,31 @@ class UniMLLMPreTrainedModel(PreTrainedModel):
                 return part
         return None
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """transformers' own, which makes every weight trainable; those of the image tokenizer stay frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.image_tokenizer.requires_grad_(False)
+        return loaded
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "UniMLLMPreTrainedModel":
+        """What `to`, `half` and others call: no half precision for the image tokenizer, whose codes would change."""
+
+        def in_full(tensor: torch.Tensor) -> torch.Tensor:
+            changed = fn(tensor)
+            return tensor.to(changed.device) if changed.dtype in HALVES else changed
+
+        image_tokenizer = self._modules["image_tokenizer"]
+        self._modules["image_tokenizer"] = None  # it keeps its place among the others
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._modules["image_tokenizer"] = image_tokenizer
+        if recurse:
+            image_tokenizer._apply(in_full)
+        return self
+
 
 class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
     """Reads and draws pictures. `generate(..., generation_mode="text" | "image")`."""
@@ -107,7 +135,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         config.tie_word_embeddings = language_model.config.tie_word_embeddings
         with torch.device("meta"):
             model = cls(config)
-        words = language_model.get_input_embeddings().weight
+        words = language_model.get_input_embeddings()
         image, hidden = image_tokenizer.config, language_model.config.hidden_size
         model.language_model = language_model
         model.image_tokenizer = image_tokenizer.requires_grad_(False)
@@ -116,12 +144,15 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         for module in (*model.adapter.modules(), *model.image_head.modules()):
             model._init_weights(module)
         with torch.no_grad():
+            size = (
+                words(torch.arange(len(words.weight), device=words.weight.device)).float().std()
+            )  # Gemma scales there
             for branch in (model.adapter.semantic, model.adapter.pixel):
-                branch[-1].weight *= words.float().std()
+                branch[-1].weight *= size
             if isinstance(model.image_head, FlatHead):
                 rows = language_model.get_output_embeddings().weight
                 model.image_head.proj.weight.copy_(rows_like(rows, image.num_codes))
-        model.adapter.to(words.dtype), model.image_head.to(words.dtype)
+        model.adapter.to(words.weight.dtype), model.image_head.to(words.weight.dtype)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -129,6 +160,12 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
 
     # ---- pictures and ids --------------------------------------------------------------------------------------
 
@@ -181,7 +218,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         is_image = input_ids >= self.config.image_offset
         text = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         flat = (input_ids - self.config.image_offset).clamp(min=0)
-        with torch.no_grad():  # from_pretrained makes every parameter trainable; the codes stay those of the pictures
+        with torch.no_grad():  # the codes stay those of the pictures, trainable or not
             semantic, pixel = self.image_tokenizer.code_vectors(self.image_tokenizer.ids_to_codes(flat))
         image = self.adapter(semantic.to(text.dtype), pixel.to(text.dtype))
         return torch.where(is_image.unsqueeze(-1), image.to(text.dtype), text)
@@ -200,6 +237,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         loss_weights: dict[str, float] | None = None,
         num_items: dict[str, torch.Tensor] | torch.Tensor | float | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         **kwargs,
@@ -218,13 +256,17 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             num_items: number of targets that the summed loss is divided by; default: those of this batch. Or by name,
                 "all", "text" and "image": then the parts of the loss are divided by those of their kind, so that they
                 add up over micro-batches of which some have none.
+            num_items_in_batch: the same, as transformers' Trainer calls it.
             logits_to_keep: text logits of the last so many positions only (0: all).
             kwargs: `output_hidden_states` and `output_attentions` alone are heard.
 
         Raises:
-            ValueError: inputs_embeds, rows with branches for flash attention, or placeholders that do not fit pictures.
+            ValueError: inputs_embeds, rows with branches for flash attention, or placeholders that do not fit pictures
+                (those without any picture are noticed on a CPU, or outside of training: a GPU must not be waited for).
         """
         input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
+        if pixel_values is None and input_ids.shape[1] > 1 and not (self.training and input_ids.is_cuda):
+            self.place_image_tokens(input_ids, input_ids.new_empty(0, self.config.num_positions))
         if pixel_values is not None:
             placeholders, input_ids = input_ids, self.place_images(input_ids, pixel_values)
             if labels is not None:
@@ -242,9 +284,10 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         if labels is not None:
+            num_items = num_items_in_batch if num_items is None else num_items
             loss, losses = self.losses(hidden, labels, loss_weights or {}, num_items)
             return UnifiedOutput(loss=loss, losses=losses, **states(outputs))
-        logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        logits = text_logits(self.language_model, hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return UnifiedOutput(logits=logits, cache=outputs.cache, **states(outputs))
 
     def losses(
@@ -259,7 +302,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         hidden = hidden[:, :-1].flatten(0, 1)
         is_image = targets >= self.config.image_offset
         is_text = (targets >= 0) & ~is_image
-        logits = self.get_output_embeddings()(hidden[is_text])
+        logits = text_logits(self.language_model, hidden[is_text])
         text_loss = F.cross_entropy(logits.float(), targets[is_text], reduction="sum")
         # Without pictures this is zero, but every rank of a run must touch the same parameters.
         codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)

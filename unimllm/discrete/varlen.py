@@ -42,7 +42,7 @@ def attention_arguments(
         position_ids: (B, T); without attention_mask and cache, packed samples begin where they start again at 0.
 
     Raises:
-        ValueError: rows with branches for flash attention.
+        ValueError: rows with branches for flash attention, or longer than the window that the model looks back through.
     """
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.is_floating_point()):
         return {"attention_mask": attention_mask}
@@ -51,6 +51,9 @@ def attention_arguments(
     has_branches = attention_mask is not None and attention_mask.dim() == 4
     if has_branches and is_flash:
         raise ValueError("flash attention knows no branches in a row: pack without them, or use sdpa")
+    window = getattr(config, "sliding_window", None)
+    if has_branches and window is not None and window < embeds.shape[1]:
+        raise ValueError(f"rows with branches know no windows, and this model looks back {window} positions at most")
     if has_branches:  # eager attention adds it to the scores
         added = torch.zeros_like(attention_mask, dtype=embeds.dtype)
         return {"attention_mask": added.masked_fill(~attention_mask, torch.finfo(embeds.dtype).min)}

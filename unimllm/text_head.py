@@ -1,0 +1,37 @@
+"""Text logits as a language model's own `forward` makes them of what its decoder returns."""
+
+import torch
+from transformers import PreTrainedModel
+
+from unimllm.errors import UserError
+
+TOLERANCE = 1e-2  # of the largest logit, for bfloat16
+
+
+def text_logits(language_model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states (..., H) -> (..., V), with what some models do to them behind their head.
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma caps at `final_logit_softcapping`.
+    """
+    config = language_model.config
+    logits = language_model.get_output_embeddings()(hidden)
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (scale := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_text_head(language_model: PreTrainedModel, name: str) -> None:
+    """UserError where `text_logits` are not the model's own: it does something else behind its head."""
+    ids = torch.arange(4).unsqueeze(0)
+    wanted = language_model(ids, use_cache=False).logits.float()
+    found = text_logits(language_model, language_model.get_decoder()(ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * wanted.abs().max().item()):
+        raise UserError(
+            f"--language-model {name}: a {language_model.config.model_type} changes its logits behind its head in a "
+            "way that is not known here; take another language model"
+        )
