@@ -161,15 +161,13 @@ def test_windows_are_heeded(config):
 
 
 def test_branches_of_a_row_longer_than_the_window_are_refused():
-    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-    for window, embeds in ((8, torch.zeros(1, 8, 4)), (None, torch.zeros(1, 8, 4))):
-        assert varlen.attention_arguments(
-            MistralConfig(sliding_window=window, attn_implementation="sdpa"), embeds, mask, None, False
-        )
+    mask, embeds = torch.ones(1, 1, 8, 8, dtype=torch.bool), torch.zeros(1, 8, 4)
+    config = MistralConfig(attn_implementation="sdpa")
+    for config.sliding_window in (8, None):
+        assert varlen.attention_arguments(config, embeds, mask, None, False)
+    config.sliding_window = 7
     with pytest.raises(ValueError, match="looks back 7 positions at most"):
-        varlen.attention_arguments(
-            MistralConfig(sliding_window=7, attn_implementation="sdpa"), torch.zeros(1, 8, 4), mask, None, False
-        )
+        varlen.attention_arguments(config, embeds, mask, None, False)
 
 
 def test_what_varlen_lacks_is_told(monkeypatch):
