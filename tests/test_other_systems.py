@@ -1,0 +1,98 @@
+"""What Windows, macOS and older GPUs lack: where a part is missing the rest goes on, or one line says what is needed.
+
+The systems are put in the tests' way by hiding what they do not have.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, load_program
+
+from unimllm import report
+from unimllm.training import step_log, throughput
+
+WINDOWS = """
+import builtins, importlib, os, pkgutil, runpy, signal, sys
+true_import = builtins.__import__
+def import_as_there(name, globals=None, *others, **more):
+    importer = (globals or {}).get("__name__", "").partition(".")[0]
+    if importer in ("semhitok", "unimllm", "__main__") and name in ("resource", "fcntl", "deepspeed", "bitsandbytes"):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+    return true_import(name, globals, *others, **more)
+builtins.__import__ = import_as_there
+for module, names in ((os, ("getloadavg", "sched_getaffinity")), (signal, ("alarm", "SIGALRM"))):
+    for name in names:
+        delattr(module, name)
+
+import semhitok, unimllm
+for package in (semhitok, unimllm):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not found.name.startswith("unimllm.lmms_eval") and not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+for program in sys.argv[1:]:
+    sys.argv, sys.path[0] = [program, "--help"], os.path.dirname(program)
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, program
+"""
+"""Imports everything and asks programs for their options where what Windows lacks is hidden from this package."""
+
+
+def test_everything_is_imported_on_windows_and_programs_tell_their_options():
+    programs = [path for folder in ("train", "eval") for path in sorted((ROOT / folder).glob("*.py"))]
+    programs = [str(path) for path in programs if "__main__" in path.read_text(encoding="utf-8")]
+    told = subprocess.run([sys.executable, "-c", WINDOWS, *programs], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+# ---- figures of the machine ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """eval/speed.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "eval")  # what it imports lies beside it
+    return load_program("eval/speed.py")
+
+
+@pytest.fixture
+def no_memory_told(monkeypatch, tmp_path):
+    """A system that does not tell how much memory a process has held."""
+    monkeypatch.setattr(throughput, "resource", None)
+    monkeypatch.setattr(throughput, "Path", lambda _: tmp_path / "status")
+
+
+def test_a_machine_without_a_load_average_is_described(monkeypatch):
+    assert report.describe_machine(__file__)["load_average"] >= 0
+    monkeypatch.delattr(os, "getloadavg")
+    assert report.describe_machine(__file__)["load_average"] is None
+
+
+def test_the_table_of_speeds_leaves_out_a_load_that_is_not_known(speed):
+    where = {"processor": "a CPU", "versions": {"torch": "2.13.0"}, "load_average": None}
+    assert speed.make_table({}, where).title == "a CPU, torch 2.13.0, one thread"
+    assert speed.make_table({}, where | {"load_average": 0.5}).title.endswith("one thread, load average 0.5")
+
+
+def test_memory_that_is_not_told_is_left_out_of_the_log(no_memory_told):
+    assert throughput.peak_memory() is None and throughput.memory_gib(torch.device("cpu")) is None
+    values = step_log.Speed(torch.device("cpu"), 1).values({"waited": 0.5}, 2.0)
+    assert values == {"waiting": 0.25} and step_log.in_words(values) == "data 25.0%"
+
+
+def test_memory_is_told_in_bytes_by_both_ways(monkeypatch, tmp_path):
+    by_status = throughput.peak_memory()
+    monkeypatch.setattr(throughput, "Path", lambda _: tmp_path / "status")
+    assert 2**25 < throughput.peak_memory() < 2**40 and 2**25 < by_status < 2**40
+    (tmp_path / "status").write_text("VmRSS:\t 1 kB\n", encoding="utf-8")  # a kernel that does not know the peak
+    assert throughput.peak_memory() > 2**25
+
+
+def test_memory_is_not_measured_where_it_is_not_told(no_memory_told, speed):
+    with pytest.raises(ValueError, match="^--only memory: this system does not tell"):
+        speed.parse_args(["--only", "quantize,memory"])
+    assert speed.parse_args(["--only", "quantize"]).only == ["quantize"]
