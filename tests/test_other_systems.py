@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, load_program
 
 from unimllm import report
+from unimllm.errors import UserError
 from unimllm.training import step_log, throughput
 
 WINDOWS = """
@@ -96,3 +97,28 @@ def test_memory_is_not_measured_where_it_is_not_told(no_memory_told, speed):
     with pytest.raises(ValueError, match="^--only memory: this system does not tell"):
         speed.parse_args(["--only", "quantize,memory"])
     assert speed.parse_args(["--only", "quantize"]).only == ["quantize"]
+
+
+# ---- training without DeepSpeed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["teacher", "tokenizer", "pretrain", "sft"])
+def test_training_without_deepspeed_is_one_line_and_leaves_nothing(program, monkeypatch, tmp_path):
+    module = load_program(f"train/{program}.py")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    words = ["--stage", "semantic"] if program == "tokenizer" else []
+    words += ["--preset", "llava15_vicuna7b_pretrain"] if program == "pretrain" else []
+    monkeypatch.setattr(sys, "argv", [f"train/{program}.py", *words, "--output-dir", str(tmp_path / "run")])
+    remedy = "" if program == "teacher" else "; --dry-run works without it"
+    with pytest.raises(UserError, match=f"^training needs DeepSpeed, which is installed on Linux alone{remedy}$"):
+        module.main()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_plan_is_made_without_deepspeed(monkeypatch, capsys, tmp_path):
+    module = load_program("train/tokenizer.py")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    words = ["--stage", "decoder", "--preset", "scenes_64", "--init-from", str(tmp_path), "--dry-run", "2"]
+    monkeypatch.setattr(sys, "argv", ["train/tokenizer.py", *words])
+    module.main()
+    assert "memory per GPU" in capsys.readouterr().out
