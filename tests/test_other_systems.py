@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_program
+from PIL import Image
 
+from semhitok import checkpoints
 from unimllm import report
 from unimllm.errors import UserError
+from unimllm.metrics.clip_score import ClipScorer
 from unimllm.training import step_log, throughput
 
 WINDOWS = """
@@ -122,3 +126,81 @@ def test_a_plan_is_made_without_deepspeed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train/tokenizer.py", *words])
     module.main()
     assert "memory per GPU" in capsys.readouterr().out
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd_gpu(monkeypatch):
+    """odd_gpu(error): a machine with a GPU on which that happens to whoever computes; None: nothing happens."""
+
+    def make(error: Exception | None) -> None:
+        true_zeros = torch.zeros
+
+        def zeros(*size, device):
+            if error and device == "cuda":
+                raise error
+            return true_zeros(*size)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch, "zeros", zeros)
+
+    checkpoints._gpu_or_cpu.cache_clear()
+    yield make
+    checkpoints._gpu_or_cpu.cache_clear()
+
+
+NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors ...")
+
+
+def test_a_gpu_that_torch_was_not_built_for_is_noted_once_and_passed_over(odd_gpu, capsys):
+    odd_gpu(NO_KERNEL)
+    assert [checkpoints.choose_device(device) for device in (None, None, "cpu")] == ["cpu"] * 3
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("note: the GPU cannot be used, the CPU is: CUDA error: no kernel")
+    assert "cu126" in told and "--device cpu" in told
+
+
+def test_a_gpu_that_was_named_is_refused_where_it_cannot_be_used(odd_gpu):
+    odd_gpu(NO_KERNEL)
+    with pytest.raises(UserError, match="^device 'cuda' cannot be used here: CUDA error: no kernel"):
+        checkpoints.choose_device("cuda")
+
+
+def test_a_gpu_that_is_full_is_refused(odd_gpu):
+    odd_gpu(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(UserError, match="^the GPU is full: CUDA out of memory"):
+        checkpoints.choose_device(None)
+
+
+def test_a_gpu_that_can_be_used_is_taken(odd_gpu, capsys):
+    odd_gpu(None)
+    assert checkpoints.choose_device(None) == "cuda" and not capsys.readouterr().err
+
+
+def test_scores_are_float64_of_what_came_from_the_device_in_float32(clip, monkeypatch):
+    scorer = ClipScorer.load(str(clip), "cpu")
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    expected = scorer.score(pictures, ["a red apple", "a blue apple"])
+    true_double = torch.Tensor.double
+
+    def double(tensor):  # what mps refuses is refused for all that was not copied to the CPU
+        assert tensor.data_ptr() in copied
+        return true_double(tensor)
+
+    copied, true_cpu = set(), torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (copied.add(tensor.data_ptr()), true_cpu(tensor))[1])
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    assert expected.dtype == np.float64
+    assert np.array_equal(scorer.score(pictures, ["a red apple", "a blue apple"]), expected)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_times_are_of_work_that_a_gpu_has_done(kind, monkeypatch):
+    program, waited = load_program("eval/reconstruction.py"), []
+    for other in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, other), "synchronize", lambda *_, other=other: waited.append(other))
+    program.synchronize(torch.device(kind))
+    program.synchronize(torch.device("cpu"))
+    assert waited == [kind]
