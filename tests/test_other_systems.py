@@ -17,7 +17,7 @@ from semhitok import checkpoints
 from unimllm import report
 from unimllm.errors import UserError
 from unimllm.metrics.clip_score import ClipScorer
-from unimllm.training import step_log, throughput
+from unimllm.training import config, start_model, step_log, throughput
 
 WINDOWS = """
 import builtins, importlib, os, pkgutil, runpy, signal, sys
@@ -204,3 +204,30 @@ def test_times_are_of_work_that_a_gpu_has_done(kind, monkeypatch):
     program.synchronize(torch.device(kind))
     program.synchronize(torch.device("cpu"))
     assert waited == [kind]
+
+
+# ---- hardware without bf16 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has, is_fast", [({"amx_tile": True}, True), ({"avx512_bf16": True}, True), ({}, False)])
+def test_what_a_cpu_can_is_asked_of_torch_s_public_function(has, is_fast, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"} | has, raising=False)
+    assert config.has_fast_bf16() == is_fast
+
+
+def test_an_older_torch_is_asked_what_a_cpu_can(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert config.has_fast_bf16()
+
+
+@pytest.mark.parametrize("precision, is_fast", [("auto", False), ("bf16", False), ("auto", True)])
+def test_four_bits_without_hardware_for_bf16_are_warned_of_once(precision, is_fast, monkeypatch, capsys):
+    for module in (config, start_model):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda: is_fast)
+    start_model.warn_of_slow_bits(config.TrainConfig(precision=precision))
+    said = precision == "auto" and not is_fast  # of bf16 the loop warns
+    assert capsys.readouterr().out.startswith("warning: --quantize_base computes in bf16") == said
