@@ -4,8 +4,10 @@ The systems are put in the tests' way by hiding what they do not have.
 """
 
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from conftest import ROOT, load_program
 from PIL import Image
 
-from semhitok import checkpoints
+from semhitok import checkpoints, export
 from unimllm import report
 from unimllm.errors import UserError
 from unimllm.metrics.clip_score import ClipScorer
@@ -231,3 +233,53 @@ def test_four_bits_without_hardware_for_bf16_are_warned_of_once(precision, is_fa
     start_model.warn_of_slow_bits(config.TrainConfig(precision=precision))
     said = precision == "auto" and not is_fast  # of bf16 the loop warns
     assert capsys.readouterr().out.startswith("warning: --quantize_base computes in bf16") == said
+
+
+# ---- names and files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["C:/model", "c:\\models\\mine", "models\\mine/step", "D:\\a/b"])
+def test_a_path_of_windows_is_no_hub_id(name):
+    assert not checkpoints.may_be_hub_id(name) and checkpoints.may_be_hub_id("owner/name-1.5_b")
+
+
+def test_a_tokenizer_is_exported_into_a_folder_that_is_there_and_empty(tmp_path, monkeypatch):
+    part, true_replace = SimpleNamespace(save_pretrained=lambda folder: (folder / "config.json").touch()), os.replace
+
+    def replace(source, target):  # as Windows does
+        if os.path.isdir(target):
+            raise PermissionError(13, "Access is denied")
+        true_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "shared").mkdir()
+    assert export.write(part, part, "a card", tmp_path / "shared") == ["README.md", "config.json"]
+    assert (tmp_path / "shared" / "README.md").is_file() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_text_files_are_read_and_written_in_utf_8_everywhere():
+    """What is told no encoding takes the system's, on Windows no UTF-8."""
+    folders = [path for path in ("unimllm", "tokenizer", "train", "eval") if (ROOT / path).is_dir()]
+    if len(folders) < 4:
+        pytest.skip("the sources are not beside the tests (they run on an installed package)")
+    rule = ["--isolated", "--preview", "--select", "PLW1514", "--output-format", "concise"]
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", *rule, *folders], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for line in path.read_text(encoding="utf-8").splitlines():  # of what the rule does not know to be a path
+            calls = re.findall(r"\.(?:read_text\(\)|write_text\(.*)", line)
+            assert all("encoding=" in call for call in calls), f"{path}: {line}"
+
+
+def test_scripts_expand_arrays_that_may_be_empty_as_an_old_bash_can():
+    scripts = sorted((ROOT / "scripts").glob("*.sh"))
+    if not scripts:
+        pytest.skip("scripts/ is not beside the tests (they run on an installed package)")
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"\b(\w+)=\(\)", text):
+            safe = f'${{{name}[@]+"${{{name}[@]}}"}}'
+            assert f'"${{{name}[@]}}"' not in text.replace(safe, ""), f"{path.name}: {name}"
+            assert safe in text

@@ -188,7 +188,7 @@ def command_told(program: str, argv: list[str] | None) -> str:
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

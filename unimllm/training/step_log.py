@@ -127,11 +127,11 @@ def start_wandb(project: str, output_dir: Path, recipe: dict):
     """
     wandb, note = import_wandb(), output_dir / "wandb-id.txt"
     if not note.exists():
-        note.write_text(uuid4().hex[:8])
+        note.write_text(uuid4().hex[:8], encoding="utf-8")
     try:
         run = wandb.init(
-            project=project, id=note.read_text(), resume="allow", name="/".join(output_dir.resolve().parts[-2:]),
-            dir=str(output_dir), config=recipe,
+            project=project, id=note.read_text(encoding="utf-8"), resume="allow",
+            name="/".join(output_dir.resolve().parts[-2:]), dir=str(output_dir), config=recipe,
         )  # fmt: skip
         run.define_metric("*", step_metric="step")  # its own step cannot go back to where a run is resumed from
     except Exception as error:  # wandb's own
