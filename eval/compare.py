@@ -156,7 +156,7 @@ def read_results(folder: Path) -> Results:
 def read_json(path: Path) -> dict:
     """The content of a file; UserError if it is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no result")
     except (OSError, ValueError) as error:

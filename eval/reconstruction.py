@@ -236,6 +236,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was told; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 # ---- the results ---------------------------------------------------------------------------------------------------

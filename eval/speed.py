@@ -14,9 +14,6 @@ under `@measurement`.
 import argparse
 import json
 import multiprocessing
-import re
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,6 +44,7 @@ from unimllm.command_line import CommandLine, run, silence_libraries
 from unimllm.conversation import ConversationTokenizer, text_message
 from unimllm.discrete.configuration_unimllm import tiny_config as tiny_model_config
 from unimllm.discrete.varlen import NAME as VARLEN
+from unimllm.errors import UserError
 from unimllm.flow_matching import guide
 from unimllm.images import check_writable
 from unimllm.inference import DEFAULT_MODEL
@@ -55,6 +53,7 @@ from unimllm.training.attention import choose_attention
 from unimllm.training.presets.scenes import scenes_64_sft
 from unimllm.training.presets.semhitok import semhitok_256_pixel
 from unimllm.training.sft import SftTask
+from unimllm.training.throughput import peak_memory
 
 NUM_VECTORS, NUM_PICTURES = 1024, 64  # quantised at once: four pictures of 256 pixels; encoded at once: for the memory
 NUM_CACHED, NUM_TRAINED = 4096, 96  # pictures in shards; conversations gone through
@@ -187,15 +186,6 @@ def encode_and_report(values: dict) -> tuple[float, float]:
     model.encode(torch.zeros(NUM_PICTURES, 3, config.image_size, config.image_size))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return weights / 2**20, peak_memory() / 2**20
-
-
-def peak_memory() -> int:
-    """Most bytes that this process has held in memory."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux hands a child the ru_maxrss of the process that started it
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @measurement("cache")
@@ -335,6 +325,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the program: the figures mean nothing")
     args = parser.parse_args(argv)
     args.only = split_only(args.only, MEASUREMENTS) or [n for n, m in MEASUREMENTS.items() if not m.is_slow]
+    if "memory" in args.only and peak_memory() is None:
+        raise UserError("--only memory: this system does not tell how much memory a process has held; leave it out")
     return args
 
 
@@ -362,11 +354,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_table(rows: dict[str, list[Row]], where: dict) -> Table:
     """All figures, the peers' under ours."""
-    torch_told = f"torch {where['versions']['torch']}"
-    table = Table(
-        title=f"{where['processor']}, {torch_told}, one thread, load average {where['load_average']}",
-        box=box.SIMPLE_HEAD,
-    )
+    told = [where["processor"], f"torch {where['versions']['torch']}", "one thread"]
+    told += [] if where["load_average"] is None else [f"load average {where['load_average']}"]
+    table = Table(title=", ".join(told), box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("figure", justify="right")
     table.add_column("unit")

@@ -37,6 +37,7 @@ PAIR="cheers no_injection"
 PRESET=scenes_64_cheers
 
 only="" seeds="" teacher="" vae="" out="" steps=1200 batch_size=48 runs=runs split=validation
+# ${name[@]+"${name[@]}"} below: bash before 4.4 (macOS) takes an empty array for one that is not set
 smoke_train=() smoke_sft=() smoke_eval=() smoke_gate=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -64,7 +65,7 @@ check_choice "$VARIANTS"
 [[ "$batch_size" =~ ^[1-9][0-9]*$ ]] || die "--batch-size $batch_size is no number of rows"
 
 train() { # FOLDER PROGRAM OPTIONS...
-    once "$@" "${smoke_train[@]}"
+    once "$@" ${smoke_train[@]+"${smoke_train[@]}"}
 }
 
 run_variant() { # VARIANT with $seed
@@ -79,11 +80,12 @@ run_variant() { # VARIANT with $seed
     [ ! -s "$results/understanding.json" ] || measured=yes
     train "$model" train/sft.py --preset "$PRESET" --image-tokenizer "$vae" --teacher "$teacher" \
         --train.max_steps "$steps" --train.warmup_steps "$((steps / 6))" --train.validate_every "$((steps / 4))" \
-        --train.batch_size "$batch_size" "${part[@]}" "${smoke_sft[@]}"
-    measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" "${reading[@]}" \
-        "${smoke_eval[@]}"
+        --train.batch_size "$batch_size" ${part[@]+"${part[@]}"} ${smoke_sft[@]+"${smoke_sft[@]}"}
+    measure "$results/understanding.json" eval/scenes.py --model "$model" --split "$split" \
+        ${reading[@]+"${reading[@]}"} ${smoke_eval[@]+"${smoke_eval[@]}"}
     [ "$1" = cheers ] || return 0
-    measure "$results/gate.json" eval/cheers_gate.py --model "$model" --plot "$results/gate.svg" "${smoke_gate[@]}"
+    measure "$results/gate.json" eval/cheers_gate.py --model "$model" --plot "$results/gate.svg" \
+        ${smoke_gate[@]+"${smoke_gate[@]}"}
 }
 
 install_package ""

@@ -31,6 +31,7 @@ HEADS="flat factorised" # models that draw, over the phased tokenizer
 PAIR="phased joint"
 
 only="" seeds="" teacher="" out="" split=validation understand=yes
+# ${name[@]+"${name[@]}"} below: bash before 4.4 (macOS) takes an empty array for one that is not set
 smoke_teacher=() smoke_tokenizer=() smoke_sft=() smoke_eval=() smoke_probe=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -56,7 +57,7 @@ out="${out:-runs/ablation}"
 check_choice "$TOKENIZERS $HEADS"
 
 tokenizer() { # FOLDER PRESET STAGE OPTIONS...
-    once "$1" train/tokenizer.py --preset "$2" --stage "$3" "${@:4}" "${smoke_tokenizer[@]}"
+    once "$1" train/tokenizer.py --preset "$2" --stage "$3" "${@:4}" ${smoke_tokenizer[@]+"${smoke_tokenizer[@]}"}
 }
 
 make_tokenizer() { # VARIANT: every stage of it, into $here/VARIANT/tokenizer
@@ -94,7 +95,7 @@ make_tokenizer() { # VARIANT: every stage of it, into $here/VARIANT/tokenizer
 }
 
 evaluate() { # FILE PROGRAM OPTIONS...
-    measure "$1" "$2" --split "$split" "${@:3}" "${smoke_eval[@]}"
+    measure "$1" "$2" --split "$split" "${@:3}" ${smoke_eval[@]+"${smoke_eval[@]}"}
 }
 
 is_measured() { # VARIANT RESULTS: whether every file that run_variant writes is there
@@ -117,11 +118,12 @@ run_variant() { # VARIANT with $seed
         evaluate "$results/tokenizer.json" eval/reconstruction.py --model "$here/$1/tokenizer" --data scenes
     case "$1" in longer | enhanced) return ;; esac # the same codes as phased
     [ "$of" != "$1" ] ||
-        evaluate "$results/features.json" eval/features.py --model "$here/$1/tokenizer" "${smoke_probe[@]}"
+        evaluate "$results/features.json" eval/features.py --model "$here/$1/tokenizer" \
+            ${smoke_probe[@]+"${smoke_probe[@]}"}
     [ "$understand" = yes ] || return 0
-    once "$here/$of/sft_$1" train/sft.py --preset ablation --image-tokenizer "$here/$of/tokenizer" "${drawing[@]}" \
-        "${smoke_sft[@]}"
-    evaluate "$results/understanding.json" eval/scenes.py --model "$here/$of/sft_$1" "${reading[@]}"
+    once "$here/$of/sft_$1" train/sft.py --preset ablation --image-tokenizer "$here/$of/tokenizer" \
+        ${drawing[@]+"${drawing[@]}"} ${smoke_sft[@]+"${smoke_sft[@]}"}
+    evaluate "$results/understanding.json" eval/scenes.py --model "$here/$of/sft_$1" ${reading[@]+"${reading[@]}"}
 }
 
 install_package ""
@@ -131,7 +133,7 @@ if [ -z "$teacher" ]; then
     teacher=runs/scenes_64/teacher
     [ ${#smoke_teacher[@]} = 0 ] || teacher=$out/teacher # a hasty one stays out of the way of true ones
     seed=0
-    once "$teacher" train/teacher.py --preset scenes_64 "${smoke_teacher[@]}"
+    once "$teacher" train/teacher.py --preset scenes_64 ${smoke_teacher[@]+"${smoke_teacher[@]}"}
 fi
 run_variants "$TOKENIZERS $HEADS" "$PAIR" 1 2
 "$VENV_PYTHON" eval/compare.py "$out/results" --json "$out/results/table.json"

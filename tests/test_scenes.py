@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scene_grammar import answer_from_boxes, lies, named, read_caption, read_list, read_phrase
 
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import TAGS
 from unimllm.scenes import COLORS, GlyphAtlas, Renderer, Scene, World, glyphs, program
 from unimllm.scenes import examination as exam
-from unimllm.scenes.glyphs import FONT_ENV, resize_sprite, tint_sprite
+from unimllm.scenes.glyphs import FONT_ENV, FontNotFoundError, find_font, load_glyphs, resize_sprite, tint_sprite
 from unimllm.scenes.language import KINDS, ask, caption, describe, pope_questions
-from unimllm.scenes.objects import CLASSES_24, theme_of
+from unimllm.scenes.objects import CLASSES_24, OBJECTS, theme_of
 from unimllm.scenes.program import GROUNDS, KIND_WEIGHTS, MIN_CONTRAST, SIZES, Weighted
 from unimllm.scenes.prompts import all_prompts
 from unimllm.scenes.text import sentences, train_text_tokenizer
@@ -170,6 +171,38 @@ def test_a_missing_or_wrong_font_is_the_user_s_to_mend(monkeypatch, tmp_path):
     (tmp_path / "none.ttf").write_text("no font")
     with pytest.raises(UserError, match="cannot be used"):
         GlyphAtlas.from_font(CLASSES_24)
+
+
+BOX, APPLE, PEAR = np.zeros((3, 9, 9, 4), np.uint8)
+BOX[2:6, 2:6] = 255  # as a font without the emoji draws it
+APPLE[2:6, 2:6], PEAR[2:6, 2:5] = (200, 0, 0, 255), (0, 200, 0, 255)
+APPLE[2], PEAR[2] = APPLE[2] // 2, PEAR[2] // 2
+
+
+@pytest.mark.parametrize(
+    "pictures, reason",
+    [
+        ([APPLE, np.zeros_like(BOX)], "it draws nothing for 'banana'"),
+        ([APPLE, BOX], "it draws 'banana' in one colour throughout"),
+        ([APPLE, APPLE], "it draws 'banana' as it does 'apple'"),
+    ],
+)
+def test_a_font_without_the_emoji_is_refused_with_the_one_to_take(monkeypatch, tmp_path, pictures, reason):
+    drawing, pictures = glyphs.ImageDraw.ImageDraw, iter(pictures)
+    monkeypatch.setattr(glyphs.ImageFont, "truetype", lambda path, size: None)
+    monkeypatch.setattr(
+        drawing, "text", lambda self, place, *_, **__: self._image.paste(Image.fromarray(next(pictures)), place)
+    )
+    with pytest.raises(FontNotFoundError, match=f"font.ttf cannot be used .*: {reason}; .*googlefonts/noto-emoji"):
+        load_glyphs(("apple", "banana"), tmp_path / "font.ttf")
+
+
+def test_the_emoji_of_every_object_are_taken():
+    try:
+        find_font()
+    except FontNotFoundError as error:
+        pytest.skip(str(error))
+    assert set(load_glyphs(tuple(OBJECTS))) == set(OBJECTS)
 
 
 # ---- captions and answers ------------------------------------------------------------------------------------------

@@ -388,14 +388,16 @@ def test_a_gpu_that_emulates_bf16_trains_in_fp32(major, is_fast, monkeypatch):
     assert TrainConfig().autocast() == is_fast
 
 
-@pytest.mark.parametrize("precision, is_fast", [("autocast", False), ("autocast", True), ("auto", False)])
-def test_autocast_without_hardware_for_it_is_warned_of(precision, is_fast, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "precision, is_fast", [("autocast", False), ("autocast", True), ("bf16", False), ("bf16", True), ("auto", False)]
+)
+def test_bf16_without_hardware_for_it_is_warned_of(precision, is_fast, monkeypatch, capsys):
     monkeypatch.setattr(config_module, "has_fast_bf16", lambda: is_fast)
     monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
     loop._announce(torch.nn.Linear(2, 2), TrainConfig(precision=precision), None, Place(0, 0), 1)
     lines = capsys.readouterr().out.splitlines()
-    warned = [line for line in lines if line.startswith("warning: --train.precision autocast: ")]
-    assert len(warned) == (precision == "autocast" and not is_fast) == len(lines) - 1
+    warned = [line for line in lines if line.startswith(f"warning: --train.precision {precision}: ")]
+    assert len(warned) == (precision != "auto" and not is_fast) == len(lines) - 1
 
 
 def test_the_deepspeed_json_follows_from_the_configuration():

@@ -46,7 +46,7 @@ def convert(source: Path, target: Path) -> None:
     It grows in a hidden folder beside `target` and is renamed when it is complete.
     """
     try:
-        kind = json.loads((source / "config.json").read_text()).get("model_type")
+        kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: no config.json of a checkpoint can be read there") from error
     silence_libraries()

@@ -109,7 +109,8 @@ def write_half(model, processor, folder: Path) -> list[str]:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         config = partial / "config.json"
-        config.write_text(json.dumps(_with_float32(json.loads(config.read_text())), indent=2) + "\n")
+        settings = _with_float32(json.loads(config.read_text(encoding="utf-8")))
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         folder.mkdir(exist_ok=True)
         names = sorted(path.name for path in partial.iterdir())
         for name in names:

@@ -133,9 +133,17 @@ def describe_machine(program: str) -> dict:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": library_versions() | {"unimllm": unimllm.__version__},
-        "load_average": round(os.getloadavg()[0], 1),
+        "load_average": load_average(),
         "commit": commit_of(program),
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core, mean of the last minute; None where the system does not tell it (Windows)."""
+    try:
+        return round(os.getloadavg()[0], 1)
+    except (AttributeError, OSError):
+        return None
 
 
 def library_versions() -> dict[str, str]:
@@ -180,7 +188,7 @@ def command_told(program: str, argv: list[str] | None) -> str:
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import os
 import re
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,20 +81,49 @@ def resolve(path: Path, remedy: str = "") -> Path:
 
 
 def may_be_hub_id(name: str) -> bool:
-    """Whether what is no folder here can be `owner/name` on the hub."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    """Whether what is no folder here can be `owner/name` on the hub; `C:/name` and what has a backslash cannot."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not set(name) & set(":\\")
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or a GPU if there is one; UserError if it cannot be used."""
+    """The device asked for, UserError if it cannot be used; where none was, a GPU if there is one that can be."""
+    if device is None:
+        return _gpu_or_cpu()
+    problem = _why_not(device)
+    if problem is not None:
+        raise UserError(f"device {device!r} cannot be used here: {first_line(problem)}") from problem
+    return device
+
+
+@cache
+def _gpu_or_cpu() -> str:
+    """The device that is taken where none was named; a GPU that cannot be used is told once."""
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return "cpu"
+    problem = _why_not("cuda")
+    if problem is None:
+        return "cuda"
+    if isinstance(problem, torch.OutOfMemoryError):
+        raise UserError(f"the GPU is full: {first_line(problem)}; wait, or name another --device") from problem
+    print(
+        f"note: the GPU cannot be used, the CPU is: {first_line(problem)}; install a torch that was built for this GPU "
+        "(for a V100 from https://download.pytorch.org/whl/cu126), or silence this with --device cpu",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return "cpu"
+
+
+def _why_not(device: str) -> Exception | None:
+    """What happens to somebody who computes on a device; None: it does."""
+    import torch
+
     try:
-        torch.zeros(1, device=device).item()
+        (torch.zeros(1, device=device) + 1).item()  # a kernel, which torch may not have for this device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {first_line(error)}") from error
-    return device
+        return error
+    return None
 
 
 def shipped_model() -> Path | None:

@@ -55,7 +55,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def add_device_option(self) -> None:
         """--device."""
-        self.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+        self.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: an NVIDIA GPU if there is one)")
 
     def add_tokenizer_options(self) -> None:
         """--model, --device, --batch-size and --bf16."""

@@ -120,7 +120,9 @@ def write(model: SemHiTokModel, processor: SemHiTokImageProcessor, card: str, ou
         names = sorted(path.name for path in partial.iterdir())
         for name in names:
             (partial / name).chmod(0o644)
-        os.replace(partial, out)  # of an empty folder, too
+        if out.is_dir():
+            out.rmdir()  # it is empty; Windows puts nothing in its place
+        os.replace(partial, out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another folder") from error
     finally:

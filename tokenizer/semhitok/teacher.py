@@ -144,7 +144,7 @@ def read_json(name: str, filename: str) -> dict | None:
     if path is None:
         return None
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{filename} of {name} is no JSON: {first_line(error)}") from error
     if not isinstance(content, dict):

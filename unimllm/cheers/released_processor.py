@@ -36,9 +36,9 @@ def write_processor(folder: Path) -> None:
     Where its text tokenizer cannot be used a line says so, and the weights stand alone.
     """
     generation = folder / "generation_config.json"
-    settings = json.loads(generation.read_text()) if generation.is_file() else {}
+    settings = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     settings.pop("_from_model_config", None)
-    generation.write_text(json.dumps(settings | {"drawing": RELEASED_DRAWING}, indent=2) + "\n")
+    generation.write_text(json.dumps(settings | {"drawing": RELEASED_DRAWING}, indent=2) + "\n", encoding="utf-8")
     config = CheersConfig.from_pretrained(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -182,7 +182,7 @@ def read_released(folder: Path) -> CheersForConditionalGeneration:
     Raises:
         ValueError: another configuration, a damaged file, or tensors that do not fit. One line.
     """
-    config = config_from_released(json.loads((folder / "config.json").read_text()))
+    config = config_from_released(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     with torch.device("meta"):
         model = CheersForConditionalGeneration(config)
     files = sorted(folder.glob("*.safetensors"))
@@ -219,4 +219,4 @@ def write_released(model: CheersForConditionalGeneration, folder: Path) -> None:
     }
     state[HEAD] = state[HEAD].clone()  # tied, but stored twice
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def build_code_cache(
 def _encode_share(model, world, renderer, seed, split: str, codes: np.ndarray, rank: int, world_size: int) -> None:
     """Fill this rank's chunks of `codes`, noting now and then how far it is."""
     note = Path(f"{codes.filename}.rank{rank}")
-    first = done = int(note.read_text()) if note.exists() else 0
+    first = done = int(note.read_text(encoding="utf-8")) if note.exists() else 0
     chunks = range(rank, -(-len(codes) // CHUNK), world_size)
     start = time.monotonic()
     for number, chunk in enumerate(chunks):
@@ -81,7 +81,7 @@ def _encode_share(model, world, renderer, seed, split: str, codes: np.ndarray, r
         if done % SAVE_EVERY == 0 or done == len(chunks):
             codes.flush()
             temporary = note.with_name(f"{note.name}.new")  # of this rank alone
-            temporary.write_text(str(done))
+            temporary.write_text(str(done), encoding="utf-8")
             os.replace(temporary, note)
             speed = (done - first) / (time.monotonic() - start)
             eta = timedelta(seconds=round((len(chunks) - done) / speed))

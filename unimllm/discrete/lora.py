@@ -126,7 +126,7 @@ def tables(model: nn.Module) -> dict[str, torch.Tensor]:
 def base_of(folder: Path) -> str:
     """The model that a folder of `save_lora` belongs over."""
     try:
-        return json.loads((folder / CONFIG).read_text())["base_model_name_or_path"]
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG} does not tell the model that the adapter belongs over") from error
 

@@ -56,5 +56,5 @@ class ClipScorer:
         inputs = self.tokenizer(prompts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
         of_pictures = self.clip.get_image_features(pixel_values=pixels).pooler_output  # (n, D)
         of_prompts = self.clip.get_text_features(**inputs.to(self.clip.device)).pooler_output  # (n, D)
-        cosines = F.cosine_similarity(of_pictures.double(), of_prompts.double())
-        return 100 * cosines.clamp(min=0).cpu().numpy()
+        pairs = (features.float().cpu().double() for features in (of_pictures, of_prompts))  # mps has no float64
+        return 100 * F.cosine_similarity(*pairs).clamp(min=0).numpy()

@@ -160,7 +160,7 @@ def write_folder(folder: Path, prompts: list[dict], pictures: list[Image.Image],
     for index, prompt in enumerate(prompts):
         samples = folder / f"{index:05d}" / "samples"
         samples.mkdir(parents=True)
-        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n")
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(prompt) + "\n", encoding="utf-8")
         for k in range(images_per_prompt):
             pictures[index * images_per_prompt + k].save(samples / f"{k:04d}.png")
             files.append(f"{index:05d}/samples/{k:04d}.png")

@@ -170,7 +170,7 @@ def lpips_distance(weights: Path, device: torch.device) -> PairDistance:
     @torch.inference_mode()
     def distance(pictures: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
         first, second = (to_pixel_values(p).to(device) for p in (pictures, reconstructions))  # (n, 3, H, W) in -1..1
-        return network(first, second).double().flatten().cpu().numpy()
+        return network(first, second).float().flatten().cpu().double().numpy()  # mps has no float64
 
     return PairDistance(backbone, f"lpips {_version('lpips')}", distance)
 

@@ -22,6 +22,11 @@ FONT_PATHS = (
     "~/.fonts/NotoColorEmoji.ttf",
     "~/.local/share/fonts/NotoColorEmoji.ttf",
     "~/Library/Fonts/NotoColorEmoji.ttf",
+    "~/AppData/Local/Microsoft/Windows/Fonts/NotoColorEmoji.ttf",
+)
+BITMAP_BUILD = (
+    "take the build with bitmaps (CBDT), fonts/NotoColorEmoji.ttf of github.com/googlefonts/noto-emoji, and set "
+    f"{FONT_ENV} to its path"
 )
 
 
@@ -43,7 +48,7 @@ def find_font() -> Path:
     where = f"${FONT_ENV} names {named}, which is no file" if named else "Noto Color Emoji is not installed"
     raise FontNotFoundError(
         f"{where}: the emoji scenes are drawn with it. Install it (Debian, Ubuntu: apt-get install "
-        f"fonts-noto-color-emoji) or set {FONT_ENV} to the path of NotoColorEmoji.ttf"
+        f"fonts-noto-color-emoji); on macOS, Windows and new Fedora {BITMAP_BUILD}"
     )
 
 
@@ -54,24 +59,34 @@ def load_glyphs(names: tuple[str, ...], font_path: str | Path | None = None) -> 
         name -> (h, w, 4) float32 in 0..1, premultiplied alpha; about 128 pixels on the longer side.
 
     Raises:
-        FontNotFoundError: no font, or a file that is none.
+        FontNotFoundError: no font, a file that is none, or a font that does not draw each name in colours of its own.
     """
     path = font_path or find_font()
     try:
         font = ImageFont.truetype(str(path), BITMAP_SIZE)
     except OSError as error:
-        raise FontNotFoundError(f"{path} cannot be used as Noto Color Emoji (with bitmaps): {error}") from error
-    glyphs = {}
+        raise _wrong_font(path, str(error)) from error
+    glyphs, drawn = {}, {}
     for name in names:
         image = Image.new("RGBA", (192, 192), (0, 0, 0, 0))
         ImageDraw.Draw(image).text((24, 24), OBJECTS[name], font=font, embedded_color=True)
         box = image.getbbox()
         if box is None:
-            raise ValueError(f"the font {path} draws nothing for {name!r} ({OBJECTS[name]})")
+            raise _wrong_font(path, f"it draws nothing for {name!r}")
         pixels = np.asarray(image.crop(box), np.float32) / 255
+        colors = pixels[pixels[..., 3] > 0, :3]
+        if (colors == colors[0]).all():  # a font without colours draws in that of its text
+            raise _wrong_font(path, f"it draws {name!r} in one colour throughout")
+        other = drawn.setdefault(pixels.tobytes(), name)
+        if other != name:  # the box that stands for what a font does not have
+            raise _wrong_font(path, f"it draws {name!r} as it does {other!r}")
         pixels[..., :3] *= pixels[..., 3:]
         glyphs[name] = pixels
     return glyphs
+
+
+def _wrong_font(path: str | Path, reason: str) -> FontNotFoundError:
+    return FontNotFoundError(f"{path} cannot be used as Noto Color Emoji: {reason}; {BITMAP_BUILD}")
 
 
 def resize_sprite(sprite: np.ndarray, size: int) -> np.ndarray:

@@ -43,7 +43,7 @@ __all__ = ["RUN_FILE", "find_newest", "latest", "load", "place_of", "prepare_out
 def read_run(folder: Path) -> dict:
     """The `run.json` of a checkpoint; UserError if it is damaged."""
     try:
-        return json.loads((folder / RUN_FILE).read_text())
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / RUN_FILE} is damaged ({error}); {REMOVE.format(folder)}") from error
 

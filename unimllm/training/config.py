@@ -136,8 +136,8 @@ class TrainConfig:
         return "bf16 weights, fp32 optimiser" if self.precision == "bf16" else "fp32"
 
     def is_slow(self) -> bool:
-        """Whether autocast was asked for where there is no hardware for it: far slower than fp32."""
-        return self.precision == "autocast" and not has_fast_bf16()
+        """Whether bf16 was asked for, or is a preset's, where there is no hardware for it: far slower than fp32."""
+        return self.precision in ("autocast", "bf16") and not has_fast_bf16()
 
     def per_device(self, world_size: int) -> tuple[int, int]:
         """(micro batch, accumulation steps) of one process.
@@ -206,4 +206,7 @@ def has_fast_bf16() -> bool:
     """Whether this machine multiplies bf16 in hardware: a GPU that does, or a CPU with AMX or AVX512-BF16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return any(has.get(name, False) for name in ("amx_tile", "avx512_bf16"))
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch 2.6 has no other

@@ -95,7 +95,7 @@ def lay_over(config: TrainConfig, path: Path) -> list[str]:
 def read(path: Path) -> dict:
     """The JSON object in a file."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--deepspeed {path}: {error.strerror}") from error
     except ValueError as error:

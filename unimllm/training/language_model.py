@@ -41,6 +41,7 @@ from unimllm.training.start_model import (
     starting_point,
     training_processor,
     vocab_size,
+    warn_of_slow_bits,
 )
 from unimllm.training.validation import HeldOut
 
@@ -78,6 +79,7 @@ def train_language_model(
     open_attention(model, recipe, has_branches=not args.data)
     if recipe.quantize_base:
         quantize_linear(model.language_model)
+        warn_of_slow_bits(recipe.train)
     choose_trained(model, recipe, freeze)
     trained_with = training_processor(processor, recipe)
     if args.data:

@@ -349,8 +349,10 @@ def _announce(task: nn.Module, config: TrainConfig, found: Path | None, place: P
         flush=True,
     )
     if config.is_slow():
-        print("warning: --train.precision autocast: this machine has no hardware for bf16 and is far slower so than in "
-              "fp32; --train.precision auto takes what is fast", flush=True)  # fmt: skip
+        what = f"--train.precision {config.precision}: this machine has no hardware for bf16"
+        room = ", in twice the memory for weights" if config.precision == "bf16" else ""
+        print(f"warning: {what} and is far slower so than in fp32; --train.precision auto takes what is fast{room}",
+              flush=True)  # fmt: skip
 
 
 def _make_optimizer(task: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

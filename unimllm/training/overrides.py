@@ -6,6 +6,7 @@ train/sft.py --preset scenes_64 --output-dir runs/sft --max-steps 100 --train.le
 import argparse
 import ast
 import contextlib
+import importlib.util
 import json
 import sys
 import textwrap
@@ -46,7 +47,8 @@ def parse_arguments(
         set and their values; recipe with all overrides applied).
 
     Raises:
-        UserError: unknown preset, option or field (the message names the nearest one), or a value of a wrong type.
+        UserError: unknown preset, option or field (the message names the nearest one), a value of a wrong type, or
+            nothing to train with on this system.
     """
     parser = CommandLine(Path(sys.argv[0]).name, description)
     default = " (%(default)s)" if "scenes_64" in presets else ""
@@ -86,7 +88,16 @@ def parse_arguments(
         raise UserError(str(error)) from error
     if recipe.train.wandb_project:
         import_wandb()
+    check_deepspeed(args)
     return args, recipe
+
+
+def check_deepspeed(args: argparse.Namespace) -> None:
+    """UserError where a run would need DeepSpeed and there is none; a plan does without."""
+    is_plan = getattr(args, "dry_run", None) is not None
+    if not is_plan and importlib.util.find_spec("deepspeed") is None:
+        remedy = "; --dry-run works without it" if hasattr(args, "dry_run") else ""
+        raise UserError(f"training needs DeepSpeed, which is installed on Linux alone{remedy}")
 
 
 def whole_number(text: str) -> int:

@@ -114,7 +114,7 @@ class Saver:
                 if self.average:
                     self._export_average(partial, told)
             if first:
-                (partial / RUN_FILE).write_text(told)
+                (partial / RUN_FILE).write_text(told, encoding="utf-8")
         if first:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -130,7 +130,7 @@ class Saver:
         folder.mkdir()
         with self.average.in_place():
             self.export(folder)
-        (folder / RUN_FILE).write_text(told)
+        (folder / RUN_FILE).write_text(told, encoding="utf-8")
 
     def _delete_old(self) -> None:
         """The newest stay, the best, and those that `keep_every` names."""

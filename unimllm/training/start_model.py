@@ -21,6 +21,7 @@ from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL, find_checkpoint, load
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.text import build_text_tokenizer
+from unimllm.training.config import TrainConfig, has_fast_bf16
 from unimllm.training.families import family_of
 from unimllm.training.overrides import change_behaviour, sizes_told
 from unimllm.training.presets import SftRecipe
@@ -186,7 +187,7 @@ def chat_template(args: Namespace, recipe: SftRecipe) -> str:
     if not named or named in CHAT_TEMPLATES:
         return named
     try:
-        return Path(named).read_text()
+        return Path(named).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(CHAT_TEMPLATES)
         raise UserError(f"--chat-template {named} is none of {known} and no text file: {first_line(error)}") from error
@@ -242,6 +243,15 @@ def check_four_bits(recipe: SftRecipe) -> None:
         raise UserError("--quantize_base: ZeRO 3 does not share layers of 4 bits out; set --train.zero_stage 0, 1 or 2")
     if recipe.train.compile:
         raise UserError("--quantize_base: layers of 4 bits are not compiled; set --train.compile false")
+
+
+def warn_of_slow_bits(train: TrainConfig) -> None:
+    """Say that a model in 4 bits is slow here; where `is_slow` says the same of the whole run that is enough.
+
+    In float16, for which older GPUs have hardware, numbers of large models overflow and gradients vanish.
+    """
+    if not has_fast_bf16() and not train.is_slow():
+        print_once("warning: --quantize_base computes in bf16, for which this machine has no hardware: that is slow")
 
 
 def check_words_stay(recipe: SftRecipe) -> None:

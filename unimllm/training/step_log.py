@@ -38,7 +38,8 @@ class Speed:
                 values[f"{name}_per_second"] = sums[name] * self.world_size / seconds
         if self.peak and "flops" in sums:
             values["mfu"] = sums["flops"] / seconds / self.peak
-        return values | {"memory_gib": memory_gib(self.device)}
+        held = memory_gib(self.device)
+        return values if held is None else values | {"memory_gib": held}
 
 
 class Curves:
@@ -126,11 +127,11 @@ def start_wandb(project: str, output_dir: Path, recipe: dict):
     """
     wandb, note = import_wandb(), output_dir / "wandb-id.txt"
     if not note.exists():
-        note.write_text(uuid4().hex[:8])
+        note.write_text(uuid4().hex[:8], encoding="utf-8")
     try:
         run = wandb.init(
-            project=project, id=note.read_text(), resume="allow", name="/".join(output_dir.resolve().parts[-2:]),
-            dir=str(output_dir), config=recipe,
+            project=project, id=note.read_text(encoding="utf-8"), resume="allow",
+            name="/".join(output_dir.resolve().parts[-2:]), dir=str(output_dir), config=recipe,
         )  # fmt: skip
         run.define_metric("*", step_metric="step")  # its own step cannot go back to where a run is resumed from
     except Exception as error:  # wandb's own
@@ -221,4 +222,6 @@ def in_words(speed: dict[str, float]) -> str:
     words = [f"{rounded(speed[f'{n}_per_second'])} {n}/s" for n in ("rows", "samples") if f"{n}_per_second" in speed]
     words += [f"{speed['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in speed else []
     words += [f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []
-    return " ".join([*words, f"data {speed['waiting']:.1%}", f"{speed['memory_gib']:.1f} GiB"])
+    words += [f"data {speed['waiting']:.1%}"]
+    words += [f"{speed['memory_gib']:.1f} GiB"] if "memory_gib" in speed else []
+    return " ".join(words)

@@ -1,11 +1,17 @@
 """How fast a run is: tokens a second, memory, and the share of the accelerator's peak that the model's products use."""
 
-import resource
+import re
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PEAK_FLOPS = {
     "GB200": 2500e12, "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
@@ -83,9 +89,22 @@ def counted_flops(net: nn.Module, *inputs: torch.Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def memory_gib(device: torch.device) -> float:
-    """The most that this process has held: of the GPU's memory, on a CPU of the machine's."""
+def memory_gib(device: torch.device) -> float | None:
+    """The most that this process has held: of the GPU's memory, on a CPU of the machine's; see `peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    held = peak_memory()
+    return None if held is None else held / 2**30
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process has held in the machine's memory; None where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands a child the ru_maxrss of the process that started it
+        told = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if told:
+            return int(told[1]) * 2**10
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
