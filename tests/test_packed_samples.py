@@ -172,7 +172,8 @@ def test_pixels_and_codes_give_identical_batches(llava, processor, task, codes):
 
 def test_codes_without_a_key_are_told(llava, processor, codes):
     with pytest.raises(
-        UserError, match=r"no sample of .* can be used; the first: .*data.json:2: no codes: images/a/0.png"
+        UserError,
+        match=r"no sample of .* has its pictures; the first: .*data.json:2: no codes: images/a/0.png; encode them by ",
     ):
         rows = [row | {"image": f"images/{row['image']}"} for row in llava_rows() if "image" in row]
         other = llava.parent / "other" / "data.json"
@@ -311,6 +312,38 @@ def test_strict_stops_at_the_first_fault(faulty, processor):
     (empty / "empty.jsonl").write_bytes(b"")
     with pytest.raises(UserError, match=r"empty.jsonl: damaged JSON file: the file is empty; nothing of it is used"):
         survey(empty, processor, strict=True)
+
+
+def test_places_without_samples_leave_the_others_their_run(llava, processor, tmp_path, capsys):
+    """As `--data tars/*.tar` names them: one of 0 bytes, and one whose samples are all bad."""
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "bad.jsonl").write_text('{"conversations": []}\n{"conversations": 5}\n')
+    places = [str(tmp_path / "empty.tar") + ":3", str(llava), str(tmp_path / "bad.jsonl")]
+
+    def open_places(*places: str, **more):
+        options = DataOptions([*places], image_root=llava.parent / "images", **more)
+        pictures = OnlinePixels(processor.image_processor)
+        return open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+
+    made, about = open_places(*places)
+    told = capsys.readouterr().out
+    assert f"data no samples in {tmp_path}/empty.tar; {tmp_path}/empty.tar: damaged tar file: " in told
+    assert f"data no sample of {tmp_path}/bad.jsonl can be used; the first: {tmp_path}/bad.jsonl:1: no conver" in told
+    assert f"warning: nothing of {tmp_path}/empty.tar can be used, so its weight of 3 does nothing; the run" in told
+    assert f"warning: nothing of {tmp_path}/bad.jsonl can be used; the run goes on without it" in told
+    assert [source["place"] for source in about["sources"]] == [str(llava)]
+    alone = open_places(str(llava))[0]
+    assert torch.equal(made(range(4))["input_ids"], alone(range(4))["input_ids"])
+    with pytest.raises(UserError, match=r"^no samples in .*/empty.tar; .* \(--strict\)$"):
+        open_places(*places, strict=True)
+    with pytest.raises(UserError, match="^no samples in .*; and so it is at the other 1 places$"):
+        open_places(places[0], places[2])
+
+
+def test_a_wrong_image_root_has_a_remedy_where_all_samples_have_pictures(llava, processor, tmp_path):
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in llava_rows() if "image" in row))
+    with pytest.raises(UserError, match="no sample of .* has its pictures; the first: .*: missing picture: .*--image"):
+        survey(tmp_path / "data.jsonl", processor)
 
 
 def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, processor):

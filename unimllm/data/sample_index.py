@@ -28,7 +28,7 @@ from unimllm.data.shard_index import Scan, ShardIndex, check_same_everywhere, le
 from unimllm.data.splits import check_one_split, told_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
-from unimllm.errors import UserError
+from unimllm.errors import NothingUsable, UserError
 
 SampleShard = JsonSamples | TarSamples | ParquetSamples | DatasetSamples
 
@@ -131,7 +131,8 @@ def open_samples(
         cache: folder where positions in JSON files and tars are kept, so that they are looked for once.
 
     Raises:
-        UserError: nothing there, nothing that can be read, or another process sees something else.
+        NothingUsable: no sample lies there; on every rank.
+        UserError: no such place, or another process sees something else.
     """
     layout = data_format if data_format in ("llava", "captions") else None
     paths = find_files(place, data_format)
@@ -149,10 +150,10 @@ def open_samples(
             is_empty = shard is None or not shard.chunk_sizes.sum()
             shards += [] if is_empty else [shard]
             faults += found or ([nothing_in(shard, path, "samples")] if is_empty else [])
-    if not shards:
-        raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     index = SampleIndex(place, shards, faults)
     check_same_everywhere(index, "samples")
+    if not shards:
+        raise NothingUsable(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     return index
 
 

@@ -30,10 +30,10 @@ class ShardIndex:
     def __init__(self, shards: Sequence, faults: list[Fault]):
         self.shards, self.faults = shards, faults
         self.ends = np.cumsum([int(shard.chunk_sizes.sum()) for shard in shards])
-        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
+        self.chunk_sizes = np.concatenate([np.zeros(0, np.int64), *(shard.chunk_sizes for shard in shards)])  # (C,)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if self.shards else 0
 
     def key(self, number: int) -> str:
         """Where a thing lies: a file and its line, its row or its member."""

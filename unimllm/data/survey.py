@@ -23,12 +23,16 @@ from unimllm.data.faults import NAMED, Fault
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of, task_of
-from unimllm.errors import UserError
+from unimllm.errors import NothingUsable, UserError
 from unimllm.images import write_atomically
 
 CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 10  # seconds between two notes of progress
-PICTURE_FAULTS = ("missing picture", "no codes")
+PICTURE_FAULTS = {
+    "missing picture": "name the folder that their paths begin in with --image-root",
+    "no codes": "encode them by `python -m unimllm.encode` with the same --data and --image-root as here",
+}
+"""Why pictures lack, and what to do where none of a source is there."""
 PASSING = (*PICTURE_FAULTS, "not readable")
 READERS = 4  # a number that changes where samples are read otherwise, or pictures have other keys
 AFTER_NOISE = "words after a drawing"
@@ -133,7 +137,8 @@ def survey_samples(
         cache: folder where the survey is kept.
 
     Raises:
-        UserError: a fault, with `strict`; no sample can be used, or none of those that have pictures, for these lack.
+        NothingUsable: no sample can be used.
+        UserError: a fault, with `strict`; none of the samples that have pictures can be used, for these lack.
     """
     if strict and index.faults:
         raise UserError(f"{index.faults[0]} (--strict)")
@@ -151,12 +156,12 @@ def survey_samples(
         write_atomically(file, lambda out: _write(survey, out))
     if strict:
         refuse_unusable(survey.findings, index)
+    check_pictures(index, survey)
     if not usable:
         number, reason, message = survey.findings[0]
-        raise UserError(
+        raise NothingUsable(
             f"no sample of {index.name} can be used; the first: {Fault(reason, index.key(number), message)}"
         )
-    check_pictures(index, survey)
     return survey
 
 
@@ -183,8 +188,8 @@ def check_pictures(index: SampleIndex, survey: Survey) -> None:
     if lacking and not seen.any():
         number, reason, message = lacking[0]
         raise UserError(
-            f"no sample of {index.name} has its pictures; the first: {Fault(reason, index.key(number), message)}; name "
-            "the folder that the paths begin in with --image-root, or --codes of `python -m unimllm.encode`"
+            f"no sample of {index.name} has its pictures; the first: {Fault(reason, index.key(number), message)}; "
+            f"{PICTURE_FAULTS[reason]}"
         )
 
 
