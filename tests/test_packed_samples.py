@@ -372,12 +372,33 @@ def test_samples_that_the_disk_did_not_give_are_looked_at_again(llava, processor
     assert not again.findings and (again.lengths > 0).all()
 
 
-def test_strict_does_not_stop_at_samples_that_are_used_all_the_same(llava, processor, tmp_path):
+@pytest.mark.parametrize("fault", ["duplicate id", "cut short", "no answer at the end"])
+def test_strict_stops_at_samples_that_are_used_all_the_same(fault, llava, processor, tmp_path):
     rows = llava_rows()
-    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, rows[-1]]))
+    turns = [{"from": who, "value": "a photo of two dogs"} for who in ("human", "gpt") * 9]
+    turns = turns if fault == "cut short" else turns[:3]
+    rows.append(rows[-1] if fault == "duplicate id" else {"conversations": turns})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(llava.parent / "images", tmp_path / "images")
-    _, found = survey(tmp_path / "data.jsonl", processor, strict=True)
-    assert [reason for _, reason, _ in found.findings] == ["duplicate id"]
+    index, found = survey(tmp_path / "data.jsonl", processor)
+    assert [reason for _, reason, _ in found.findings] == [fault] and (found.lengths > 0).all()
+    assert f"  {fault}: 1 used all the same" in report(index, found)
+    with pytest.raises(UserError, match=rf"data.jsonl:21: {fault}: .* \(--strict\)"):
+        survey(tmp_path / "data.jsonl", processor, strict=True)
+
+
+def test_ids_of_one_place_in_another_are_counted(llava, processor, tmp_path, capsys):
+    rows = [{**llava_rows()[7], "id": name} for name in ("s0", "s1", "s1", "new")]
+    for name, own in (("b", rows), ("c", [*rows, {**rows[0], "id": ""}, {**rows[0], "id": "newer"}])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    places = [str(llava), f"{tmp_path}/b.jsonl", f"{tmp_path}/c.jsonl"]
+    options = DataOptions(places, image_root=llava.parent / "images")
+    pictures = OnlinePixels(processor.image_processor)
+    open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+    told = capsys.readouterr().out
+    assert "  b.jsonl: 2 ids of its samples are in places before it, too; all are used\n" in told
+    assert "  c.jsonl: 3 ids of its samples are in places before it, too; all are used\n" in told
+    assert "  data.json: " not in told
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -183,6 +183,40 @@ def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
         assert str(caught.value) == "Expecting value in column 20"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"caption": "a\tdog"}', "Invalid control character in column 15"),
+        ('{"caption": "a dog', "Unterminated string in column 13"),
+    ],
+)
+def test_broken_json_is_told_in_english(tmp_path, line, told):
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(ROWS[1])}\n{line}\n")
+    with pytest.raises(BadSample) as caught:
+        open_samples(str(tmp_path), None, None).read(1)
+    assert str(caught.value) == told
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a", "json": b"\n" + line.encode()})
+    with pytest.raises(BadSample) as caught:
+        open_samples(str(tmp_path / "a.tar"), None, None).read(0)
+    assert str(caught.value) == told.replace("in column", "in its line 2, column")
+
+
+def test_a_question_that_nobody_answers_is_cut_off_at_the_end(tmp_path):
+    turns = [("human", "<image>a"), ("gpt", "b"), ("human", "<image>c")]
+    rows = [{"image": ["10.png", "20.png"], "conversations": [{"from": w, "value": t} for w, t in turns]}]
+    rows.append({"messages": [{"role": "system", "content": "s"}, *messages("a", "b")["messages"],
+                              {"role": "user", "content": ""}], "image": "10.png"})  # fmt: skip
+    rows.append({"image": "10.png", "conversations": rows[0]["conversations"]})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    index = open_samples(str(tmp_path), None, None)
+    first, second = index.read(0), index.read(1)
+    assert words(first) == ["<image>a", "b"] and [p.key for p in pictures_of(first.variants[0])] == ["10.png"]
+    assert words(second) == ["s", "<image>a", "b"] and first.is_cut and second.is_cut
+    with pytest.raises(BadSample, match="2 times <image> but 1 pictures"):
+        index.read(2)
+
+
 def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
     turns = [("gpt", "Hi."), ("human", "a"), ("gpt", "b")]
     openai = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [

@@ -16,13 +16,13 @@ from unimllm.data.samples import (
     PICTURE_KEYS,
     BadSample,
     Sample,
-    json_trouble,
     layout_of,
     make_sample,
     picture_named,
     pictures_in_parts,
     split_names,
 )
+from unimllm.json_rows import json_trouble
 
 BLOCK = 1 << 26  # bytes that are searched for line ends at a time
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -59,7 +59,7 @@ class JsonSamples:
         try:
             row = json.loads(data)
         except json.JSONDecodeError as error:  # its own line would count from the sample's first
-            raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
+            raise BadSample("broken JSON", f"{json_trouble(error)} in column {error.colno:,}") from error
         except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, brackets without end
             raise BadSample("broken JSON", json_trouble(error)) from error
         if not isinstance(row, dict):
@@ -123,7 +123,7 @@ def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
             elif text[at : at + 1] != "]":
                 raise json.JSONDecodeError("the array goes on without a comma or ends without ]", text, at)
     except json.JSONDecodeError as error:
-        return spans, f"broken JSON in line {error.lineno}: {error.msg}"
+        return spans, f"broken JSON in line {error.lineno}: {json_trouble(error)}"
     except RecursionError as error:
         return spans, f"broken JSON in line {line}: {json_trouble(error)}"
     return spans, "more follows after the array" if text[at + 1 :].strip() else ""

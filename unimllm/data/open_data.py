@@ -13,7 +13,7 @@ from unimllm.data.sample_index import DataOption, SampleIndex, open_samples, par
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import TASKS
 from unimllm.data.shown_samples import shown_samples
-from unimllm.data.survey import Survey, report, survey_samples
+from unimllm.data.survey import Survey, ids_met_before, report, survey_samples
 from unimllm.errors import NothingUsable, UserError
 
 
@@ -65,7 +65,8 @@ def open_data(
     plan = RowPlan(mixture, max_length, seed)
     plan.extend(num_rows)  # before worker processes start: they inherit it
     if rank == 0:
-        print("\n".join([describe(plan, indices, surveys, num_rows), *map(told_empty, empty)]), flush=True)
+        told = [describe(plan, indices, surveys, num_rows), *told_ids(indices, surveys), *map(told_empty, empty)]
+        print("\n".join(told), flush=True)
     about = {
         "sources": [
             {"place": source.place, "weight": source.weight, "samples": len(survey.lengths), "files": index.fingerprint}
@@ -134,6 +135,14 @@ def look_through(
         others = f"; and so it is at the other {len(empty) - 1:,} places" if len(empty) > 1 else ""
         raise UserError(f"{empty[0]}{others}")
     return found
+
+
+def told_ids(indices: list[SampleIndex], surveys: list[Survey]) -> list[str]:
+    """A line for each source that has ids of sources before it: the same samples, or both number theirs from 0."""
+    return [
+        f"  {name_of(index)}: {count:,} ids of its samples are in places before it, too; all are used"
+        for index, count in zip(indices, ids_met_before(surveys), strict=True) if count
+    ]  # fmt: skip
 
 
 def told_empty(source: DataOption) -> str:
