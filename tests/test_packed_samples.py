@@ -357,6 +357,13 @@ def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, proc
         survey(faulty, processor, cache=cache, strict=True)
 
 
+def test_a_survey_that_cannot_be_kept_is_made_again(llava, processor, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for _ in range(2):
+        assert not survey(llava, processor, cache=tmp_path / "file" / "index")[1].findings
+    assert capsys.readouterr().out.count("cannot be kept in") == 1
+
+
 def test_samples_that_the_disk_did_not_give_are_looked_at_again(llava, processor, tmp_path, monkeypatch):
     def read(shard, i: int):
         if i in (3, 7):

@@ -783,6 +783,16 @@ def test_files_are_looked_through_once(tmp_path, monkeypatch):
     assert again.fingerprint == first.fingerprint and words(again.read(4)) == WORDS[4]
 
 
+def test_what_was_found_and_cannot_be_kept_is_told_once(tmp_path, capsys):
+    write_tars(tmp_path / "tars")
+    (tmp_path / "file").write_text("")
+    for _ in range(2):
+        index = open_samples(str(tmp_path / "tars"), None, None, tmp_path / "file" / "index")
+    assert len(index) == 5
+    told = f"what was found in the data cannot be kept in {tmp_path}/file/index (Not a directory): the next start looks"
+    assert capsys.readouterr().out.count(told) == 1
+
+
 def _no_scan(scan):
     def scan_json(path):
         pytest.fail("scanned again")

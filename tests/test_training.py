@@ -590,6 +590,19 @@ def test_checkpoints_are_found_newest_first_and_incomplete_ones_ignored(tmp_path
         checkpoint.resolve(tmp_path / "nowhere")
 
 
+def test_what_is_found_in_data_is_kept_beside_the_output_folder_or_in_it(tmp_path, monkeypatch):
+    output = tmp_path / "runs" / "mine" / "sft"
+    assert checkpoint.index_folder(output) == tmp_path / "runs" / "mine" / "index"  # though nothing is there yet
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.index_folder(Path("sft")) == Path("index")
+    output.mkdir(parents=True)
+    (output.parent / "index").write_text("")
+    assert checkpoint.index_folder(output) == output / "index"
+    (output.parent / "index").unlink()
+    monkeypatch.setattr(checkpoint.os, "access", lambda place, mode: place != output.parent)  # read-only
+    assert checkpoint.index_folder(output) == output / "index"
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -23,8 +23,8 @@ from unimllm.data.faults import NAMED, Fault
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import TASKS, BadSample, Picture, pictures_of, task_of
+from unimllm.data.shard_index import keep
 from unimllm.errors import NothingUsable, UserError
-from unimllm.images import write_atomically
 
 CHUNK = 512  # samples that are looked at in one go
 TELL_EVERY = 10  # seconds between two notes of progress
@@ -156,7 +156,7 @@ def survey_samples(
     changed = _merge(survey, numbers, parts, index)
     usable = bool((survey.lengths > 0).any())
     if file and changed and usable and rank == 0:
-        write_atomically(file, lambda out: _write(survey, out))
+        keep(file, lambda out: _write(survey, out))
     if strict:
         refuse_faulty(survey.findings, index)
     check_pictures(index, survey)
