@@ -774,6 +774,39 @@ def test_a_dataset_that_is_not_there(monkeypatch):
         dataset_samples.open_dataset("some/body", None, Path())
 
 
+class Cauldron:
+    """A dataset of several configs in place of the hub's; it complains in the words of datasets 5."""
+
+    configs = [f"c{number}" for number in range(10)]
+
+    def __call__(self, name: str, config: str | None = None) -> datasets.Dataset:
+        assert name == "owner/cauldron"
+        if config is None:
+            raise ValueError(f"Config name is missing.\nPlease pick one among the available configs: {self.configs}\n"
+                             f"Example of usage:\n\t`load_dataset('cauldron', '{self.configs[0]}')`")  # fmt: skip
+        if config not in self.configs:
+            raise ValueError(f"BuilderConfig '{config}' not found. Available: {self.configs}")
+        return hub_dataset()
+
+
+def test_a_config_of_a_dataset_is_a_third_part_of_its_name(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", Cauldron())
+    (option,) = map(parse_data, ["owner/cauldron/c3:2"])
+    assert option == sample_index.DataOption("owner/cauldron/c3", 2.0)
+    index = open_samples(option.place, None, None)
+    assert len(index) == 3 and index.key(0) == "owner/cauldron/c3:row 0"
+    told = r"owner/cauldron has 10 configs \(c0, c1, .*, c7, \.\.\.\); name one of them, such as owner/cauldron/c0$"
+    for place in ("owner/cauldron", "owner/cauldron/c11"):
+        with pytest.raises(UserError, match=f"^--data {place}: {told}"):
+            open_samples(place, None, None)
+
+
+@pytest.mark.parametrize("place", ["a/b/c/d", "/a/b", "./a/b", "a//b", "a/b/", "a/b/c.jsonl"])
+def test_what_cannot_be_a_dataset_is_no_such_file(place):
+    with pytest.raises(UserError, match=f"--data {place}: no such file or folder"):
+        open_samples(place, None, None)
+
+
 def test_files_are_looked_through_once(tmp_path, monkeypatch):
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS))
