@@ -1,9 +1,11 @@
 """Readers of conversations: every format as a real library writes it, every layout, every fault with its place."""
 
 import base64
+import contextlib
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from picture_files import encoded, picture
 from PIL import Image
 
 from unimllm.conversation import flatten_content
-from unimllm.data import dataset_samples, parquet_samples, sample_index
+from unimllm.data import dataset_samples, json_samples, parquet_samples, sample_index
 from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
 from unimllm.data.samples import BadSample, Sample, caption_texts, pictures_of
@@ -383,6 +385,61 @@ def test_an_endless_number_in_an_array_spoils_its_sample_alone_and_endless_brack
     with pytest.raises(BadSample, match="a number of too many digits"):
         index.read(1)
     assert "broken JSON in line 4: brackets nested too deeply" in index.faults[0].message
+
+
+ODD = {"a": "x\\\u00e9 \U0001f600 ]}", "b": [True, None, -12.5e-7, 123456, [], {}, ""], "c": {"d": [[1], "\\"]}}
+ARRAYS = [
+    json.dumps([ODD] * 3),
+    json.dumps([ODD] * 3, indent=2, ensure_ascii=False),
+    json.dumps([ODD, 12345, "text", -1.5e-30, None, True, [ODD]], indent=1),
+    json.dumps([ODD] * 3)[:-40],
+    json.dumps([ODD] * 2)[:-1] + "  , \n\n",
+    json.dumps([ODD] * 2) + "\n \n[",
+    json.dumps([ODD] * 2) + "\n \n",
+    json.dumps([ODD] * 3).replace("-12.5e-7", "-12.5e-+7", 1) + " " * 99,
+    json.dumps([ODD] * 3, indent=1).replace('"c"', "c") + " " * 99,
+    f"[{json.dumps(ODD)},\n{DEEP}, 1]",
+    "[]",
+    "[ \n",
+]
+
+
+@pytest.mark.parametrize("text", ARRAYS)
+def test_an_array_is_looked_through_block_by_block(tmp_path, monkeypatch, text):
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    whole, damage = json_samples.scan_json(tmp_path / "a.json")
+    for block in (1, 7, 50):
+        monkeypatch.setattr(json_samples, "BLOCK", block)
+        parts, told = json_samples.scan_json(tmp_path / "a.json")
+        assert np.array_equal(parts["spans"], whole["spans"]) and told == damage
+    with contextlib.suppress(ValueError, RecursionError):
+        held = [json.loads(text.encode()[start:end]) for start, end, _ in whole["spans"].tolist()]
+        assert held == json.loads(text) and not damage
+
+
+def test_a_long_array_is_never_held_in_memory(tmp_path, monkeypatch):
+    path, count = tmp_path / "a.json", 4000
+    path.write_text(json.dumps([{"id": number, "caption": "x" * 1000} for number in range(count)], indent=1))
+    monkeypatch.setattr(json_samples, "BLOCK", 1 << 16)
+    tracemalloc.start()
+    found, damage = json_samples.scan_json(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found["spans"]) == count and not damage and peak < path.stat().st_size / 4
+    path.write_text(path.read_text().replace('"id": 2000,', '"id": 2000'))  # what follows is not read for it
+    monkeypatch.setattr(json_samples.Cursor, "read_on", _at_most(json_samples.Cursor.read_on, 40))
+    found, damage = json_samples.scan_json(path)
+    assert len(found["spans"]) == 2000 and damage == "broken JSON in line 8004: Expecting ',' delimiter"
+
+
+def _at_most(function, times: int):
+    left = iter(range(times))
+
+    def counted(*args):
+        next(left)
+        return function(*args)
+
+    return counted
 
 
 # ---- tars ------------------------------------------------------------------------------------------------------------
