@@ -402,8 +402,11 @@ def test_the_deepspeed_json_follows_from_the_configuration():
     made = TrainConfig(batch_size=32, micro_batch_size=4, zero_stage=2, precision="bf16").deepspeed(world_size=2)
     assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (4, 4)
     assert made["zero_optimization"]["stage"] == 2 and made["bf16"]["enabled"]
-    with pytest.raises(ValueError, match="must be a multiple"):
+    with pytest.raises(UserError, match=r"must be a multiple of .* \(4 x 1\); the next one is 12$"):
         TrainConfig(batch_size=10, micro_batch_size=4).deepspeed(1)
+    with pytest.raises(UserError, match=r"\(2 x 16\); the next one is 48$"):
+        TrainConfig(batch_size=40).deepspeed(16)
+    assert TrainConfig(batch_size=48).per_device(16) == (3, 1)
 
 
 ADDS = """
@@ -685,6 +688,10 @@ def test_a_deepspeed_file_that_says_nothing_new(tmp_path):
         ({"gradient_clipping": {"x": 1}}, "gradient_clipping.x is a section in the place of a value"),
         ({"zero_optimization": 2}, "zero_optimization is a section in the place of a value"),
         ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
+        ({"data_types": {"grad_acum_dtype": "bf16"}}, "data_types.grad_acum_dtype is no setting of DeepSpeed (did you"),
+        ({"data_types": {"grad_acum_dtype": "bf16"}}, "did you mean 'grad_accum_dtype'?"),
+        ({"aio": {"blocksize": 1}}, "aio.blocksize is no setting of DeepSpeed (did you mean 'block_size'?)"),
+        ({"aio": {"x": 1}}, "aio.x is no setting of DeepSpeed; aio has block_size, queue_depth, intra_op_paral"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "cpu and none are to be had"),
     ],
 )
