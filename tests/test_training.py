@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import toy_training
 from programs import Ended, run_program, started, wait_for
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +30,7 @@ from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.not_finite import told_samples
 from unimllm.training.overrides import as_dict, parse_arguments, parse_value, set_field
+from unimllm.training.sft import SftTask
 
 LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
@@ -308,6 +310,38 @@ def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(opt
     for rank in (0, 1):
         held = torch.load(tmp_path / "whole" / f"memory-{rank}.pt")
         assert all(torch.equal(value, held[name]) for name, value in written.items())
+
+
+def test_an_offloaded_optimiser_follows_the_losses_of_one_that_is_not_and_resumes(straight, tmp_path):
+    _, expected = straight
+    options = ("--zero-stage", "2", "--offload-optimizer")
+    assert run_toy(tmp_path, *options, "--die-after", "4", "--save-every-step").returncode == 9
+    resumed = losses(run_toy(tmp_path, *options))
+    assert list(resumed) == [5, 6]
+    for step, loss in resumed.items():
+        assert float(loss) == pytest.approx(float(expected[step]), abs=LAST_DIGIT)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    torch.manual_seed(0)
+    model = UniMLLMForConditionalGeneration(tiny_config())
+    batch, runs = toy_training.source(range(4)), []
+    for checkpointing in (False, True):
+        task = SftTask(model, {"text": 1.0}).train()
+        decoder = model.language_model.get_decoder()
+        if checkpointing:
+            loop.checkpoint_activations(task)
+        calls = []
+        hook = decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.zero_grad()
+        loss = task(**batch)["loss"]
+        loss.backward()
+        hook.remove()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        runs.append((loss.item(), gradients, len(calls)))
+    (loss, gradients, once), (again, recomputed, twice) = runs
+    assert (loss, once, twice) == (again, 1, 2) and gradients.keys() == recomputed.keys()
+    assert all(torch.equal(value, recomputed[name]) for name, value in gradients.items())
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
