@@ -26,7 +26,7 @@ class DataOptions:
         data_format: of `sample_index.FORMATS`; None: recognised.
         image_root: folder that paths of pictures are relative to; None: that of the file that names them.
         ratios: understanding:drawing:text; None: as the sources have them.
-        strict: stop at the first sample that cannot be used.
+        strict: stop at the first place or sample that is not used as it is.
     """
 
     data: list[str]
