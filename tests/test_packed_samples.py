@@ -403,9 +403,11 @@ def test_ids_of_one_place_in_another_are_counted(llava, processor, tmp_path, cap
     pictures = OnlinePixels(processor.image_processor)
     open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
     told = capsys.readouterr().out
-    assert "  b.jsonl: 2 ids of its samples are in places before it, too; all are used\n" in told
-    assert "  c.jsonl: 3 ids of its samples are in places before it, too; all are used\n" in told
-    assert "  data.json: " not in told
+    assert "  ids that places before have, too: 2 of b.jsonl, 3 of c.jsonl; all are used\n" in told
+    options = DataOptions(places[:1] * 5, image_root=llava.parent / "images")
+    open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+    named = ", ".join(["20 of data.json"] * 3)
+    assert f"  ids that places before have, too: {named} and those of 1 more; all are used\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from unimllm.data.faults import NAMED
 from unimllm.data.mixture import Mixture, parse_ratios
 from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
@@ -138,11 +139,11 @@ def look_through(
 
 
 def told_ids(indices: list[SampleIndex], surveys: list[Survey]) -> list[str]:
-    """A line for each source that has ids of sources before it: the same samples, or both number theirs from 0."""
-    return [
-        f"  {name_of(index)}: {count:,} ids of its samples are in places before it, too; all are used"
-        for index, count in zip(indices, ids_met_before(surveys), strict=True) if count
-    ]  # fmt: skip
+    """A line on sources that have ids of sources before them: the same samples, or both number theirs from 0."""
+    counts = zip(indices, ids_met_before(surveys), strict=True)
+    told = [f"{count:,} of {name_of(index)}" for index, count in counts if count]
+    more = f" and those of {len(told) - NAMED:,} more" if len(told) > NAMED else ""
+    return [f"  ids that places before have, too: {', '.join(told[:NAMED])}{more}; all are used"] if told else []
 
 
 def told_empty(source: DataOption) -> str:
