@@ -155,6 +155,18 @@ def test_what_cannot_be_read_is_counted_and_named(encode_into, tmp_path):
     assert "(--strict)" in encode_into(*words, "--strict").err
 
 
+def test_a_place_without_samples_is_told_and_left_out(encode_into, tmp_path):
+    (tmp_path / "empty.tar").write_bytes(b"")
+    write_parquet(tmp_path / "rows.parquet", [encoded(picture(1))])
+    table = pq.read_table(tmp_path / "rows.parquet").append_column("caption", pa.array(["a"]))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    words = ("--data", tmp_path / "empty.tar", tmp_path / "rows.parquet")
+    result = encode_into(*words)
+    assert result.code == 0 and result.out.endswith("codes: 1 picture encoded\n")
+    assert f"data no samples in {tmp_path}/empty.tar; " in result.out
+    assert "no samples in " in encode_into(*words, "--strict").err and encode_into(*words[:2]).code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -15,6 +15,7 @@ from unimllm.conversation import text_message
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
+from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.language_model import train_language_model
 from unimllm.training.language_options import OPTIONS
@@ -68,6 +69,20 @@ def test_files_that_are_not_used_whole_are_in_the_plan(tmp_path, tokenizer):
         assert told[0].startswith(f"{place}/b.json: damaged JSON file: broken JSON in line 1")
         assert told[1] == f"{place}/c.jsonl.gz: compressed: unpack it first; nothing of it is used"
         assert told[3] == f"    drawing, {place}/a.jsonl:1: <|user|>a dog<|assistant|>[[<image><|end|>]]"
+
+
+def test_a_place_without_samples_is_in_the_plan(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    (tmp_path / "b.tar").write_bytes(b"")
+    places = [str(tmp_path / "b.tar"), str(tmp_path / "a.jsonl")]
+    args = SimpleNamespace(data=places, validation_data=[], format=None, image_root=None, codes=None, strict=False)
+    first, second, *_ = describe_data(args, tokenizer, 77)
+    assert first.startswith("data ") and f"no samples in {places[0]}; " in first and first.endswith("; left out")
+    assert "1 samples in 1 JSON file" in second
+    for told, strict in ((places, True), (places[:1], False)):
+        args.data, args.strict = told, strict
+        with pytest.raises(UserError, match="no samples in "):
+            describe_data(args, tokenizer, 77)
 
 
 def test_the_first_samples_are_looked_at(tmp_path, tokenizer, monkeypatch):

@@ -4,10 +4,14 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from picture_files import picture
+from PIL import Image
 
 import unimllm
+from unimllm import chat, generate
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.lora import add_lora, load_lora, merged_state, save_lora
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
@@ -81,6 +85,22 @@ def test_a_merged_checkpoint_needs_no_peft_and_an_adapter_lies_over_its_model(ad
     for model in (merged.eval(), laid):
         for value, wanted in zip(outputs(model), expected, strict=True):
             torch.testing.assert_close(value, wanted)
+
+
+def test_chat_and_generate_take_an_adapter(adapted, base, call, tmp_path):
+    picture(9).save(tmp_path / "a.png")
+    save_lora(adapted, tmp_path / "lora", str(base))
+    adapted.save_pretrained(tmp_path / "merged", state_dict=merged_state(adapted))
+    unimllm.load(base, "cpu")[1].save_pretrained(tmp_path / "merged")
+    answers, drawn = [], []
+    for model in (tmp_path / "lora", tmp_path / "merged"):
+        asked = call(chat, "--model", model, "--device", "cpu", "--image", tmp_path / "a.png", "--question", "What?")
+        words = ("--prompt", "a dog", "--out", tmp_path / "drawn.png", "--seed", 1)
+        told = call(generate, *words, "--model", model, "--device", "cpu")
+        assert asked.code == told.code == 0, asked.err + told.err
+        answers.append(asked.out)
+        drawn.append(np.asarray(Image.open(tmp_path / "drawn.png")).astype(int))
+    assert answers[0] == answers[1] and abs(drawn[0] - drawn[1]).max() <= 1
 
 
 def test_an_adapter_s_fingerprints_are_of_its_model_too(adapted, base, tmp_path):

@@ -172,7 +172,8 @@ def test_pixels_and_codes_give_identical_batches(llava, processor, task, codes):
 
 def test_codes_without_a_key_are_told(llava, processor, codes):
     with pytest.raises(
-        UserError, match=r"no sample of .* can be used; the first: .*data.json:2: no codes: images/a/0.png"
+        UserError,
+        match=r"no sample of .* has its pictures; the first: .*data.json:2: no codes: images/a/0.png; encode them by ",
     ):
         rows = [row | {"image": f"images/{row['image']}"} for row in llava_rows() if "image" in row]
         other = llava.parent / "other" / "data.json"
@@ -313,6 +314,38 @@ def test_strict_stops_at_the_first_fault(faulty, processor):
         survey(empty, processor, strict=True)
 
 
+def test_places_without_samples_leave_the_others_their_run(llava, processor, tmp_path, capsys):
+    """As `--data tars/*.tar` names them: one of 0 bytes, and one whose samples are all bad."""
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "bad.jsonl").write_text('{"conversations": []}\n{"conversations": 5}\n')
+    places = [str(tmp_path / "empty.tar") + ":3", str(llava), str(tmp_path / "bad.jsonl")]
+
+    def open_places(*places: str, **more):
+        options = DataOptions([*places], image_root=llava.parent / "images", **more)
+        pictures = OnlinePixels(processor.image_processor)
+        return open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+
+    made, about = open_places(*places)
+    told = capsys.readouterr().out
+    assert f"data no samples in {tmp_path}/empty.tar; {tmp_path}/empty.tar: damaged tar file: " in told
+    assert f"data no sample of {tmp_path}/bad.jsonl can be used; the first: {tmp_path}/bad.jsonl:1: no conver" in told
+    assert f"warning: nothing of {tmp_path}/empty.tar can be used, so its weight of 3 does nothing; the run" in told
+    assert f"warning: nothing of {tmp_path}/bad.jsonl can be used; the run goes on without it" in told
+    assert [source["place"] for source in about["sources"]] == [str(llava)]
+    alone = open_places(str(llava))[0]
+    assert torch.equal(made(range(4))["input_ids"], alone(range(4))["input_ids"])
+    with pytest.raises(UserError, match=r"^no samples in .*/empty.tar; .* \(--strict\)$"):
+        open_places(*places, strict=True)
+    with pytest.raises(UserError, match="^no samples in .*; and so it is at the other 1 places$"):
+        open_places(places[0], places[2])
+
+
+def test_a_wrong_image_root_has_a_remedy_where_all_samples_have_pictures(llava, processor, tmp_path):
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in llava_rows() if "image" in row))
+    with pytest.raises(UserError, match="no sample of .* has its pictures; the first: .*: missing picture: .*--image"):
+        survey(tmp_path / "data.jsonl", processor)
+
+
 def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, processor):
     cache = faulty.parent / "index"
     first = survey(faulty, processor, cache=cache)[1]
@@ -322,6 +355,13 @@ def test_a_survey_is_kept_and_missing_pictures_are_looked_for_again(faulty, proc
     assert np.array_equal(np.delete(second.lengths, 4), np.delete(first.lengths, 4))
     with pytest.raises(UserError, match="broken JSON"):
         survey(faulty, processor, cache=cache, strict=True)
+
+
+def test_a_survey_that_cannot_be_kept_is_made_again(llava, processor, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for _ in range(2):
+        assert not survey(llava, processor, cache=tmp_path / "file" / "index")[1].findings
+    assert capsys.readouterr().out.count("cannot be kept in") == 1
 
 
 def test_samples_that_the_disk_did_not_give_are_looked_at_again(llava, processor, tmp_path, monkeypatch):
@@ -339,12 +379,35 @@ def test_samples_that_the_disk_did_not_give_are_looked_at_again(llava, processor
     assert not again.findings and (again.lengths > 0).all()
 
 
-def test_strict_does_not_stop_at_samples_that_are_used_all_the_same(llava, processor, tmp_path):
+@pytest.mark.parametrize("fault", ["duplicate id", "cut short", "no answer at the end"])
+def test_strict_stops_at_samples_that_are_used_all_the_same(fault, llava, processor, tmp_path):
     rows = llava_rows()
-    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, rows[-1]]))
+    turns = [{"from": who, "value": "a photo of two dogs"} for who in ("human", "gpt") * 9]
+    turns = turns if fault == "cut short" else turns[:3]
+    rows.append(rows[-1] if fault == "duplicate id" else {"conversations": turns})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(llava.parent / "images", tmp_path / "images")
-    _, found = survey(tmp_path / "data.jsonl", processor, strict=True)
-    assert [reason for _, reason, _ in found.findings] == ["duplicate id"]
+    index, found = survey(tmp_path / "data.jsonl", processor)
+    assert [reason for _, reason, _ in found.findings] == [fault] and (found.lengths > 0).all()
+    assert f"  {fault}: 1 used all the same" in report(index, found)
+    with pytest.raises(UserError, match=rf"data.jsonl:21: {fault}: .* \(--strict\)"):
+        survey(tmp_path / "data.jsonl", processor, strict=True)
+
+
+def test_ids_of_one_place_in_another_are_counted(llava, processor, tmp_path, capsys):
+    rows = [{**llava_rows()[7], "id": name} for name in ("s0", "s1", "s1", "new")]
+    for name, own in (("b", rows), ("c", [*rows, {**rows[0], "id": ""}, {**rows[0], "id": "newer"}])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    places = [str(llava), f"{tmp_path}/b.jsonl", f"{tmp_path}/c.jsonl"]
+    options = DataOptions(places, image_root=llava.parent / "images")
+    pictures = OnlinePixels(processor.image_processor)
+    open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+    told = capsys.readouterr().out
+    assert "  ids that places before have, too: 2 of b.jsonl, 3 of c.jsonl; all are used\n" in told
+    options = DataOptions(places[:1] * 5, image_root=llava.parent / "images")
+    open_data(options, tokenizer(processor), pictures, LENGTH, 0.1, 0, 8, tmp_path / "index")
+    named = ", ".join(["20 of data.json"] * 3)
+    assert f"  ids that places before have, too: {named} and those of 1 more; all are used\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -1,9 +1,11 @@
 """Readers of conversations: every format as a real library writes it, every layout, every fault with its place."""
 
 import base64
+import contextlib
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from picture_files import encoded, picture
 from PIL import Image
 
 from unimllm.conversation import flatten_content
-from unimllm.data import dataset_samples, parquet_samples, sample_index
+from unimllm.data import dataset_samples, json_samples, parquet_samples, sample_index
 from unimllm.data.parquet_samples import ParquetSamples
 from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
 from unimllm.data.samples import BadSample, Sample, caption_texts, pictures_of
@@ -181,6 +183,40 @@ def test_bad_samples_have_a_reason_and_a_line(tmp_path, row, reason):
     assert caught.value.reason == reason and index.key(1) == f"{path}:2" and words(index.read(0)) == WORDS[1]
     if line == b'{"conversations": [':
         assert str(caught.value) == "Expecting value in column 20"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"caption": "a\tdog"}', "Invalid control character in column 15"),
+        ('{"caption": "a dog', "Unterminated string in column 13"),
+    ],
+)
+def test_broken_json_is_told_in_english(tmp_path, line, told):
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(ROWS[1])}\n{line}\n")
+    with pytest.raises(BadSample) as caught:
+        open_samples(str(tmp_path), None, None).read(1)
+    assert str(caught.value) == told
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        sink.write({"__key__": "a", "json": b"\n" + line.encode()})
+    with pytest.raises(BadSample) as caught:
+        open_samples(str(tmp_path / "a.tar"), None, None).read(0)
+    assert str(caught.value) == told.replace("in column", "in its line 2, column")
+
+
+def test_a_question_that_nobody_answers_is_cut_off_at_the_end(tmp_path):
+    turns = [("human", "<image>a"), ("gpt", "b"), ("human", "<image>c")]
+    rows = [{"image": ["10.png", "20.png"], "conversations": [{"from": w, "value": t} for w, t in turns]}]
+    rows.append({"messages": [{"role": "system", "content": "s"}, *messages("a", "b")["messages"],
+                              {"role": "user", "content": ""}], "image": "10.png"})  # fmt: skip
+    rows.append({"image": "10.png", "conversations": rows[0]["conversations"]})
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    index = open_samples(str(tmp_path), None, None)
+    first, second = index.read(0), index.read(1)
+    assert words(first) == ["<image>a", "b"] and [p.key for p in pictures_of(first.variants[0])] == ["10.png"]
+    assert words(second) == ["s", "<image>a", "b"] and first.is_cut and second.is_cut
+    with pytest.raises(BadSample, match="2 times <image> but 1 pictures"):
+        index.read(2)
 
 
 def test_a_leading_answer_is_dropped_and_a_system_turn_kept(tmp_path):
@@ -349,6 +385,61 @@ def test_an_endless_number_in_an_array_spoils_its_sample_alone_and_endless_brack
     with pytest.raises(BadSample, match="a number of too many digits"):
         index.read(1)
     assert "broken JSON in line 4: brackets nested too deeply" in index.faults[0].message
+
+
+ODD = {"a": "x\\\u00e9 \U0001f600 ]}", "b": [True, None, -12.5e-7, 123456, [], {}, ""], "c": {"d": [[1], "\\"]}}
+ARRAYS = [
+    json.dumps([ODD] * 3),
+    json.dumps([ODD] * 3, indent=2, ensure_ascii=False),
+    json.dumps([ODD, 12345, "text", -1.5e-30, None, True, [ODD]], indent=1),
+    json.dumps([ODD] * 3)[:-40],
+    json.dumps([ODD] * 2)[:-1] + "  , \n\n",
+    json.dumps([ODD] * 2) + "\n \n[",
+    json.dumps([ODD] * 2) + "\n \n",
+    json.dumps([ODD] * 3).replace("-12.5e-7", "-12.5e-+7", 1) + " " * 99,
+    json.dumps([ODD] * 3, indent=1).replace('"c"', "c") + " " * 99,
+    f"[{json.dumps(ODD)},\n{DEEP}, 1]",
+    "[]",
+    "[ \n",
+]
+
+
+@pytest.mark.parametrize("text", ARRAYS)
+def test_an_array_is_looked_through_block_by_block(tmp_path, monkeypatch, text):
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    whole, damage = json_samples.scan_json(tmp_path / "a.json")
+    for block in (1, 7, 50):
+        monkeypatch.setattr(json_samples, "BLOCK", block)
+        parts, told = json_samples.scan_json(tmp_path / "a.json")
+        assert np.array_equal(parts["spans"], whole["spans"]) and told == damage
+    with contextlib.suppress(ValueError, RecursionError):
+        held = [json.loads(text.encode()[start:end]) for start, end, _ in whole["spans"].tolist()]
+        assert held == json.loads(text) and not damage
+
+
+def test_a_long_array_is_never_held_in_memory(tmp_path, monkeypatch):
+    path, count = tmp_path / "a.json", 4000
+    path.write_text(json.dumps([{"id": number, "caption": "x" * 1000} for number in range(count)], indent=1))
+    monkeypatch.setattr(json_samples, "BLOCK", 1 << 16)
+    tracemalloc.start()
+    found, damage = json_samples.scan_json(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found["spans"]) == count and not damage and peak < path.stat().st_size / 4
+    path.write_text(path.read_text().replace('"id": 2000,', '"id": 2000'))  # what follows is not read for it
+    monkeypatch.setattr(json_samples.Cursor, "read_on", _at_most(json_samples.Cursor.read_on, 40))
+    found, damage = json_samples.scan_json(path)
+    assert len(found["spans"]) == 2000 and damage == "broken JSON in line 8004: Expecting ',' delimiter"
+
+
+def _at_most(function, times: int):
+    left = iter(range(times))
+
+    def counted(*args):
+        next(left)
+        return function(*args)
+
+    return counted
 
 
 # ---- tars ------------------------------------------------------------------------------------------------------------
@@ -740,6 +831,39 @@ def test_a_dataset_that_is_not_there(monkeypatch):
         dataset_samples.open_dataset("some/body", None, Path())
 
 
+class Cauldron:
+    """A dataset of several configs in place of the hub's; it complains in the words of datasets 5."""
+
+    configs = [f"c{number}" for number in range(10)]
+
+    def __call__(self, name: str, config: str | None = None) -> datasets.Dataset:
+        assert name == "owner/cauldron"
+        if config is None:
+            raise ValueError(f"Config name is missing.\nPlease pick one among the available configs: {self.configs}\n"
+                             f"Example of usage:\n\t`load_dataset('cauldron', '{self.configs[0]}')`")  # fmt: skip
+        if config not in self.configs:
+            raise ValueError(f"BuilderConfig '{config}' not found. Available: {self.configs}")
+        return hub_dataset()
+
+
+def test_a_config_of_a_dataset_is_a_third_part_of_its_name(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", Cauldron())
+    (option,) = map(parse_data, ["owner/cauldron/c3:2"])
+    assert option == sample_index.DataOption("owner/cauldron/c3", 2.0)
+    index = open_samples(option.place, None, None)
+    assert len(index) == 3 and index.key(0) == "owner/cauldron/c3:row 0"
+    told = r"owner/cauldron has 10 configs \(c0, c1, .*, c7, \.\.\.\); name one of them, such as owner/cauldron/c0$"
+    for place in ("owner/cauldron", "owner/cauldron/c11"):
+        with pytest.raises(UserError, match=f"^--data {place}: {told}"):
+            open_samples(place, None, None)
+
+
+@pytest.mark.parametrize("place", ["a/b/c/d", "/a/b", "./a/b", "a//b", "a/b/", "a/b/c.jsonl"])
+def test_what_cannot_be_a_dataset_is_no_such_file(place):
+    with pytest.raises(UserError, match=f"--data {place}: no such file or folder"):
+        open_samples(place, None, None)
+
+
 def test_files_are_looked_through_once(tmp_path, monkeypatch):
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS))
@@ -747,6 +871,16 @@ def test_files_are_looked_through_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sample_index.SCANS, "JSON", _no_scan(sample_index.SCANS["JSON"]))
     again = open_samples(str(path), None, None, tmp_path / "index")
     assert again.fingerprint == first.fingerprint and words(again.read(4)) == WORDS[4]
+
+
+def test_what_was_found_and_cannot_be_kept_is_told_once(tmp_path, capsys):
+    write_tars(tmp_path / "tars")
+    (tmp_path / "file").write_text("")
+    for _ in range(2):
+        index = open_samples(str(tmp_path / "tars"), None, None, tmp_path / "file" / "index")
+    assert len(index) == 5
+    told = f"what was found in the data cannot be kept in {tmp_path}/file/index (Not a directory): the next start looks"
+    assert capsys.readouterr().out.count(told) == 1
 
 
 def _no_scan(scan):

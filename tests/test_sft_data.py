@@ -23,6 +23,7 @@ from unimllm.training.presets import SFT_PRESETS
 
 SFT = Path(__file__).parent.parent / "train" / "sft.py"
 STEPS = 4
+LORA_FILES = ("model.safetensors", "lora/adapter_model.safetensors", "lora/trained_in_full.safetensors")
 
 
 def run_sft(*options, processes: int = 1) -> subprocess.CompletedProcess:
@@ -85,6 +86,21 @@ def test_a_llava_file_is_trained_on_and_resumed_bit_for_bit(command, tmp_path):
 
     model, processor = unimllm.load(folder, "cpu")
     assert unimllm.draw(model, processor, ["a photo of two dogs"])[0].size == (16, 16)
+
+
+@pytest.mark.timeout(900)
+def test_lora_is_trained_and_resumed_bit_for_bit(command, tmp_path):
+    options = [*command, "--lora_rank", 2, "--train.learning_rate", 1e-2, "--train.weight_decay", 0]
+    expected = losses(run_sft(*options, "--output-dir", tmp_path / "sft"))
+    straight = [checkpoint.latest(tmp_path / "sft") / name for name in LORA_FILES]
+    kept = [file.read_bytes() for file in straight]
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "sft" / f"step-00000{step}")
+    resumed = run_sft(*options, "--output-dir", tmp_path / "sft")
+    assert "resuming from step-000002" in resumed.stdout and losses(resumed) == {3: expected[3], 4: expected[4]}
+    assert [file.read_bytes() for file in straight] == kept
+    before = (tmp_path / "sft" / "step-000002" / LORA_FILES[1]).read_bytes()
+    assert before != kept[1]
 
 
 @pytest.mark.timeout(900)

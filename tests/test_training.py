@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import toy_training
 from programs import Ended, run_program, started, wait_for
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +30,7 @@ from unimllm.training.config import TrainConfig
 from unimllm.training.deepspeed_config import lay_over
 from unimllm.training.not_finite import told_samples
 from unimllm.training.overrides import as_dict, parse_arguments, parse_value, set_field
+from unimllm.training.sft import SftTask
 
 LAST_DIGIT = 1.1e-4  # of a loss in the log
 TOY = Path(__file__).parent / "toy_training.py"
@@ -310,6 +312,38 @@ def test_zero_stages_follow_the_losses_of_one_process_and_resume_bit_for_bit(opt
         assert all(torch.equal(value, held[name]) for name, value in written.items())
 
 
+def test_an_offloaded_optimiser_follows_the_losses_of_one_that_is_not_and_resumes(straight, tmp_path):
+    _, expected = straight
+    options = ("--zero-stage", "2", "--offload-optimizer")
+    assert run_toy(tmp_path, *options, "--die-after", "4", "--save-every-step").returncode == 9
+    resumed = losses(run_toy(tmp_path, *options))
+    assert list(resumed) == [5, 6]
+    for step, loss in resumed.items():
+        assert float(loss) == pytest.approx(float(expected[step]), abs=LAST_DIGIT)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    torch.manual_seed(0)
+    model = UniMLLMForConditionalGeneration(tiny_config())
+    batch, runs = toy_training.source(range(4)), []
+    for checkpointing in (False, True):
+        task = SftTask(model, {"text": 1.0}).train()
+        decoder = model.language_model.get_decoder()
+        if checkpointing:
+            loop.checkpoint_activations(task)
+        calls = []
+        hook = decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model.zero_grad()
+        loss = task(**batch)["loss"]
+        loss.backward()
+        hook.remove()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        runs.append((loss.item(), gradients, len(calls)))
+    (loss, gradients, once), (again, recomputed, twice) = runs
+    assert (loss, once, twice) == (again, 1, 2) and gradients.keys() == recomputed.keys()
+    assert all(torch.equal(value, recomputed[name]) for name, value in gradients.items())
+
+
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_two_processes_go_on_under_zero_where_one_stopped(stage, straight, tmp_path):
     _, expected = straight
@@ -404,8 +438,11 @@ def test_the_deepspeed_json_follows_from_the_configuration():
     made = TrainConfig(batch_size=32, micro_batch_size=4, zero_stage=2, precision="bf16").deepspeed(world_size=2)
     assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (4, 4)
     assert made["zero_optimization"]["stage"] == 2 and made["bf16"]["enabled"]
-    with pytest.raises(ValueError, match="must be a multiple"):
+    with pytest.raises(UserError, match=r"must be a multiple of .* \(4 x 1\); the next one is 12$"):
         TrainConfig(batch_size=10, micro_batch_size=4).deepspeed(1)
+    with pytest.raises(UserError, match=r"\(2 x 16\); the next one is 48$"):
+        TrainConfig(batch_size=40).deepspeed(16)
+    assert TrainConfig(batch_size=48).per_device(16) == (3, 1)
 
 
 ADDS = """
@@ -592,6 +629,19 @@ def test_checkpoints_are_found_newest_first_and_incomplete_ones_ignored(tmp_path
         checkpoint.resolve(tmp_path / "nowhere")
 
 
+def test_what_is_found_in_data_is_kept_beside_the_output_folder_or_in_it(tmp_path, monkeypatch):
+    output = tmp_path / "runs" / "mine" / "sft"
+    assert checkpoint.index_folder(output) == tmp_path / "runs" / "mine" / "index"  # though nothing is there yet
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.index_folder(Path("sft")) == Path("index")
+    output.mkdir(parents=True)
+    (output.parent / "index").write_text("")
+    assert checkpoint.index_folder(output) == output / "index"
+    (output.parent / "index").unlink()
+    monkeypatch.setattr(checkpoint.os, "access", lambda place, mode: place != output.parent)  # read-only
+    assert checkpoint.index_folder(output) == output / "index"
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -674,6 +724,10 @@ def test_a_deepspeed_file_that_says_nothing_new(tmp_path):
         ({"gradient_clipping": {"x": 1}}, "gradient_clipping.x is a section in the place of a value"),
         ({"zero_optimization": 2}, "zero_optimization is a section in the place of a value"),
         ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
+        ({"data_types": {"grad_acum_dtype": "bf16"}}, "data_types.grad_acum_dtype is no setting of DeepSpeed (did you"),
+        ({"data_types": {"grad_acum_dtype": "bf16"}}, "did you mean 'grad_accum_dtype'?"),
+        ({"aio": {"blocksize": 1}}, "aio.blocksize is no setting of DeepSpeed (did you mean 'block_size'?)"),
+        ({"aio": {"x": 1}}, "aio.x is no setting of DeepSpeed; aio has block_size, queue_depth, intra_op_paral"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "cpu and none are to be had"),
     ],
 )

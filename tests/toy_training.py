@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--validate-every", type=int, default=0)
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--offload-optimizer", action="store_true")
     args = parser.parse_args()
     config = TrainConfig(
         max_steps=args.max_steps, batch_size=args.batch_size, micro_batch_size=args.micro_batch_size,
@@ -103,7 +104,7 @@ def main() -> None:
         precision=args.precision, zero_stage=args.zero_stage, save_minutes=0 if args.save_every_step else 60,
         skip_steps=tuple(args.skip_steps), num_threads=1, validate_every=args.validate_every,
         num_workers=args.num_workers, save_every=args.save_every, keep_every=args.keep_every,
-        ema_decay=args.ema_decay,
+        ema_decay=args.ema_decay, offload_optimizer=args.offload_optimizer,
     )  # fmt: skip
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test that runs in the background ignores
     seed_everything(0)

@@ -17,7 +17,7 @@ from semhitok.command_line import open_tokenizer
 from semhitok.encode import add_options, check_part, encode_pictures, open_writer, report
 from semhitok.picture_files import Unreadable
 from unimllm.command_line import CommandLine, check_given, run
-from unimllm.errors import UserError
+from unimllm.errors import NothingUsable, UserError
 from unimllm.images import check_writable
 
 if TYPE_CHECKING:  # --help and misspelt options are told without torch
@@ -61,7 +61,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def open_indices(args: argparse.Namespace) -> "list[SampleIndex]":
-    """What lies at --data; UserError where that is nothing, or with --strict a damaged file."""
+    """What lies at --data; UserError where that is nothing, or with --strict a damaged file.
+
+    A place without samples beside others is told and left out.
+    """
     from unimllm.data.json_samples import JsonSamples
     from unimllm.data.sample_index import FORMATS, check_one_root, open_samples, parse_data
 
@@ -69,7 +72,16 @@ def open_indices(args: argparse.Namespace) -> "list[SampleIndex]":
         raise UserError(f"--format {args.format} is none of {', '.join(FORMATS)}")
     if args.image_root and not args.image_root.is_dir():
         raise UserError(f"--image-root {args.image_root}: no such folder")
-    indices = [open_samples(parse_data(word).place, args.format, args.image_root) for word in args.data]
+    indices, empty = [], []
+    for word in args.data:
+        try:
+            indices.append(open_samples(parse_data(word).place, args.format, args.image_root))
+        except NothingUsable as error:
+            empty.append(error)
+    if empty and (args.strict or not indices):
+        raise UserError(f"{empty[0]} (--strict)" if indices else str(empty[0]))
+    for error in empty:
+        print(f"data {error}; left out", flush=True)
     if not args.image_root:
         check_one_root([shard.path for index in indices for shard in index.shards if isinstance(shard, JsonSamples)])
     for index in indices:

@@ -5,7 +5,11 @@ from functools import wraps
 
 from semhitok.errors import UserError
 
-__all__ = ["UserError", "ending_lmms_eval"]
+__all__ = ["NothingUsable", "UserError", "ending_lmms_eval"]
+
+
+class NothingUsable(UserError):
+    """Nothing in a place can be used; whoever has other places may go on without it."""
 
 
 def ending_lmms_eval(function: Callable) -> Callable:

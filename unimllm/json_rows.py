@@ -54,3 +54,15 @@ def _parse(text: str, where: str):
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{where} is no JSON: {error}") from error
+
+
+def json_trouble(error: ValueError | RecursionError) -> str:
+    """What JSON that Python cannot read has too much of, or else the error's own words, without the line.
+
+    Of an error of the syntax they end where a place is to follow, such as `in column 5`.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg.removesuffix(" at").removesuffix(" starting")
+    if isinstance(error, RecursionError):
+        return "brackets nested too deeply"
+    return "a number of too many digits" if "integer string conversion" in str(error) else str(error)

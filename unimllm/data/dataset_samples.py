@@ -3,8 +3,11 @@
 The rows stay in the library's memory-mapped Arrow files; pictures are taken from there as they were stored.
 """
 
+import ast
+import re
 from pathlib import Path
 
+from semhitok.checkpoints import may_be_hub_id
 from semhitok.errors import first_line
 from unimllm.data.picture_shards import TAR_CHUNK, equal_chunks
 from unimllm.data.samples import Sample, make_sample, pictures_in_parts, place_of
@@ -14,6 +17,9 @@ from unimllm.errors import UserError
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies in what `save_to_disk` wrote
 ABOUT = ("dataset_info.json", "dataset_infos.json", *SAVED)  # JSON that lies beside data and holds none
 SPLIT = "train"
+CONFIGS = re.compile(r"(?:Config name is missing|BuilderConfig .* not found).*?(?P<names>\['.*?'\])", re.DOTALL)
+"""How the library tells which configs a dataset has; behind them may follow an example."""
+NAMED_CONFIGS = 8
 
 
 class DatasetSamples:
@@ -64,22 +70,43 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED)
 
 
+def may_be_dataset(name: str) -> bool:
+    """Whether what is no folder here can be `OWNER/NAME` or `OWNER/NAME/CONFIG` of the hub."""
+    owner_and_name, _, config = name.rpartition("/") if name.count("/") == 2 else (name, "", "x")
+    return may_be_hub_id(owner_and_name) and all(owner_and_name.split("/")) and bool(config)
+
+
+def missing_config(name: str, error: Exception) -> str:
+    """What to name instead where a dataset of the hub has several configs and not the one asked for; else ""."""
+    found = CONFIGS.search(str(error))
+    if not found:
+        return ""
+    whole, configs = "/".join(name.split("/")[:2]), ast.literal_eval(found["names"])
+    told = ", ".join(configs[:NAMED_CONFIGS]) + (", ..." if len(configs) > NAMED_CONFIGS else "")
+    return f"{whole} has {len(configs):,} configs ({told}); name one of them, such as {whole}/{configs[0]}"
+
+
 def open_dataset(name: str, layout: str | None, image_root: Path) -> DatasetSamples:
-    """A folder of `save_to_disk`, or the training split of a dataset of the hub.
+    """A folder of `save_to_disk`, or the training split of a dataset of the hub, OWNER/NAME or OWNER/NAME/CONFIG.
 
     Raises:
-        UserError: it cannot be had, or has no training split.
+        UserError: it cannot be had, lacks a config, or has no training split.
     """
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"--data {name} needs the datasets library: pip install 'unimllm[data]'") from error
     is_folder = Path(name).is_dir()
+    owner, *rest = name.split("/")
     try:
-        found = datasets.load_from_disk(name) if is_folder else datasets.load_dataset(name)
+        if is_folder:
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset("/".join([owner, *rest[:1]]), *rest[1:])
     except Exception as error:  # of the hub, of scripts, of damaged Arrow files
-        what = "cannot read it" if is_folder else "no such dataset"
-        raise UserError(f"--data {name}: {what}: {first_line(error)}") from error
+        what = "cannot read it" if is_folder else "no such dataset" if len(rest) == 1 else "no such folder or dataset"
+        why = missing_config(name, error) or f"{what}: {first_line(error)}"
+        raise UserError(f"--data {name}: {why}") from error
     if isinstance(found, datasets.DatasetDict):
         splits = list(found)
         if SPLIT not in splits and len(splits) > 1:

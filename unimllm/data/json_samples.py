@@ -6,6 +6,7 @@ file of gigabytes is never held in memory.
 
 import json
 import re
+from array import array
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from unimllm.data.samples import (
     PICTURE_KEYS,
     BadSample,
     Sample,
-    json_trouble,
     layout_of,
     make_sample,
     picture_named,
     pictures_in_parts,
     split_names,
 )
+from unimllm.json_rows import json_trouble
 
-BLOCK = 1 << 26  # bytes that are searched for line ends at a time
+BLOCK = 1 << 24  # bytes of a file that are looked through at a time
+LONGEST_TOKEN = 16  # characters; no error of JSON lies further before the end of a text that is cut, but in a string
+DECODER = json.JSONDecoder(strict=False, parse_int=str)  # an endless number spoils its own sample alone
 SPACE = re.compile(r"[ \t\r\n]*")
 BOM = b"\xef\xbb\xbf"
 LIST_OF_FILES = (
@@ -59,7 +62,7 @@ class JsonSamples:
         try:
             row = json.loads(data)
         except json.JSONDecodeError as error:  # its own line would count from the sample's first
-            raise BadSample("broken JSON", f"{error.msg} in column {error.colno:,}") from error
+            raise BadSample("broken JSON", f"{json_trouble(error)} in column {error.colno:,}") from error
         except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, brackets without end
             raise BadSample("broken JSON", json_trouble(error)) from error
         if not isinstance(row, dict):
@@ -89,44 +92,98 @@ def scan_json(path: Path) -> tuple[dict[str, np.ndarray], str]:
             return {"spans": np.zeros((0, 3), np.int64)}, "the file is empty"
         file.seek(first)
         if head[first:].lstrip().startswith(b"["):
-            spans, damage = scan_array(file.read())
+            spans, damage = scan_array(file)
         else:
             spans, damage = scan_lines(file), ""
             # If the whole file is one object, neither its first line nor its last is one, or it has one line.
-            ends = [(first + start, end - start) for start, end, _ in (spans[0], spans[-1])]
-            may_be_one = len(spans) == 1 or not any(object_at(file, *line) is not None for line in ends)
+            ends = [(first + start, end - start) for start, end, _ in (spans[:3], spans[-3:])]
+            may_be_one = len(spans) == 3 or not any(object_at(file, *line) is not None for line in ends)
             whole = object_at(file, first, -1) if may_be_one else None
             if whole and all(isinstance(value, dict) and "annotation" in value for value in whole.values()):
                 spans, damage = [], LIST_OF_FILES
-            elif whole is not None and len(spans) > 1:
+            elif whole is not None and len(spans) > 3:
                 spans, damage = [], "one object; an array of samples or one a line is wanted"
-    spans = np.array(spans, np.int64).reshape(-1, 3)
+    spans = np.array(spans, np.int64).reshape(-1, 3)  # a copy of its own
     spans[:, :2] += first
     return {"spans": spans}, damage
 
 
-def scan_array(data: bytes) -> tuple[list[tuple[int, int, int]], str]:
-    """(first byte, byte behind, line) of each element of a JSON array, and what ends it too early."""
-    text = data.decode("latin-1")  # a character for each byte; what JSON is made of is ASCII
-    decode = json.JSONDecoder(strict=False, parse_int=str).raw_decode  # an endless number spoils its own sample alone
-    spans: list[tuple[int, int, int]] = []
-    line, counted = 1, 0
-    at = SPACE.match(text, text.index("[") + 1).end()
+class Cursor:
+    """A place in a JSON file, and the file from there on as text, a block at a time.
+
+    Attributes:
+        text: a character for each byte; what JSON is made of is ASCII.
+        first: of the file, the byte that the text begins with.
+        at: of the text, the character that the cursor stands before.
+        line: in which it is.
+        is_last: whether the file ends with the text.
+    """
+
+    def __init__(self, file):
+        self.file, self.text, self.first, self.at, self.line, self.is_last = file, "", 0, 0, 1, False
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Let go of what lies behind the cursor and read as much again as is left, a block at least."""
+        left = self.text[self.at :]
+        block = self.file.read(max(BLOCK, len(left)))
+        self.first, self.at = self.first + self.at, 0
+        self.text, self.is_last = left + block.decode("latin-1"), not block
+
+    def go(self, to: int) -> None:
+        """Move to a character of the text."""
+        self.line, self.at = self.line + self.text.count("\n", self.at, to), to
+
+    def next(self) -> str:
+        """The next character that is no blank, moved to; "" at the end of the file."""
+        self.go(SPACE.match(self.text, self.at).end())
+        while self.at == len(self.text) and not self.is_last:
+            self.read_on()
+            self.go(SPACE.match(self.text, self.at).end())
+        return self.text[self.at : self.at + 1]
+
+    def element(self) -> tuple[int, int, int]:
+        """(first byte, byte behind, line) of the JSON value here, moved behind; JSONDecodeError if it is none."""
+        while True:
+            try:
+                end = DECODER.raw_decode(self.text, self.at)[1]
+                if end <= len(self.text) - LONGEST_TOKEN or self.is_last:  # else it may be a number that goes on
+                    break
+            except json.JSONDecodeError as error:
+                is_cut = error.pos > len(self.text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+                if self.is_last or not is_cut:
+                    raise
+            self.read_on()
+        span = self.first + self.at, self.first + end, self.line
+        self.go(end)
+        return span
+
+
+def scan_array(file) -> tuple[array, str]:
+    """(first byte, byte behind, line) of each element of the JSON array that a file holds, one number after the other,
+    and what ends it too early.
+    """
+    spans = array("q")
+    cursor = Cursor(file)
+    cursor.go(cursor.text.index("[") + 1)
     try:
-        while text[at : at + 1] != "]":
-            line, counted = line + data.count(b"\n", counted, at), at
-            end = decode(text, at)[1]
-            spans.append((at, end, line))
-            at = SPACE.match(text, end).end()
-            if text[at : at + 1] == ",":
-                at = SPACE.match(text, at + 1).end()
-            elif text[at : at + 1] != "]":
-                raise json.JSONDecodeError("the array goes on without a comma or ends without ]", text, at)
+        following = cursor.next()
+        while following != "]":
+            spans.extend(cursor.element())
+            following = cursor.next()
+            if following == ",":
+                cursor.go(cursor.at + 1)
+                following = cursor.next()
+            elif following != "]":
+                told = "the array goes on without a comma or ends without ]"
+                raise json.JSONDecodeError(told, cursor.text, cursor.at)
     except json.JSONDecodeError as error:
-        return spans, f"broken JSON in line {error.lineno}: {error.msg}"
-    except RecursionError as error:
+        line = cursor.line + cursor.text.count("\n", cursor.at, error.pos)
         return spans, f"broken JSON in line {line}: {json_trouble(error)}"
-    return spans, "more follows after the array" if text[at + 1 :].strip() else ""
+    except RecursionError as error:
+        return spans, f"broken JSON in line {cursor.line}: {json_trouble(error)}"
+    cursor.go(cursor.at + 1)
+    return spans, "more follows after the array" if cursor.next() else ""
 
 
 def object_at(file, start: int, size: int) -> dict | None:
@@ -139,15 +196,15 @@ def object_at(file, start: int, size: int) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def scan_lines(file) -> list[tuple[int, int, int]]:
-    """(first byte, byte behind, line) of each line that is not blank."""
-    spans, start, number, rest = [], 0, 1, b""
+def scan_lines(file) -> array:
+    """(first byte, byte behind, line) of each line that is not blank, one number after the other."""
+    spans, start, number, rest = array("q"), 0, 1, b""
     for block in iter(partial(file.read, BLOCK), b""):
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             if line.strip():
-                spans.append((start, start + len(line), number))
+                spans.extend((start, start + len(line), number))
             start, number = start + len(line) + 1, number + 1
     if rest.strip():
-        spans.append((start, start + len(rest), number))
+        spans.extend((start, start + len(rest), number))
     return spans

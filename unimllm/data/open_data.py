@@ -5,15 +5,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from unimllm.data.faults import NAMED
 from unimllm.data.mixture import Mixture, parse_ratios
 from unimllm.data.packed_samples import PackedSamples
 from unimllm.data.picture_ids import OnlinePixels, StoredCodes
 from unimllm.data.row_plan import RowPlan
-from unimllm.data.sample_index import SampleIndex, open_samples, parse_data
+from unimllm.data.sample_index import DataOption, SampleIndex, open_samples, parse_data
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import TASKS
 from unimllm.data.shown_samples import shown_samples
-from unimllm.data.survey import Survey, report, survey_samples
+from unimllm.data.survey import Survey, ids_met_before, report, survey_samples
+from unimllm.errors import NothingUsable, UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class DataOptions:
         data_format: of `sample_index.FORMATS`; None: recognised.
         image_root: folder that paths of pictures are relative to; None: that of the file that names them.
         ratios: understanding:drawing:text; None: as the sources have them.
-        strict: stop at the first sample that cannot be used.
+        strict: stop at the first place or sample that is not used as it is.
     """
 
     data: list[str]
@@ -51,17 +53,21 @@ def open_data(
         (the source, what to note of the data in run.json).
 
     Raises:
-        UserError: nothing there that can be used; with `strict`, one sample that cannot be.
+        UserError: nothing there that can be used; with `strict`, one place or sample that cannot be.
     """
     ratios = parse_ratios(options.ratios) if options.ratios else None
     sources = [parse_data(word) for word in options.data]
     places = [source.place for source in sources]
-    indices, surveys = look_through(places, options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    found = look_through(places, options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    empty = [source for number, source in enumerate(sources) if number not in found]
+    sources = [sources[number] for number in found]
+    indices, surveys = zip(*found.values(), strict=True)
     mixture = Mixture(indices, surveys, [source.weight for source in sources], ratios, seed)
     plan = RowPlan(mixture, max_length, seed)
     plan.extend(num_rows)  # before worker processes start: they inherit it
     if rank == 0:
-        print(describe(plan, indices, surveys, num_rows), flush=True)
+        told = [describe(plan, indices, surveys, num_rows), *told_ids(indices, surveys), *map(told_empty, empty)]
+        print("\n".join(told), flush=True)
     about = {
         "sources": [
             {"place": source.place, "weight": source.weight, "samples": len(survey.lengths), "files": index.fingerprint}
@@ -88,7 +94,8 @@ def open_validation(
     Returns:
         (the source, how many of its rows to look at: no sample is in them twice).
     """
-    indices, surveys = look_through([place], options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    found = look_through([place], options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    indices, surveys = zip(*found.values(), strict=True)
     plan = RowPlan(Mixture(indices, surveys, [1.0], None, seed=0), max_length, seed=0)
     plan.extend(1)
     num_rows = min(max_rows, plan.ends[0])
@@ -101,19 +108,48 @@ def open_validation(
 def look_through(
     places: list[str], options: DataOptions, tokenizer: SampleTokenizer, pictures: OnlinePixels | StoredCodes,
     cache: Path, rank: int, world_size: int, num_workers: int,
-) -> tuple[list[SampleIndex], list[Survey]]:  # fmt: skip
-    """What lies at some places; rank 0 tells of each."""
-    indices, surveys = [], []
-    for place in places:
-        index = open_samples(place, options.data_format, options.image_root, cache, rank, world_size)
-        survey = survey_samples(
-            index, tokenizer, pictures.check, pictures.name, options.strict, cache, rank, world_size, num_workers
-        )
+) -> dict[int, tuple[SampleIndex, Survey]]:  # fmt: skip
+    """What lies at some places, by their numbers; rank 0 tells of each, also of those that are left out.
+
+    Raises:
+        UserError: nothing at any place can be used; with `strict`, at one of them.
+    """
+    found: dict[int, tuple[SampleIndex, Survey]] = {}
+    empty: list[NothingUsable] = []
+    for number, place in enumerate(places):
+        try:
+            index = open_samples(place, options.data_format, options.image_root, cache, rank, world_size)
+            survey = survey_samples(
+                index, tokenizer, pictures.check, pictures.name, options.strict, cache, rank, world_size, num_workers
+            )
+        except NothingUsable as error:
+            if options.strict:
+                raise UserError(f"{error} (--strict)") from error
+            empty.append(error)
+            if rank == 0:
+                print(f"data {error}; left out", flush=True)
+            continue
         if rank == 0:
             print("\n".join([report(index, survey), *shown_samples(index, survey, tokenizer)]), flush=True)
-        indices.append(index)
-        surveys.append(survey)
-    return indices, surveys
+        found[number] = index, survey
+    if not found:
+        others = f"; and so it is at the other {len(empty) - 1:,} places" if len(empty) > 1 else ""
+        raise UserError(f"{empty[0]}{others}")
+    return found
+
+
+def told_ids(indices: list[SampleIndex], surveys: list[Survey]) -> list[str]:
+    """A line on sources that have ids of sources before them: the same samples, or both number theirs from 0."""
+    counts = zip(indices, ids_met_before(surveys), strict=True)
+    told = [f"{count:,} of {name_of(index)}" for index, count in counts if count]
+    more = f" and those of {len(told) - NAMED:,} more" if len(told) > NAMED else ""
+    return [f"  ids that places before have, too: {', '.join(told[:NAMED])}{more}; all are used"] if told else []
+
+
+def told_empty(source: DataOption) -> str:
+    """What becomes of a source of which nothing can be used, and of its weight."""
+    weight = "" if source.weight == 1 else f", so its weight of {source.weight:g} does nothing"
+    return f"warning: nothing of {source.place} can be used{weight}; the run goes on without it (--strict: not)"
 
 
 def fingerprint(indices: list[SampleIndex], surveys: list[Survey], plan: RowPlan) -> str:

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from semhitok.checkpoints import may_be_hub_id
 from semhitok.errors import first_line
 from semhitok.picture_files import files_below, is_hidden
-from unimllm.data.dataset_samples import ABOUT, SAVED, DatasetSamples, is_saved_dataset, open_dataset
+from unimllm.data.dataset_samples import ABOUT, SAVED, DatasetSamples, is_saved_dataset, may_be_dataset, open_dataset
 from unimllm.data.faults import Fault
 from unimllm.data.json_samples import JsonSamples, scan_json
 from unimllm.data.parquet_samples import ParquetSamples
@@ -28,7 +27,7 @@ from unimllm.data.shard_index import Scan, ShardIndex, check_same_everywhere, le
 from unimllm.data.splits import check_one_split, told_split
 from unimllm.data.tar_samples import TarSamples, scan_tar_samples
 from unimllm.distributed import barrier
-from unimllm.errors import UserError
+from unimllm.errors import NothingUsable, UserError
 
 SampleShard = JsonSamples | TarSamples | ParquetSamples | DatasetSamples
 
@@ -125,13 +124,15 @@ def open_samples(
     """Look through what lies at a place; called by every rank alike.
 
     Args:
-        place: a file, a folder of files of one kind, a folder of `save_to_disk`, or the name of a dataset on the hub.
+        place: a file, a folder of files of one kind, a folder of `save_to_disk`, or a dataset of the hub as OWNER/NAME
+            or OWNER/NAME/CONFIG.
         data_format: of FORMATS; None: recognised.
         image_root: folder that paths of pictures are relative to; None: the folder of the file that names them.
         cache: folder where positions in JSON files and tars are kept, so that they are looked for once.
 
     Raises:
-        UserError: nothing there, nothing that can be read, or another process sees something else.
+        NothingUsable: no sample lies there; on every rank.
+        UserError: no such place, or another process sees something else.
     """
     layout = data_format if data_format in ("llava", "captions") else None
     paths = find_files(place, data_format)
@@ -149,10 +150,10 @@ def open_samples(
             is_empty = shard is None or not shard.chunk_sizes.sum()
             shards += [] if is_empty else [shard]
             faults += found or ([nothing_in(shard, path, "samples")] if is_empty else [])
-    if not shards:
-        raise UserError(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     index = SampleIndex(place, shards, faults)
     check_same_everywhere(index, "samples")
+    if not shards:
+        raise NothingUsable(f"no samples in {place}" + (f"; {faults[0]}" if faults else ""))
     return index
 
 
@@ -176,7 +177,7 @@ def find_files(place: str, data_format: str | None, option: str = "--data") -> l
             remedy = REMEDIES.get(path.suffix.lower(), "say what it is with --format")
             raise UserError(f"{option} {place} is no .json, .jsonl, .ndjson, .tar or .parquet file; {remedy}")
         return [(path, kind)]
-    if wanted in (None, "dataset") and may_be_hub_id(place) and path.suffix.lower() not in ENDINGS:
+    if wanted in (None, "dataset") and may_be_dataset(place) and path.suffix.lower() not in ENDINGS:
         return None
     pattern = "; a pattern is for the shell: leave it unquoted, or name the folder" if set(place) & set("*?{[") else ""
     raise UserError(f"{option} {place}: no such file or folder{pattern}")

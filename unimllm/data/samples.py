@@ -120,10 +120,12 @@ class Sample:
     Attributes:
         variants: conversations of which one is drawn each time (several captions of one picture); mostly just one.
         id: as the data names it, "" where it does not.
+        is_cut: whether a question without an answer was left out at its end.
     """
 
     variants: list[list[dict]]
     id: str = ""
+    is_cut: bool = False
 
     @property
     def task(self) -> str:
@@ -214,9 +216,12 @@ def make_sample(row: dict, pictures: list[Picture], layout: str) -> Sample:
     """A sample from a row of a file and the pictures that belong to it; BadSample if it is none."""
     if not pictures:
         refuse_unread(row)
-    variants = conversation(row, pictures) if layout == "llava" else drawings(row, pictures)
     number = row.get("id")
-    return Sample(variants, "" if number is None else str(number))
+    name = "" if number is None else str(number)
+    if layout == "llava":
+        messages, is_cut = conversation(row, pictures)
+        return Sample([messages], name, is_cut)
+    return Sample(drawings(row, pictures), name)
 
 
 def refuse_unread(row: dict) -> None:
@@ -230,29 +235,23 @@ def refuse_unread(row: dict) -> None:
 # ---- conversations --------------------------------------------------------------------------------------------------
 
 
-def conversation(row: dict, pictures: list[Picture]) -> list[list[dict]]:
-    """The conversation of a row in LLaVA's or OpenAI's words, as the only variant."""
+def conversation(row: dict, pictures: list[Picture]) -> tuple[list[dict], bool]:
+    """The conversation of a row in LLaVA's or OpenAI's words; whether a question at its end is left out of it."""
     if row.get("label") is False:  # of KTO: not to be preferred
         raise BadSample("not to be learnt", "its label is false")
-    turns = check_turns(read_turns(row))
-    if turns_key(row) != "conversations" and not any(IMAGE in text for _, text in turns):
+    turns, unanswered = split_unanswered(read_turns(row))
+    turns = check_turns(turns)
+    if turns_key(row) != "conversations" and not any(IMAGE in text for _, text in turns + unanswered):
         first = next(number for number, (role, _) in enumerate(turns) if role == "user")
         turns[first] = "user", IMAGE * len(pictures) + turns[first][1]
-    count = sum(text.count(IMAGE) for _, text in turns)
+    count = sum(text.count(IMAGE) for _, text in turns + unanswered)
     if count > len(pictures):
         raise BadSample("<image> without an image", f"{count} times {IMAGE} but {len(pictures)} pictures")
     if count < len(pictures):
         told = f"{len(pictures)} pictures but {count} times {IMAGE}; put it where they belong"
         raise BadSample("an image without <image>", told)
     queue = iter(pictures)
-    return [[{"role": role, "content": split_text(role, text, queue)} for role, text in turns]]
-
-
-def json_trouble(error: ValueError | RecursionError) -> str:
-    """What JSON that Python cannot read has too much of, or else the error's own words."""
-    if isinstance(error, RecursionError):
-        return "brackets nested too deeply"
-    return "a number of too many digits" if "integer string conversion" in str(error) else str(error)
+    return [{"role": role, "content": split_text(role, text, queue)} for role, text in turns], bool(unanswered)
 
 
 def turns_key(row: dict) -> str:
@@ -319,6 +318,12 @@ def pictures_in_parts(row: dict) -> list:
     parts = [part for part in parts if kind_of_part(part) == "image"]
     found = [next((part[key] for key in PART_KEYS if part.get(key)), None) for part in parts]
     return [name["url"] if isinstance(name, dict) and "url" in name else name for name in found if name is not None]
+
+
+def split_unanswered(turns: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The turns up to the last answer, and behind it the question that nobody answered, if there is one."""
+    is_open = len(turns) > 2 and [role for role, _ in turns[-3:]] == ["user", "assistant", "user"]
+    return (turns[:-1], turns[-1:]) if is_open else (turns, [])
 
 
 def check_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -4,7 +4,9 @@ import hashlib
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch.distributed as dist
@@ -30,10 +32,10 @@ class ShardIndex:
     def __init__(self, shards: Sequence, faults: list[Fault]):
         self.shards, self.faults = shards, faults
         self.ends = np.cumsum([int(shard.chunk_sizes.sum()) for shard in shards])
-        self.chunk_sizes = np.concatenate([shard.chunk_sizes for shard in shards])  # (C,)
+        self.chunk_sizes = np.concatenate([np.zeros(0, np.int64), *(shard.chunk_sizes for shard in shards)])  # (C,)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if self.shards else 0
 
     def key(self, number: int) -> str:
         """Where a thing lies: a file and its line, its row or its member."""
@@ -92,8 +94,21 @@ def remembered(path: Path, cache: Path | None, scan: Scan) -> tuple[dict[str, np
         with np.load(file) as kept:
             return {name: kept[name] for name in kept.files if name != "damage"}, str(kept["damage"])
     found, damage = scan(path)
-    write_atomically(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
+    keep(file, lambda out: np.savez(out, **found, damage=np.array(damage)))
     return found, damage
+
+
+def keep(file: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file that spares a later look; where none can be written, that is told once, and there is none."""
+    try:
+        write_atomically(file, write)
+    except UserError as error:
+        _tell_unkept(file.parent, getattr(error.__cause__, "strerror", None) or str(error))
+
+
+@lru_cache
+def _tell_unkept(folder: Path, why: str) -> None:
+    print(f"what was found in the data cannot be kept in {folder} ({why}): the next start looks again", flush=True)
 
 
 def check_same_everywhere(index, what: str = "pictures") -> None:

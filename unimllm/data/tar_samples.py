@@ -20,12 +20,12 @@ from unimllm.data.samples import (
     Sample,
     StoredPicture,
     caption_texts,
-    json_trouble,
     layout_of,
     make_sample,
     place_of,
 )
 from unimllm.images import UnreadablePicture
+from unimllm.json_rows import json_trouble
 
 PICTURE, TEXT, JSON = range(3)
 TEXT_SUFFIXES = {"txt": TEXT, "text": TEXT, "caption": TEXT, "json": JSON}
@@ -82,6 +82,9 @@ class TarSamples:
     def _json(self, i: int) -> dict:
         try:
             row = json.loads(self._bytes(i, JSON))
+        except json.JSONDecodeError as error:
+            where = f"in its line {error.lineno:,}, column {error.colno:,}"
+            raise BadSample("broken JSON", f"{json_trouble(error)} {where}") from error
         except (ValueError, RecursionError) as error:
             raise BadSample("broken JSON", json_trouble(error)) from error
         if not isinstance(row, dict):

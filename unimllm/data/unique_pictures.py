@@ -15,7 +15,7 @@ from semhitok.command_line import one_line
 from semhitok.shards import check_key
 from unimllm.data.sample_index import SampleIndex
 from unimllm.data.samples import BadSample, Picture, PictureOnDisk, pictures_of
-from unimllm.data.survey import Finding, refuse_unusable
+from unimllm.data.survey import Finding, refuse_faulty
 from unimllm.errors import UserError
 from unimllm.images import UnreadablePicture, decode_picture
 
@@ -68,7 +68,7 @@ class UniquePictures:
                 except (BadSample, UnreadablePicture) as error:
                     findings.append((number, error.reason, one_line(error)))
                     if self.strict:
-                        refuse_unusable(findings, index)
+                        refuse_faulty(findings, index)
 
     def _new(self, picture: Picture, source: int, number: int) -> Iterator[NewPicture]:
         """The picture, unless an earlier sample had it or its codes are there.

@@ -6,6 +6,7 @@ previous one in place.
 
 import contextlib
 import json
+import os
 import platform
 import shlex
 import socket
@@ -37,7 +38,9 @@ OPTIONS = ("weight_decay", "betas", "eps")  # of AdamW's groups, which load_stat
 NAMED_CHANGES = 5  # of a recipe, where it does not fit a checkpoint
 REMOVE = "remove {} and the same command goes on from the checkpoint before it"
 
-__all__ = ["RUN_FILE", "find_newest", "latest", "load", "place_of", "prepare_output", "read_run", "resolve"]
+__all__ = [
+    "RUN_FILE", "find_newest", "index_folder", "latest", "load", "place_of", "prepare_output", "read_run", "resolve"
+]  # fmt: skip
 
 
 def read_run(folder: Path) -> dict:
@@ -62,6 +65,13 @@ def place_of(run: dict | None, batch_size: int, passed_over: int = 0) -> Place:
         return Place(run["step"], run["next_sample"])
     before = run["recipe"]["train"]["batch_size"]  # of a version that went by the step
     return Place(run["step"], (passed_over + run["step"]) * before)
+
+
+def index_folder(output_dir: Path) -> Path:
+    """Where a run keeps what it found in its data: beside the output folder, for all runs there, or else in it."""
+    beside = output_dir.parent / "index"
+    there = next(folder for folder in (beside, *beside.parents) if folder.exists())
+    return beside if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else output_dir / "index"
 
 
 def prepare_output(output_dir: Path) -> None:

@@ -147,9 +147,10 @@ class TrainConfig:
         """
         micro = self.micro_batch_size or max(1, self.batch_size // world_size)
         if self.batch_size % (micro * world_size):
+            together = (self.micro_batch_size or 1) * world_size
             raise UserError(
                 f"train.batch_size ({self.batch_size}) must be a multiple of micro_batch_size x processes "
-                f"({micro} x {world_size}); change one of them"
+                f"({micro} x {world_size}); the next one is {-(-self.batch_size // together) * together}"
             )
         return micro, self.batch_size // (micro * world_size)
 

@@ -37,6 +37,11 @@ SECTIONS = (
     "hybrid_engine", "curriculum_learning", "compression_training", "sparse_attention", "zenflow", "tensor_parallel",
 )  # fmt: skip
 """Names at the top of DeepSpeed's JSON; it takes any other in silence."""
+INSIDE = {
+    "data_types": ("grad_accum_dtype",),
+    "aio": ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events", "use_gds"),
+}
+"""Names in sections of which DeepSpeed takes any other in silence; it checks those of most sections itself."""
 ROUND_ROBIN = "zero_optimization.round_robin_gradients"
 FOLLOWS = ("gradient_accumulation_steps",)  # from the batch size and the number of processes
 
@@ -63,6 +68,12 @@ def lay_over(config: TrainConfig, path: Path) -> list[str]:
     unknown = [key for key in values if key not in SECTIONS]
     if unknown:
         raise UserError(f"--deepspeed {path}: {unknown[0]} is no setting of DeepSpeed{nearest(unknown[0], SECTIONS)}")
+    for section, names in INSIDE.items():
+        inside = values.get(section)
+        for key in inside if isinstance(inside, dict) else ():
+            if key not in names:
+                meant = f"{nearest(key, names)}; {section} has {', '.join(names)}"
+                raise UserError(f"--deepspeed {path}: {section}.{key} is no setting of DeepSpeed{meant}")
     before = asdict(config)
     values.pop("fp16", None)
     settings = flatten(values)

@@ -24,7 +24,15 @@ from unimllm.scenes.conversations import PackedConversations
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.attention import open_attention
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import latest, place_of, prepare_output, read_run, warn_of_start, warn_of_stopped
+from unimllm.training.checkpoint import (
+    index_folder,
+    latest,
+    place_of,
+    prepare_output,
+    read_run,
+    warn_of_start,
+    warn_of_stopped,
+)
 from unimllm.training.families import family_of
 from unimllm.training.language_options import check_options
 from unimllm.training.language_plan import build_on_meta, describe_data, language_model_plan, planned_tokenizer
@@ -231,7 +239,7 @@ def data_source(
     tokenizer = SampleTokenizer(processor.conversation, recipe.max_length, context)
     config = recipe.train
     options = DataOptions(args.data, args.format, args.image_root, args.ratios, args.strict)
-    processes = (args.output_dir.parent / "index", rank, world_size, config.num_workers)
+    processes = (index_folder(args.output_dir), rank, world_size, config.num_workers)
     found = latest(args.output_dir)
     run = read_run(found) if found else None
     place = place_of(run, config.batch_size)

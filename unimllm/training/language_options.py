@@ -37,7 +37,7 @@ OPTIONS = {
     "image_root": {"type": Path, "help": "folder that the data's paths of pictures begin in (default: each file's)"},
     "ratios": {"metavar": "U:D:T", "help": "shares of understanding, drawing and text (default: the data's own)"},
     "codes": {"type": Path, "help": "folder of `python -m unimllm.encode`, read instead of the pictures"},
-    "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used"},
+    "strict": {"action": "store_true", "help": "stop at the first sample that cannot be used as it is"},
     "text_tokenizer": {"help": "folder or hub id of a text tokenizer for --data (default: the model's)"},
     "dry_run": {"type": number(int, 1), "nargs": "?", "const": int(os.environ.get("WORLD_SIZE", 1)),
                 "metavar": "PROCESSES", "help": "print the plan for so many (default: this launch's), and stop"},

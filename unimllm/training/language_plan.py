@@ -17,7 +17,7 @@ from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.shown_samples import shown_samples
 from unimllm.data.survey import survey_first, told_counts, told_faults
 from unimllm.discrete.four_bits import BITS, linear_layers
-from unimllm.errors import UserError
+from unimllm.errors import NothingUsable, UserError
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.families import family_of
 from unimllm.training.plan import BF16_SHARE, count, count_trained, on_a_gpu, row, saved_bytes, state_bytes
@@ -107,9 +107,16 @@ def describe_data(args, tokenizer: SampleTokenizer, num_ids: int) -> list[str]:
     sources = [parse_data(word) for word in args.data]
     places = [("data", source.place, f", weight {source.weight:g}") for source in sources]
     places += [("validation", place, "") for place in args.validation_data]
-    lines, held = [], 0.0  # ids of all samples of --data, if the first are like the others
+    lines, empty, held = [], [], 0.0  # ids of all samples of --data, if the first are like the others
     for what, place, weight in places:
-        index = open_samples(place, args.format, args.image_root)
+        try:
+            index = open_samples(place, args.format, args.image_root)
+        except NothingUsable as error:  # where others have samples, the run goes on without
+            empty.append(error)
+            if args.strict or what != "data" or len(empty) == len(sources):
+                raise
+            lines.append(row(what, f"{error}; left out"))
+            continue
         survey = survey_first(index, tokenizer, pictures.check)
         first = f"the first {len(survey.lengths):,}: {told_counts(survey)}"
         lines += [row(what, f"{index}{weight}; {first}"), *told_faults(index, survey.findings)]

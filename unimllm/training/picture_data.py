@@ -12,7 +12,7 @@ from unimllm.data.pictures import PictureSource
 from unimllm.errors import UserError
 from unimllm.scenes.sources import ScenePictures
 from unimllm.training.batches import SampleSource
-from unimllm.training.checkpoint import latest, read_run
+from unimllm.training.checkpoint import index_folder, latest, read_run
 from unimllm.training.loop import start_processes
 from unimllm.training.presets import TokenizerRecipe
 from unimllm.training.validation import HeldOut
@@ -46,7 +46,7 @@ def check_places(args: Namespace, recipe: TokenizerRecipe) -> None:
 def open_index(args: Namespace) -> PictureIndex:
     """The pictures of --data, the same for all processes; rank 0 says what they are."""
     rank, world_size = start_processes()
-    index = open_pictures(args.data, args.output_dir.parent / "index", rank, world_size)
+    index = open_pictures(args.data, index_folder(args.output_dir), rank, world_size)
     tell_faults(index, "data", args.strict)
     if rank == 0:
         found = latest(args.output_dir)
@@ -105,7 +105,7 @@ def open_held_out(
         if rank == 0:
             print("nothing is validated: --validation-data names pictures that are not trained on", flush=True)
         return {}
-    held_out = open_pictures(args.validation_data, args.output_dir.parent / "index", rank, world_size)
+    held_out = open_pictures(args.validation_data, index_folder(args.output_dir), rank, world_size)
     check_apart(held_out, index)
     tell_faults(held_out, f"validation on {min(most, len(held_out)):,} pictures of", args.strict)
     source = PictureSource(
