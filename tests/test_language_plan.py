@@ -15,6 +15,7 @@ from unimllm.conversation import text_message
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.image_heads import build_image_head
+from unimllm.errors import UserError
 from unimllm.inference import DEFAULT_MODEL
 from unimllm.training.language_model import train_language_model
 from unimllm.training.language_options import OPTIONS
@@ -102,6 +103,12 @@ def test_the_first_stage_trains_next_to_nothing(capsys, tmp_path):
     )  # fmt: skip
     tables = 2 * 32_000 * 4096 / 1e6
     assert told["language model"] == f"{6738.41504:,.2f} M  {tables:.2f} M trained"  # LLaMA-2-7B: 6.74 B
+
+
+@pytest.mark.parametrize("preset", ["scenes_64", "scenes_64_cheers"])
+def test_scenes_of_another_size_than_is_read_have_no_plan(preset, capsys):
+    with pytest.raises(UserError, match="^the preset draws pictures of 60 x 60 pixels, but 64 x 64 are read: add"):
+        plan(SFT_PRESETS, "--preset", preset, "--world.image_size", 60, "--dry-run", capsys=capsys)
 
 
 def test_the_vocabulary_of_scenes_over_own_data_is_the_models(capsys, tmp_path, tiny_checkpoint):

@@ -19,7 +19,6 @@ from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_autoencoder
 from unimllm.scenes.pictures import ScenePixels
-from unimllm.scenes.sources import check_size
 from unimllm.training.checkpoint import resolve
 from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.overrides import default_folder
@@ -87,7 +86,6 @@ def scene_pictures(
     model, world, renderer, seed: int, count: int, split: str, args: Namespace, recipe: SftRecipe, rank: int,
     world_size: int,
 ) -> ScenePixels:  # fmt: skip
-    check_size(world, model.config.image_size)
     return ScenePixels(renderer)
 
 
