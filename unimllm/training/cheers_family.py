@@ -120,6 +120,15 @@ def parts(model: CheersForConditionalGeneration) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
+def random_ids(config: CheersConfig, count: int) -> torch.Tensor:
+    return torch.full((count, config.num_positions), config.image_token_id)
+
+
+def random_pixels(config: CheersConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    count = int((input_ids == config.image_token_id).sum()) // config.num_positions
+    return {"pixel_values": torch.rand(count, 3, config.image_size, config.image_size) * 2 - 1}
+
+
 def row_bytes(model: CheersForConditionalGeneration, recipe: SftRecipe, share: float) -> dict[str, float]:
     """Bytes of a row: its logits in float32, their softmax and its gradient; what its pictures keep until backward.
 
