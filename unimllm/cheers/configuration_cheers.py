@@ -1,7 +1,8 @@
 """Configuration of CHEERS (arXiv 2603.12793): a VAE, a SigLIP, a language model, and the head that draws.
 
 Two sets of defaults meet here. A config without arguments has the sizes of the released model and the clean behaviour,
-as our presets use it; `released_config` switches on every quirk that the released weights were trained with.
+as our presets use it; `released_config` switches on every quirk that is a field here. The released training has more,
+which docs/cheers.md lists.
 """
 
 from math import gcd
@@ -328,7 +329,7 @@ def so400m() -> SiglipVisionConfig:
 
 
 def released_config(**changes) -> CheersConfig:
-    """The released CHEERS: its sizes, and its quirks in their places."""
+    """The released CHEERS: its sizes, and RELEASED_QUIRKS. Its training differs in more (docs/cheers.md)."""
     return CheersConfig(**({"vae_config": CheersVaeConfig(pixels_from_zero=True)} | RELEASED_QUIRKS | changes))
 
 

@@ -84,7 +84,7 @@ def check_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int,
 
 
 def config_from_released(settings: dict) -> CheersConfig:
-    """Our configuration of a released config.json, with every quirk in its place.
+    """Our configuration of a released config.json, with RELEASED_QUIRKS.
 
     Raises:
         ValueError: a language model with other rotary positions or attention than the released one's.
