@@ -165,7 +165,7 @@ def measure_padded_loop(bench: Bench, recipe: SftRecipe) -> list[Row]:
     samples = make_samples(config, 8 if bench.is_tiny else 96, recipe.max_length)
     counts = count_pictures(samples, config)
     pictures = [torch.rand(n, 3, config.image_size, config.image_size) for n in counts]
-    stored = [random_codes(config, n) for n in counts]
+    stored = [family_of(config).random_ids(config, n) for n in counts]
     targets = torch.tensor(100.0, device=bench.device)
 
     def train_on(batch: dict[str, torch.Tensor]) -> None:
@@ -219,24 +219,17 @@ def tiny_cheers_recipe() -> SftRecipe:
 def rows_of(recipe: SftRecipe) -> list[dict[str, torch.Tensor]]:
     """Micro-batches of packed rows for NUM_STEPS steps, (micro-batch, max_length) ids.
 
-    Pictures are ids in them where the model's are codes, else `pixel_values` (pictures, 3, S, S) in -1..1 beside them.
+    Pictures are as the family has them: ids in the rows, or `pixel_values` (pictures, 3, S, S) in -1..1 beside them.
     """
-    config, size = recipe.model, recipe.train.batch_size
+    config, size, family = recipe.model, recipe.train.batch_size, family_of(recipe.model)
     samples = make_samples(config, 12 * size, recipe.max_length)
-    has_codes = hasattr(config, "image_offset")
-    stored = [
-        random_codes(config, n) if has_codes else torch.full((n, config.num_positions), config.image_token_id)
-        for n in count_pictures(samples, config)
-    ]
+    stored = [family.random_ids(config, n) for n in count_pictures(samples, config)]
     (rows,) = packed_batches(samples, stored, config.image_token_id, PAD, recipe.max_length, len(samples))
     order = torch.randperm(len(rows["input_ids"]), generator=torch.Generator().manual_seed(0))  # else the longest first
     chosen = {name: column[order[: NUM_STEPS * size]] for name, column in rows.items()}
     parts = {name: column.split(recipe.train.per_device(1)[0]) for name, column in chosen.items()}
     batches = [dict(zip(parts, columns, strict=True)) for columns in zip(*parts.values(), strict=True)]
-    for batch in () if has_codes else batches:
-        pictures = int((batch["input_ids"] == config.image_token_id).sum()) // config.num_positions
-        batch["pixel_values"] = torch.rand(pictures, 3, config.image_size, config.image_size) * 2 - 1
-    return batches
+    return [batch | family.random_pixels(config, batch["input_ids"]) for batch in batches]
 
 
 def make_samples(config, num_samples: int, max_length: int) -> list[Tokenized]:
@@ -271,8 +264,3 @@ def end_of_words(config) -> int:
     """The first id behind those of words: the last thousand of a large vocabulary may be special ones."""
     size = config.text_config.vocab_size
     return size - 1000 if size > 10_000 else size
-
-
-def random_codes(config, num_pictures: int) -> torch.Tensor:
-    """Ids of so many pictures, (num_pictures, N)."""
-    return torch.randint(config.image_offset, config.vocab_size, (num_pictures, config.num_positions))

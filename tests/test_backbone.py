@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 import torch
 from backbones import CHATML, SIZES, TEXTS, llama_tokenizer, qwen_tokenizer, write_backbone
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from semhitok import SemHiTokModel
@@ -130,6 +131,16 @@ def test_what_cannot_be_a_backbone_is_told(tmp_path, backbone_folder):
     if is_llama(backbone_folder):
         with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna\\)"):
             load_backbone(str(backbone_folder))
+
+
+def test_weights_that_are_not_the_backbone_s_are_told(backbone_folder):
+    weights, norm = load_file(backbone_folder / "model.safetensors"), "model.norm.weight"
+    template = "vicuna" if is_llama(backbone_folder) else None
+    save_file(weights | {"more": torch.ones(1)}, backbone_folder / "model.safetensors", {"format": "pt"})
+    load_backbone(str(backbone_folder), template)  # it may hold more than is read
+    save_file(weights | {norm: torch.ones(3)}, backbone_folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"^--language-model .*: the checkpoint .* {norm} \(3,\) \(not \(16,\)\)$"):
+        load_backbone(str(backbone_folder), template)
 
 
 def test_a_folder_with_a_sentencepiece_model_alone(tmp_path):

@@ -253,6 +253,56 @@ def test_placeholders_that_do_not_fit_the_pictures_are_refused(model):
         model(row(USER, IMAGE, IMAGE, IMAGE), pictures(1))
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        row(*READ, IMAGE, IMAGE, 9, IMAGE, IMAGE),
+        row(*READ, IMAGE, IMAGE, DRAWN, DRAWN),
+        torch.tensor([[*READ, 9, IMAGE, IMAGE], [IMAGE, IMAGE, 9, 9, 9, 9, 9, 9, END]]),
+    ],
+)
+def test_a_picture_is_one_run_of_one_kind(model, ids):
+    with pytest.raises(ValueError, match="^picture 2 of 2 is no run of 4 equal placeholders in one row; nothing may"):
+        model(ids, pictures(2))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ([(3, 16, 16), (3, 8, 8)], r"a list of \(3, 8, 8\), \(3, 16, 16\); give one tensor \(pictures, 3, 16, 16\)"),
+        ((2, 3, 8, 8), r"\(8, 8\); resize to 16 x 16, which this model reads"),
+        ((2, 1, 16, 16), r"\(2, 1, 16, 16\); pictures are \(pictures, 3, 16, 16\)"),
+        ((3, 16, 16), r"\(3, 16, 16\); pictures are"),
+    ],
+)
+def test_pictures_of_another_shape_are_refused_everywhere(model, shapes, words):
+    pixels = [torch.zeros(shape) for shape in shapes] if isinstance(shapes, list) else torch.zeros(shapes)
+    ids, drawing = row(*READ, *READ, START), {"generation_mode": "image", "num_steps": 1}
+    for asked in (model, partial(model.generate, max_new_tokens=1), partial(model.generate, **drawing)):
+        with pytest.raises(ValueError, match=f"^pixel_values are {words}"):
+            asked(ids, pixel_values=pixels)
+    with pytest.raises(ValueError, match=f"^start_pictures are {words}"):
+        model.generate(row(USER, START).expand(2, -1), start_pictures=pixels, **drawing)
+    with pytest.raises(ValueError, match="^image_tokens are a list; give one tensor"):
+        model(ids, image_tokens=[torch.zeros(4, 16)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"t": torch.ones(2)}, r"t is \(2,\); it is one time for each of 1 pictures"),
+        ({"t": torch.tensor(0.5)}, r"t is \(\); it is one time"),
+        ({"t": torch.tensor([3.0])}, r"t is \[3.0\]; times are between 0 \(noise\) and 1"),
+        ({"t": torch.tensor([float("nan")])}, r"t is \[nan\]; times are"),
+        ({"noise": torch.zeros(1, 16, 2, 2)}, r"noise is \(1, 16, 2, 2\); it is \(1, 16, 4, 4\), as the latents are"),
+    ],
+)
+def test_times_and_noise_that_do_not_fit_the_pictures_are_refused(model, options, words):
+    ids = row(USER, *DRAW)
+    with pytest.raises(ValueError, match=f"^{words}"):
+        model(ids, pictures(1), labels=only(ids), **options)
+
+
 def test_placeholders_without_pictures_are_refused_everywhere(model):
     prompt = row(USER, *READ, 9, START)
     for asked in (model, partial(model.generate, max_new_tokens=1), partial(model.generate, generation_mode="image")):
@@ -401,6 +451,8 @@ def test_editing_begins_from_the_picture(model):
         ({"seeds": [1, 2]}, "2 seeds for 1 prompts"),
         ({"start_pictures": torch.zeros(3, 3, 16, 16)}, "3 start_pictures for 1 prompts"),
         ({"start_pictures": torch.zeros(1, 3, 24, 24)}, "resize to 16 x 16"),
+        ({"num_stepz": 1}, "cannot draw with num_stepz, leave it out; it takes guidance_scale"),
+        ({"guidance_scale": 1e300, "num_steps": 2}, "not finite, .* guidance_scale is far too large"),
     ],
 )
 def test_impossible_drawings_are_refused(model, options, words):

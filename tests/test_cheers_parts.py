@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import Llama4TextConfig
+from transformers import Llama4TextConfig, SiglipVisionConfig
 
 from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig, CheersVaeConfig, released_config, tiny_config
@@ -299,6 +299,11 @@ def test_sizes_of_the_released_model_and_of_none():
         assert config.vae_config.pixels_from_zero is config.flow_loss_on_read_pictures is quirks
 
 
+def vision(**changes) -> SiglipVisionConfig:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return SiglipVisionConfig(**sizes | {"patch_size": 4} | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -311,6 +316,8 @@ def test_sizes_of_the_released_model_and_of_none():
         ({"compression": 0}, "compression is 0; it must be a whole number of 1 or more"),
         ({"time_channels": 15}, "time_channels is 15; it must be even"),
         ({"num_semantic_layers": -1}, "num_semantic_layers is -1; it must be a whole number of 0 or more"),
+        ({"vision_config": vision(image_size=0)}, "image_size of vision_config is 0; it must be a whole"),
+        ({"vision_config": vision(image_size=20)}, r"image_size 20 must be a multiple of patch_size \* compression"),
         ({"text_config": Llama4TextConfig(num_hidden_layers=2)}, "layers of chunked_attention, in which"),
     ],
 )
@@ -322,3 +329,21 @@ def test_parts_that_do_not_fit_are_refused(changes, words):
 def test_group_norms_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="num_groups"):
         CheersVaeConfig(channels=10, num_groups=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 60}, "image_size 60 must be a multiple of 8"),
+        ({"channel_multipliers": []}, "channel_multipliers are"),
+        ({"channel_multipliers": [1, 0]}, "channel_multipliers are"),
+        ({"num_groups": 5}, "multiples of num_groups"),
+        *(({name: 0}, f"{name} is 0; it must be") for name in ("channels", "num_blocks", "latent_patch_size")),
+    ],
+)
+def test_an_autoencoder_asks_again_for_sizes_that_were_changed(changes, words):
+    config = CheersVaeConfig(8, (1, 2, 2), 1, 4, 2, num_groups=4, image_size=64)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=words):
+        CheersVae(config)

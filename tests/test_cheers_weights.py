@@ -233,17 +233,27 @@ def test_damaged_weights_of_ours_are_told_in_one_line(tmp_path):
     assert "\n" not in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_ours_must_fit_too(tmp_path, change):
+NORM = "language_model.model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (
+            {NORM: None, "flow_head.hi_gate.gate.2.bias": None},
+            f"lacks 2 tensors: flow_head.hi_gate.gate.2.bias, {NORM};",
+        ),
+        ({f"more.{i}": torch.ones(1) for i in range(7)}, "has no place for 7 tensors: more.0, .*, more.4, ...$"),
+        ({NORM: torch.ones(3)}, rf"has in another shape 1 tensors: {NORM} \(3,\) \(not \(16,\)\)$"),
+    ],
+)
+def test_ours_must_fit_too(tmp_path, changes, wrong):
     ours = tmp_path / "ours"
     CheersForConditionalGeneration(tiny_config()).save_pretrained(ours)
-    tensors = load_file(ours / "model.safetensors")
-    name = "language_model.model.norm.weight"
-    norm = tensors.pop(name)
-    if change != "missing":
-        tensors |= {name: norm[:3]} if change == "shape" else {name: norm, "more": norm.clone()}
+    tensors = load_file(ours / "model.safetensors") | changes
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     save_file(tensors, ours / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="cannot convert .*ours: ") as told:
+    with pytest.raises(UserError, match=f"cannot convert .*ours: the checkpoint {wrong}") as told:
         main(["cheers", str(ours), str(tmp_path / "back")])
     assert "\n" not in str(told.value)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -218,19 +219,24 @@ def test_checkpoints_that_lack_a_file_or_hold_half(call, tiny_checkpoint, tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["damaged"]
 
 
-def test_weights_that_lack_a_tensor_are_refused(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("family", ["tiny_checkpoint", "tiny_cheers"])
+def test_weights_that_are_not_the_model_s_are_refused_with_their_names(family, request, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    damaged = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
+    damaged = shutil.copytree(request.getfixturevalue(family), tmp_path / "damaged")
     weights = load_file(damaged / "model.safetensors")
-    del weights["adapter.pixel.0.weight"]
-    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="lack 1 tensors, adapter.pixel.0.weight first"):
-        load(damaged)
-    weights["adapter.pixel.0.weight"] = weights["adapter.pixel.0.bias"].clone()
-    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="cannot load a model"):
-        load(damaged)
+    first, second = (f"language_model.model.layers.0.self_attn.{name}.bias" for name in ("k_proj", "q_proj"))
+    (width,) = weights[first].shape
+    wrong = {
+        f"lacks 2 tensors: {first}, {second}; is it cut off?": {first: None, second: None},
+        "has no place for 1 tensors: more": {"more": weights[first].clone()},
+        f"has in another shape 1 tensors: {first} (1,) (not ({width},))": {first: weights[first][:1].clone()},
+    }
+    for told, changes in wrong.items():
+        changed = {name: tensor for name, tensor in (weights | changes).items() if tensor is not None}
+        save_file(changed, damaged / "model.safetensors", {"format": "pt"})
+        with pytest.raises(UserError, match=f"^{re.escape(f'{damaged}: the checkpoint {told}')}$"):
+            load(damaged)
 
 
 @pytest.mark.parametrize("device", ["cudda", "meta", "cuda:99"])

@@ -138,6 +138,7 @@ def test_prompts_that_no_picture_can_follow_are_refused(model):
         ({"top_k": -1}, "top_k is -1; it must be 0 or more"),
         ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
         ({"seeds": [1, 2]}, "2 seeds for 1 prompts; give one for each"),
+        ({"temperatur": 1.0}, "cannot draw with temperatur, leave it out; it takes guidance_scale"),
     ],
 )
 def test_impossible_drawings_are_refused(model, options, words):

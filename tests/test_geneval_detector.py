@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from unimllm.errors import UserError
 from unimllm.metrics.geneval_detector import (
     GREY,
     ColorClassifier,
     clip_pixels,
     cut_out,
     instances,
+    load_named,
     prepare,
     scaled_size,
     tight_box,
@@ -165,3 +169,21 @@ def test_colours_are_the_nearest_mean_of_templates():
     assert len(asked) == len(COLORS)  # once for each colour, then remembered
     red = ["a photo of a red tv remote", "a photo of a red-colored tv remote", "a photo of a red object"]
     assert asked[0] == red
+
+
+# ---- where they come from ------------------------------------------------------------------------------------------
+
+
+def test_networks_may_hold_more_than_is_read_and_nothing_less_or_else(tmp_path):
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    SiglipVisionModel(config).save_pretrained(tmp_path)  # of a size for tests, in the place of the networks
+    state = load_file(tmp_path / "model.safetensors")
+    norm = next(name for name in state if name.endswith("post_layernorm.weight"))
+    save_file(state | {"more": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    load_named(SiglipVisionModel, str(tmp_path), "--clip")
+    save_file(state | {norm: torch.ones(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    told = r"^--clip .*, as a SiglipVisionModel: the checkpoint has in another shape 1 tensors: .* \(3,\) \(not \(16,"
+    with pytest.raises(UserError, match=told):
+        load_named(SiglipVisionModel, str(tmp_path), "--clip")

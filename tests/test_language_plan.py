@@ -119,6 +119,12 @@ def test_the_first_stage_trains_next_to_nothing(capsys, tmp_path):
     assert told["language model"] == f"{6738.41504:,.2f} M  {tables:.2f} M trained"  # LLaMA-2-7B: 6.74 B
 
 
+@pytest.mark.parametrize("preset", ["scenes_64", "scenes_64_cheers"])
+def test_scenes_of_another_size_than_is_read_have_no_plan(preset, capsys):
+    with pytest.raises(UserError, match="^the preset draws pictures of 60 x 60 pixels, but 64 x 64 are read: add"):
+        plan(SFT_PRESETS, "--preset", preset, "--world.image_size", 60, "--dry-run", capsys=capsys)
+
+
 def test_the_vocabulary_of_scenes_over_own_data_is_the_models(capsys, tmp_path, tiny_checkpoint):
     (tmp_path / "mine.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
     options = ["--preset", "scenes_64", "--dry-run", "--data", tmp_path / "mine.jsonl"]

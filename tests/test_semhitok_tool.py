@@ -1,6 +1,7 @@
 """`python -m semhitok`: pictures to shards and back, whatever lies in the folder."""
 
 import os
+import re
 import shutil
 
 import numpy as np
@@ -396,10 +397,15 @@ def test_checkpoints_that_are_none(tokenizer, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tokenizer, broken)
     tensors = load_file(broken / "model.safetensors")
-    del tensors["pixel.codebook.base"]
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack 1 tensors, pixel\.codebook\.base first"):
-        load_tokenizer(str(broken), "cpu")
+    base = tensors.pop("pixel.codebook.base")
+    shape, short = re.escape(f"pixel.codebook.base (1,) (not {tuple(base.shape)})"), base.flatten()[:1].clone()
+    for changes, told in (
+        ({}, r"lacks 1 tensors: pixel\.codebook\.base; is it cut off\?"),
+        ({"pixel.codebook.base": short, "more": base}, f"for 1 tensors: more; .* 1 tensors: {shape}"),
+    ):
+        save_file(tensors | changes, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"broken: the checkpoint .*{told}$"):
+            load_tokenizer(str(broken), "cpu")
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="cannot load a tokenizer from"):
         load_tokenizer(str(broken), "cpu")

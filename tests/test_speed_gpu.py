@@ -108,6 +108,14 @@ def test_models_are_built_random_and_their_tokenizers_whole(training):
     assert 0.05 < (targets >= recipe.model.image_offset).float().mean() < 0.4  # drawings, and not only those
 
 
+def test_rows_of_the_other_family_have_their_pictures_beside_them(training):
+    recipe = training.tiny_cheers_recipe()
+    config = recipe.model
+    for batch in training.rows_of(training.with_rows(recipe, 4)):
+        count = int((batch["input_ids"] == config.image_token_id).sum()) // config.num_positions
+        assert batch["pixel_values"].shape == (count, 3, config.image_size, config.image_size)
+
+
 def test_a_preset_that_cannot_fit_is_not_tried(training):
     seven_b = training.share_of_one_gpu(training.llava15_vicuna7b_sft())
     assert 112 < training.needed_bytes(seven_b) / 2**30 < 135  # 16 bytes for each of 7.5 billion parameters, and more

@@ -220,7 +220,11 @@ def test_damaged_weights_are_refused(tmp_path):
     weights = tmp_path / "model.safetensors"
     state = load_file(weights)
     save_file({k: v for k, v in state.items() if not k.endswith("layers.1.mlp.fc1.bias")}, weights, {"format": "pt"})
-    assert "lack 1 tensors, " in refusal(tmp_path)
+    assert "the checkpoint lacks 1 tensors: " in refusal(tmp_path)
+    name = next(name for name in state if name.endswith("layers.1.mlp.fc1.bias"))
+    save_file(state | {name: state[name][:2].clone(), "more": torch.ones(1)}, weights, {"format": "pt"})
+    told = refusal(tmp_path)  # a checkpoint may well hold more than is read
+    assert told.endswith(f"layers.1.mlp.fc1.bias (2,) (not {tuple(state[name].shape)})") and "no place" not in told
     weights.write_bytes(b"cut off")
     assert "cannot load the SigLIP in" in refusal(tmp_path)
     weights.unlink()
@@ -250,8 +254,8 @@ def with_vision(**changes) -> dict:
         (with_vision(timm_model_name="vit_base_patch8_siglip_32"), {}, "it has 4 positions of 8 pixels"),
         (OPEN_CLIP, {"visual.head.proj.weight": torch.ones(2)}, "visual.head.proj.weight, which a SigLIP has not"),
         (OPEN_CLIP, {"visual.trunk.blocks.0.ls1.gamma": torch.ones(2)}, "blocks.0.ls1.gamma, which a SigLIP has not"),
-        (OPEN_CLIP, {"visual.trunk.blocks.1.norm2.bias": None}, "lacks encoder.layers.1.layer_norm2.bias (and 0 more)"),
-        (OPEN_CLIP, {"visual.trunk.attn_pool.q.bias": None}, "in_proj_bias is (48,), not (72,)"),
+        (OPEN_CLIP, {"visual.trunk.blocks.1.norm2.bias": None}, "lacks 1 tensors: encoder.layers.1.layer_norm2.bias"),
+        (OPEN_CLIP, {"visual.trunk.attn_pool.q.bias": None}, "in_proj_bias (48,) (not (72,))"),
         (OPEN_CLIP, {"visual.trunk.pos_embed": None}, "it lacks visual.trunk.pos_embed"),
     ],
 )

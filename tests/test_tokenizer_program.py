@@ -192,6 +192,29 @@ def test_a_tokenizer_with_one_index_has_no_phases(place):
 
 
 @pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("30", "image_size 30 must be a multiple of 8, a latent position's pixels"),
+        ("0", "image_size is 0; it must be a whole number of 1 or more"),
+    ],
+)
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_a_size_that_latent_positions_do_not_divide_is_refused_before_training(place, size, message, is_planned):
+    words = [word for word in command(place, "vae", "odd") if not word.startswith("--model.image_size")]
+    words += [f"--model.image_size={size}", *(["--dry-run", "1"] if is_planned else [])]
+    result = run_program(PROGRAM, *words)
+    assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+    assert not list((place / "odd").glob("step-*"))
+
+
+def test_a_plan_of_pictures_of_another_size_than_is_read_is_refused():
+    sizes = ["--model.image_size", "32", "--dry-run", "1"]
+    result = run_program(PROGRAM, "--preset", "scenes_64_cheers", "--stage", "vae", *sizes)
+    told = "the preset draws pictures of 64 x 64 pixels, but 32 x 32 are read: add --world.image_size 32"
+    assert result.returncode == 2 and result.stderr.splitlines()[-1] == f"error: {told}"
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--validation-data", "held_out", "--train.validate_every", "0"], "which is 0; set that too"),

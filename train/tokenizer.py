@@ -127,6 +127,8 @@ def print_plan(args, recipe: TokenizerRecipe, stage: str) -> None:
     index = open_pictures(args.data) if args.data else None
     with torch.device("meta"), sizes_told():
         task = stages_of(recipe.model).make_task(build_on_meta(recipe.model), recipe, stage)
+    if recipe.world and not (args.data or args.init_from or args.teacher):
+        check_size(recipe.world, recipe.model.image_size)
     print(tokenizer_plan(args.preset, stage, task, recipe, args.dry_run, len(index) if index else None))
     if index:
         print(f"data: {index}", *index.faults, sep="\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from semhitok.errors import first_line
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.command_line import CommandLine, nearest, run, silence_libraries
 from unimllm.errors import UserError
 from unimllm.export import WORKING_NAME
@@ -64,11 +65,9 @@ def convert(source: Path, target: Path) -> None:
         if kind == RELEASED_TYPE:
             read_released(source).save_pretrained(partial)
         else:
-            model, report = CheersForConditionalGeneration.from_pretrained(
-                source, dtype="auto", output_loading_info=True
-            )
-            if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
-                raise ValueError(f"{len(wrong)} tensors are missing or too many, {wrong[0]} first")
+            model, report = CheersForConditionalGeneration.from_pretrained(source, dtype="auto", **LOADING)
+            if told := misfit_of_report(report, is_whole=True):
+                raise ValueError(f"the checkpoint {told}")
             write_released(model, partial)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():

@@ -131,8 +131,8 @@ def check_finite(is_finite: torch.Tensor) -> None:
     """UserError unless all numbers that a drawing was made of were finite, () bool; it waits for the device."""
     if not is_finite:
         raise UserError(
-            "what the model computed is not finite, so nothing is drawn: its weights have diverged, or float16 is too "
-            "narrow for them (load them with dtype bfloat16 or float32)"
+            "what the model computed is not finite, so nothing is drawn: its weights have diverged, guidance_scale is "
+            "far too large, or float16 is too narrow (load the model with dtype bfloat16 or float32)"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from semhitok.checkpoints import choose_device, may_be_hub_id, resolve
 from semhitok.errors import first_line
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.drawing import START_TIME, check_edits, check_start_time, choose_drawing, choose_seeds
 from unimllm.errors import UserError
 
@@ -53,7 +54,7 @@ def load(
         (model in evaluation mode, processor).
 
     Raises:
-        UserError: the folder lacks a file or a tensor, or holds something else.
+        UserError: the folder lacks a file or holds something else, or its tensors are not the model's.
     """
     if model is not None and (Path(model) / "adapter_config.json").is_file():
         from unimllm.discrete.lora import base_of, load_lora
@@ -77,18 +78,15 @@ def load(
         if change:
             change(config)
         processor = AutoProcessor.from_pretrained(path, **own)
-        loaded, report = AutoModelForImageTextToText.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, **own
-        )
+        loaded, report = AutoModelForImageTextToText.from_pretrained(path, config=config, dtype=dtype, **LOADING, **own)
         if hasattr(processor, "conversation"):
             processor.conversation.drawing_prompt("anything")  # a damaged chat template shows only when it is used
     except Exception as error:  # a damaged file raises nearly anything, safetensors' and tokenizers' own types included
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
     if not hasattr(processor, "for_drawing"):
         raise UserError(f"{path} holds a {config.model_type} model; unimllm reads and draws with its own only")
+    if told := misfit_of_report(report, is_whole=True):
+        raise UserError(f"{path}: the checkpoint {told}")
     return loaded.eval().to(device), processor
 
 

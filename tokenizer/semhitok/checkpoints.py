@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semhitok.errors import UserError, first_line
+from semhitok.misfit import LOADING, misfit_of_report
 
 if TYPE_CHECKING:  # torch and transformers are imported where they are used: the command lines complain without them
     from collections.abc import Callable
@@ -167,7 +168,7 @@ def load_tokenizer(
         (model in evaluation mode, image processor). A checkpoint saved without an image processor gets the usual one.
 
     Raises:
-        UserError: there is no such checkpoint, it holds no SemHiTok, or it lacks a tensor.
+        UserError: there is no such checkpoint, it holds no SemHiTok, or other tensors than it should.
     """
     path = find_tokenizer(model, option)
     from semhitok.auto import tokenizer_class
@@ -190,10 +191,9 @@ def load_whole(
     from semhitok.image_processing_semhitok import for_tokenizer
 
     try:
-        loaded, report = find_class(path).from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        if report["missing_keys"]:  # transformers would go on with random numbers in their place
-            missing = sorted(report["missing_keys"])
-            raise UserError(f"the weights in {path} lack {len(missing)} tensors, {missing[0]} first; is it cut off?")
+        loaded, report = find_class(path).from_pretrained(path, dtype=torch.float32, **LOADING)
+        if told := misfit_of_report(report, is_whole=True):  # of a whole model, its class ignores the rest by name
+            raise UserError(f"{path}: the checkpoint {told}")
     except UserError:
         raise
     except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included

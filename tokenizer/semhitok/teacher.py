@@ -24,6 +24,7 @@ from semhitok.auto import build_tokenizer
 from semhitok.configuration_semhitok import SemHiTokConfig, square_size
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import SemHiTokImageProcessor
+from semhitok.misfit import LOADING, misfit_of_report
 from semhitok.modeling_semhitok import SemHiTokModel
 from semhitok.open_clip_weights import CONFIG_FILE as OPEN_CLIP_CONFIG
 from semhitok.open_clip_weights import load_open_clip
@@ -158,14 +159,14 @@ def load_from_transformers(name: str, kind: str) -> Teacher:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         if getattr(config, "stem_channels", None):
-            model, missing = load_with_stem(name, config), []
+            model, told = load_with_stem(name, config), ""
         else:
-            model, report = VISION_MODELS[kind].from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-            missing = sorted(report["missing_keys"])
+            model, report = VISION_MODELS[kind].from_pretrained(name, dtype=torch.float32, **LOADING)
+            told = misfit_of_report(report, is_whole=False)
     except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included
         raise ValueError(f"cannot load the SigLIP in {name}: {first_line(error)}") from error
-    if missing:  # transformers would go on with random numbers in their place
-        raise ValueError(f"the weights in {name} lack {len(missing)} tensors, {missing[0]} first; is the file whole?")
+    if told:
+        raise ValueError(f"{name}: the checkpoint {told}")
     return Teacher(model.eval(), *transformers_preprocessing(name, model.config))
 
 

@@ -14,6 +14,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionCo
 from transformers.utils import ModelOutput
 
 from semhitok.convolution import conv_stem
+from semhitok.misfit import misfit_of_shapes
 
 
 class ConvPatchEmbedding(nn.Module):
@@ -65,14 +66,10 @@ def renormalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence
 
 
 def load_strictly(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Copy weights of any precision into a model; ValueError names the first that does not fit."""
-    wanted = model.state_dict()
-    for what, names in (("lacks", wanted.keys() - state.keys()), ("has no place for", state.keys() - wanted.keys())):
-        if names:
-            raise ValueError(f"it {what} {min(names)} (and {len(names) - 1} more)")
-    for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}")
+    """Copy weights of any precision into a model; ValueError names those that do not fit."""
+    found, wanted = ({name: tensor.shape for name, tensor in d.items()} for d in (state, model.state_dict()))
+    if told := misfit_of_shapes(found, wanted):
+        raise ValueError(f"the checkpoint {told}")
     model.load_state_dict(state)
 
 

@@ -227,6 +227,7 @@ class CheersVae(PreTrainedModel):
 
     def __init__(self, config: CheersVaeConfig):
         super().__init__(config)
+        config.check_sizes()
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.bn = LatentStatistics(config.patched_channels)

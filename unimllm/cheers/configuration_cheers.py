@@ -1,7 +1,8 @@
 """Configuration of CHEERS (arXiv 2603.12793): a VAE, a SigLIP, a language model, and the head that draws.
 
 Two sets of defaults meet here. A config without arguments has the sizes of the released model and the clean behaviour,
-as our presets use it; `released_config` switches on every quirk that the released weights were trained with.
+as our presets use it; `released_config` switches on every quirk that is a field here. The released training has more,
+which docs/cheers.md lists.
 """
 
 from math import gcd
@@ -23,6 +24,18 @@ RELEASED_QUIRKS = {
 """Fields of CheersConfig that the released model needs (its VAE needs `pixels_from_zero` besides)."""
 WITHOUT_WEIGHTS = (*RELEASED_QUIRKS, "inject_details")
 """Switches of CheersConfig that any weights fit."""
+
+
+def check_whole(config: PreTrainedConfig, lowest: dict[str, int], of: str = "") -> None:
+    """ValueError where a field is no whole number, or below its lowest.
+
+    Args:
+        of: whose fields they are, in the message.
+    """
+    for name, least in lowest.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}{of} is {value!r}; it must be a whole number of {least} or more")
 
 
 class CheersVaeConfig(PreTrainedConfig):
@@ -55,11 +68,6 @@ class CheersVaeConfig(PreTrainedConfig):
         pixels_from_zero: bool = False,
         **kwargs,
     ):
-        if num_groups and any(channels * multiplier % num_groups for multiplier in channel_multipliers):
-            raise ValueError(
-                f"channels {channels} times channel_multipliers {list(channel_multipliers)} must be multiples of "
-                f"num_groups ({num_groups})"
-            )
         self.channels = channels
         self.channel_multipliers = list(channel_multipliers)
         self.num_blocks = num_blocks
@@ -68,9 +76,25 @@ class CheersVaeConfig(PreTrainedConfig):
         self.num_groups = num_groups
         self.image_size = image_size
         self.pixels_from_zero = pixels_from_zero
-        if image_size % self.stride:
-            raise ValueError(f"image_size {image_size} must be a multiple of {self.stride}, a latent position's pixels")
+        self.check_sizes()
         super().__init__(**kwargs)
+
+    def check_sizes(self) -> None:
+        """ValueError where a size is none, or they do not fit together; a network asks again, for they may change."""
+        positive = dict.fromkeys(("channels", "num_blocks", "latent_channels", "latent_patch_size", "image_size"), 1)
+        check_whole(self, positive | {"num_groups": 0})
+        widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
+        if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(f"channel_multipliers are {self.channel_multipliers}; give whole numbers of 1 or more")
+        if self.num_groups and any(width % self.num_groups for width in widths):
+            raise ValueError(
+                f"channels {self.channels} times channel_multipliers {self.channel_multipliers} must be multiples of "
+                f"num_groups ({self.num_groups})"
+            )
+        if self.image_size % self.stride:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of {self.stride}, a latent position's pixels"
+            )
 
     @property
     def stride(self) -> int:
@@ -230,11 +254,9 @@ class CheersConfig(PreTrainedConfig):
         lowest = dict.fromkeys(HEADS, 1) | {
             "compression": 1, "num_semantic_layers": 0, "num_detail_layers": 0, "time_channels": 2,
         }  # fmt: skip
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not (is_whole or (value is None and name in HEADS)):
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of {least} or more")
+        given = {name: least for name, least in lowest.items() if name not in HEADS or getattr(self, name) is not None}
+        check_whole(self, given)
+        check_whole(self.vision_config, {"image_size": 1, "patch_size": 1}, " of vision_config")
         if self.time_channels % 2:
             raise ValueError(f"time_channels is {self.time_channels}; it must be even, for sines and cosines")
         patch = self.vision_config.patch_size
@@ -307,7 +329,7 @@ def so400m() -> SiglipVisionConfig:
 
 
 def released_config(**changes) -> CheersConfig:
-    """The released CHEERS: its sizes, and its quirks in their places."""
+    """The released CHEERS: its sizes, and RELEASED_QUIRKS. Its training differs in more (docs/cheers.md)."""
     return CheersConfig(**({"vae_config": CheersVaeConfig(pixels_from_zero=True)} | RELEASED_QUIRKS | changes))
 
 

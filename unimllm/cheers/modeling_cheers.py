@@ -22,6 +22,7 @@ from unimllm.cheers.autoencoder import CheersVae, LatentStatistics
 from unimllm.cheers.configuration_cheers import CheersConfig
 from unimllm.cheers.flow_head import FlowHead, ZeroLinear
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask, picture_numbers
+from unimllm.cheers.picture_checks import check_pixels, check_times, kinds_of_pictures
 from unimllm.cheers.rotary import round_frequencies_of
 from unimllm.cheers.sampling import draw_latents
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
@@ -151,20 +152,16 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
         """Which pictures, in reading order, are to be drawn: (P,) bool.
 
         Raises:
-            ValueError: the number of placeholders is not N for every picture.
+            ValueError: the placeholders are not those of so many pictures (see `kinds_of_pictures`).
         """
-        kinds = input_ids[self.is_picture(input_ids)]
-        positions = self.config.num_positions
-        if len(kinds) != num_pictures * positions:
-            raise ValueError(
-                f"{len(kinds)} image placeholders but {num_pictures} pictures of {positions} positions "
-                f"({num_pictures * positions}); give {positions} image_token_id (to draw: image_gen_token_id) for each "
-                "picture"
-            )
-        return kinds.view(num_pictures, positions)[:, 0] == self.config.image_gen_token_id
+        ids = input_ids.cpu()  # the one wait for a device, as counting there would be
+        kinds = kinds_of_pictures(ids, self.is_picture(ids), num_pictures, self.config.num_positions)
+        return (kinds == self.config.image_gen_token_id).to(input_ids.device)
 
     def check_pictures(self, input_ids: torch.Tensor, image_tokens: torch.Tensor | None) -> None:
         """ValueError where the placeholders are not those of `image_tokens`, (P, N, H); None: of no picture."""
+        if image_tokens is not None and not isinstance(image_tokens, torch.Tensor):
+            raise ValueError(f"image_tokens are a {type(image_tokens).__name__}; give one tensor of `get_image_tokens`")
         self.to_draw(input_ids, 0 if image_tokens is None else len(image_tokens))
 
     def look(
@@ -180,9 +177,15 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
 
         Without pictures it looks at a grey one and returns none of it: every rank of a run must touch the same
         parameters.
+
+        Raises:
+            ValueError: see `check_times`.
         """
-        count = len(pixel_values)
+        count, config = len(pixel_values), self.config
+        latent_shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)
+        check_times(t, noise, count, latent_shape)
         if not count:
+            t = noise = None
             pixel_values, drawn = pixel_values.new_zeros(1, *pixel_values.shape[1:]), drawn.new_zeros(1)
         latents = self.vision_tokenizer.encode(pixel_values)
         if t is None:
@@ -267,13 +270,14 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             kwargs: `output_hidden_states` and `output_attentions` alone are heard.
 
         Raises:
-            ValueError: inputs_embeds, or placeholders that do not fit the pictures.
+            ValueError: inputs_embeds, pictures of another shape, or placeholders, times or noise that do not fit them.
         """
         input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
         if pixel_values is None and labels is not None:
             pixel_values = torch.zeros(0, 3, *[self.config.image_size] * 2, device=input_ids.device)
         pictures = None
         if pixel_values is not None:
+            check_pixels(pixel_values, self.config.image_size)
             drawn = self.to_draw(input_ids, len(pixel_values))
             pictures = self.look(pixel_values, drawn, t, noise)
             image_tokens = pictures.positions
@@ -394,6 +398,8 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             inputs: `input_ids` under transformers' own name.
         """
         input_ids = given_ids(input_ids, inputs, kwargs.get("inputs_embeds"))
+        if pixel_values is not None:
+            check_pixels(pixel_values, self.config.image_size)
         if generation_mode == "image":
             return draw_latents(self, input_ids, attention_mask, pixel_values, image_tokens, **kwargs)
         if generation_mode != "text":

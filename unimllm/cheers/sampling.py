@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from unimllm.cheers.hybrid_mask import TEXT, hybrid_mask
+from unimllm.cheers.picture_checks import check_pixels
 from unimllm.drawing import (
     START_TIME,
     check_finite,
@@ -120,7 +121,7 @@ def draw_latents(
     pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None,
     guidance_scale: float | None = None, num_steps: int | None = None, time_shift: float | None = None,
     seeds: list[int] | None = None, start_pictures: torch.Tensor | None = None, start_time: float | None = None,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], None] | None = None, **others,
 ) -> torch.Tensor:  # fmt: skip
     """Draw one picture per row.
 
@@ -137,16 +138,18 @@ def draw_latents(
         start_pictures: (B, 3, S, S) in -1..1; editing begins from them with noise, at `start_time`.
         start_time: of them; None: START_TIME.
         on_step: called after each step.
+        others: options that there are none of.
 
     Returns:
         (B, C, h, h) normalised latents, float32 or wider.
 
     Raises:
-        ValueError: an option that is no number, no prompt, one that is empty, padded on the right or does not end with
-            the image-start token, not one seed or start picture per row, a start time without pictures or outside
-            0..1, not N placeholders for every picture, numbers that are not finite, or see
-            `flow_matching.euler_schedule`.
+        ValueError: an option of another name or that is no number; no prompt, one that is empty, padded on the right or
+            does not end with the image-start token; not one seed or start picture per row; pictures of another shape;
+            a start time without pictures or outside 0..1; not N placeholders for every picture; numbers that are not
+            finite; or see `flow_matching.euler_schedule`.
     """
+    choose_drawing(model, others)
     guidance_scale, num_steps, time_shift = _chosen(model, guidance_scale, num_steps, time_shift)
     check_start_time(start_time, start_pictures is not None)
     if attention_mask is None:
@@ -154,9 +157,11 @@ def draw_latents(
     check_prompt_ids(input_ids, attention_mask)
     _check_ends(model, input_ids)
     seeds = choose_seeds(seeds, len(input_ids))
-    if start_pictures is not None and len(start_pictures) != len(input_ids):
-        raise ValueError(f"{len(start_pictures)} start_pictures for {len(input_ids)} prompts; give one for each")
     config = model.config
+    if start_pictures is not None:
+        check_pixels(start_pictures, config.image_size, "start_pictures")
+        if len(start_pictures) != len(input_ids):
+            raise ValueError(f"{len(start_pictures)} start_pictures for {len(input_ids)} prompts; give one for each")
     start = 0.0 if start_pictures is None else START_TIME if start_time is None else start_time
     schedule = euler_schedule(num_steps, time_shift, start, config.extra_euler_step)
     shape = (config.vae_config.patched_channels, config.latent_size, config.latent_size)

@@ -20,6 +20,7 @@ from transformers import SiglipVisionModel
 from semhitok.vision import add_stem
 from unimllm.cheers.autoencoder import CheersVae, LatentDecoder
 from unimllm.cheers.configuration_cheers import CheersConfig
+from unimllm.cheers.picture_checks import check_pixels
 
 
 class Compressor(nn.Module):
@@ -115,13 +116,9 @@ class VisionTokenizer(nn.Module):
         """Pictures (B, 3, S, S) in -1..1 -> z_1 (B, C, h, h), in the autoencoder's precision whatever a step runs in.
 
         Raises:
-            ValueError: pictures of another size than `image_size`.
+            ValueError: pictures of another shape, or of another size than `image_size`.
         """
-        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])}; resize to {self.image_size} x {self.image_size}, "
-                "which this model reads"
-            )
+        check_pixels(pixel_values, self.image_size)
         with torch.autocast(pixel_values.device.type, enabled=False):
             return self.vae_model.encode(pixel_values)
 

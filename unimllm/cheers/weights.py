@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from semhitok.errors import first_line
+from semhitok.misfit import misfit_of_shapes
 from unimllm.cheers.configuration_cheers import RELEASED_QUIRKS, CheersConfig, CheersVaeConfig, released_config
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
 
@@ -32,7 +33,6 @@ NAMES = {
 """Beginnings of names: released -> ours."""
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
-SHOWN = 5  # names in a message
 
 # What the released configuration file leaves out, and what its code fixes.
 TEXT_DEFAULTS = {
@@ -79,23 +79,12 @@ def released_shapes(model: CheersForConditionalGeneration) -> dict[str, tuple[in
 
 def check_shapes(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     """ValueError lists the tensors that are missing, superfluous or of another shape."""
-    wrong = [f"{n} {found[n]} (not {wanted[n]})" for n in sorted(found.keys() & wanted.keys()) if found[n] != wanted[n]]
-    faults = [
-        ("lacks", sorted(wanted.keys() - found.keys())),
-        ("has no place for", sorted(found.keys() - wanted.keys())),
-        ("has in another shape", wrong),
-    ]
-    told = [
-        f"{what} {len(names)} tensors: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-        for what, names in faults
-        if names
-    ]
-    if told:
-        raise ValueError(f"the checkpoint {'; it '.join(told)}")
+    if told := misfit_of_shapes(found, wanted):
+        raise ValueError(f"the checkpoint {told}")
 
 
 def config_from_released(settings: dict) -> CheersConfig:
-    """Our configuration of a released config.json, with every quirk in its place.
+    """Our configuration of a released config.json, with RELEASED_QUIRKS.
 
     Raises:
         ValueError: a language model with other rotary positions or attention than the released one's.

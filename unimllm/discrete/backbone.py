@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from semhitok.errors import first_line
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.chat_templates import CHAT_TEMPLATES
 from unimllm.conversation import end_of_answer
 from unimllm.distributed import print_once
@@ -37,14 +38,11 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
     """
     tokenizer = load_text_tokenizer(name, chat_template)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **LOADING)
     except Exception as error:  # of the hub, of damaged files
         raise UserError(f"--language-model {name}: {first_line(error)}") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(report["missing_keys"])
-        raise UserError(f"--language-model {name} lacks {len(missing)} tensors, {missing[0]} first; is it cut off?")
+    if told := misfit_of_report(report, is_whole=False):
+        raise UserError(f"--language-model {name}: the checkpoint {told}")
     check_text_head(model, name)
     return model, tokenizer
 

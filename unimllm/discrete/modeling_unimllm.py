@@ -23,7 +23,14 @@ from unimllm.discrete.configuration_unimllm import UniMLLMConfig
 from unimllm.discrete.image_heads import FactorisedHead, FlatHead, build_image_head
 from unimllm.discrete.sampling import Sampler, with_unconditional
 from unimllm.discrete.varlen import attention_arguments
-from unimllm.drawing import check_finite, check_option, check_prompt_ids, choose_seeds, save_drawing_options
+from unimllm.drawing import (
+    check_finite,
+    check_option,
+    check_prompt_ids,
+    choose_drawing,
+    choose_seeds,
+    save_drawing_options,
+)
 from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
 from unimllm.text_head import text_logits
 
@@ -373,6 +380,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         top_k: int = 0,
         seeds: list[int] | None = None,
         on_step: Callable[[], None] | None = None,
+        **others,
     ) -> torch.Tensor:
         """Draw one picture per row.
 
@@ -385,13 +393,16 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             top_k: so many most likely codes are kept (0: all).
             seeds: one per row (default 0, 1, ...): in float32 a picture does not depend on its batch.
             on_step: called after each of the N positions.
+            others: options that there are none of.
 
         Returns:
             (B, N) vocabulary ids, all of them image ids.
 
         Raises:
-            ValueError: see `check_option`, `check_prompt_ids`, `choose_seeds` and `check_finite` of `unimllm.drawing`.
+            ValueError: see `choose_drawing`, `check_option`, `check_prompt_ids`, `choose_seeds` and `check_finite` of
+                `unimllm.drawing`.
         """
+        choose_drawing(self, others)
         for name, value in {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k}.items():
             check_option(name, value, is_whole=name == "top_k")
         if attention_mask is None:

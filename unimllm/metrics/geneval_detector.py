@@ -22,6 +22,7 @@ from PIL import Image
 from semhitok.checkpoints import choose_device, may_be_hub_id
 from semhitok.errors import first_line
 from semhitok.fingerprint import weights_digest
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.errors import UserError
 from unimllm.metrics.geneval import THRESHOLD
 from unimllm.metrics.geneval_records import COLORS, OBJECT_NAMES, Record
@@ -237,13 +238,13 @@ def load_named(kind, name: str, option: str):
     if not Path(name).is_dir() and not may_be_hub_id(name):  # the hub takes more than a minute to refuse a path
         raise UserError(f"{option} {name}: no such folder")
     try:
-        options = {"output_loading_info": True, "dtype": torch.float32} if is_model else {}
+        options = LOADING | {"dtype": torch.float32} if is_model else {}
         loaded = kind.from_pretrained(name, **options)
     except Exception as error:  # a damaged file raises nearly anything, safetensors' own types included
         raise UserError(f"{option} {name} cannot be loaded: {first_line(error)}") from error
     if not is_model:
         return loaded
     model, report = loaded
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        raise UserError(f"{option} {name} lacks {len(report['missing_keys'])} tensors; is it a {kind.__name__}?")
+    if told := misfit_of_report(report, is_whole=False):
+        raise UserError(f"{option} {name}, as a {kind.__name__}: the checkpoint {told}")
     return model.eval()

@@ -51,7 +51,7 @@ def world_told(world: World) -> dict[str, int | str]:
     return {"image_size": world.image_size} | classes | {"glyphs_digest": world.atlas.digest()}
 
 
-def check_size(world: World, read: int) -> None:
+def check_size(world: World | WorldConfig, read: int) -> None:
     """UserError unless the world's pictures are as large as the pictures that are read."""
     size = world.image_size
     if size != read:

@@ -19,7 +19,6 @@ from unimllm.discrete.varlen import NAME as VARLEN
 from unimllm.errors import UserError
 from unimllm.image_tokenizer import load_autoencoder
 from unimllm.scenes.pictures import ScenePixels
-from unimllm.scenes.sources import check_size
 from unimllm.training.checkpoint import resolve
 from unimllm.training.cheers_sft import CheersTask
 from unimllm.training.overrides import default_folder
@@ -88,7 +87,6 @@ def scene_pictures(
     model, world, renderer, seed: int, count: int, split: str, args: Namespace, recipe: SftRecipe, rank: int,
     world_size: int,
 ) -> ScenePixels:  # fmt: skip
-    check_size(world, model.config.image_size)
     return ScenePixels(renderer)
 
 
@@ -121,6 +119,15 @@ def parts(model: CheersForConditionalGeneration) -> dict[str, nn.Module]:
         "compressor": vision.und_projector, "decoder before SigLIP": vision.vae_decoder_projector,
         "flow head": model.flow_head, "image tokenizer": vision.vae_model,
     }  # fmt: skip
+
+
+def random_ids(config: CheersConfig, count: int) -> torch.Tensor:
+    return torch.full((count, config.num_positions), config.image_token_id)
+
+
+def random_pixels(config: CheersConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    count = int((input_ids == config.image_token_id).sum()) // config.num_positions
+    return {"pixel_values": torch.rand(count, 3, config.image_size, config.image_size) * 2 - 1}
 
 
 def row_bytes(model: CheersForConditionalGeneration, recipe: SftRecipe, share: float) -> dict[str, float]:

@@ -103,6 +103,14 @@ def parts(model: UniMLLMForConditionalGeneration) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
+def random_ids(config: UniMLLMConfig, count: int) -> torch.Tensor:
+    return torch.randint(config.image_offset, config.vocab_size, (count, config.num_positions))
+
+
+def random_pixels(config: UniMLLMConfig, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {}  # pictures are their ids
+
+
 def row_bytes(model: UniMLLMForConditionalGeneration, recipe: SftRecipe, share: float) -> dict[str, float]:
     """Bytes that a row's logits take: float32, their softmax and its gradient; the wider head where pictures go."""
     image, text = model.config.image_tokenizer_config, model.config.text_config

@@ -13,6 +13,8 @@
     make_task(model, recipe)                       the losses
     first_stage_keeps(model)                       what train/pretrain.py leaves as it is
     parts(model), row_bytes(model, recipe, share)  for the plan of --dry-run
+    random_ids(config, count)                      ids (count, N) of pictures in rows, for measuring: of nothing real
+    random_pixels(config, input_ids)               what a batch of such rows has of them besides
 """
 
 from types import ModuleType

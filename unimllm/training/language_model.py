@@ -21,6 +21,7 @@ from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
 from unimllm.processing import ConversationProcessor
 from unimllm.scenes.conversations import PackedConversations
+from unimllm.scenes.sources import check_size
 from unimllm.scenes.text import build_text_tokenizer
 from unimllm.training.attention import open_attention
 from unimllm.training.batches import SampleSource
@@ -191,6 +192,8 @@ def print_plan(args: Namespace, recipe: SftRecipe, freeze: Callable[[PreTrainedM
         recipe.model.text_config.vocab_size = vocab_size(args, recipe)
     with sizes_told():
         model = build_on_meta(recipe)
+    if not (args.data or args.init_from or args.image_tokenizer):
+        check_size(recipe.world, model.config.image_size)
     with torch.device("meta"):
         choose_trained(model, recipe, freeze)
     task = family_of(model.config).make_task(model, recipe)
@@ -211,6 +214,8 @@ def scene_source(
     args: Namespace, recipe: SftRecipe, model, processor, world, renderer, rank: int, world_size: int
 ) -> tuple[SampleSource, dict[str, HeldOut]]:
     """Rows of conversations about scenes, and rows of the validation split."""
+
+    check_size(world, model.config.image_size)
 
     def rows(split: str, num_scenes: int, text_drop: float, seed: int) -> PackedConversations:
         pictures = family_of(model.config).scene_pictures(
