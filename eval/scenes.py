@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from semhitok.checkpoints import resolve
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.command_line import CommandLine, given_drawing, number, out_of_memory_told, run, silence_libraries
 from unimllm.drawing import choose_drawing
 from unimllm.errors import UserError
@@ -143,12 +144,14 @@ def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: P
         image_size: of the model's pictures.
         folder: of the model.
 
-    Raises:
-        UserError: no reader or no font, or the reader was made for other pictures or objects than the model.
+        UserError: no reader, an incomplete one, no font, or a reader of other pictures or objects than the model.
     """
     if not (args.reader / "config.json").is_file():
         raise UserError(f"no reader in {args.reader}: train one with train/reader.py and name it with --reader")
-    reader = SceneReader.from_pretrained(args.reader, dtype=torch.float32).eval().to(device)
+    reader, report = SceneReader.from_pretrained(args.reader, dtype=torch.float32, **LOADING)
+    if told := misfit_of_report(report, is_whole=True):
+        raise UserError(f"--reader {args.reader}: the checkpoint {told}")
+    reader = reader.eval().to(device)
     size, names = reader.config.image_size, tuple(reader.config.class_names)
     if size != image_size:
         raise UserError(

@@ -27,6 +27,7 @@ from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
 from semhitok.errors import first_line
 from semhitok.image_processing_semhitok import to_pixel_values
+from semhitok.misfit import LOADING, misfit_of_report
 from unimllm.command_line import CommandLine, check_given, number, out_of_memory_told, run, silence_libraries
 from unimllm.data.sequential import FolderPictures, cropped_batches
 from unimllm.errors import UserError
@@ -129,11 +130,13 @@ def load_siglip(teacher: str, tokenizer: SemHiTokModel) -> tuple[PreTrainedModel
     """
     try:
         own = {"trust_remote_code": False}  # else transformers asks on stdin whether to run a folder's code
-        siglip, texts = AutoModel.from_pretrained(teacher, dtype=torch.float32, **own), None
+        (siglip, report), texts = AutoModel.from_pretrained(teacher, dtype=torch.float32, **own, **LOADING), None
         if hasattr(siglip, "text_model"):
             texts = AutoTokenizer.from_pretrained(teacher, **own)
     except (OSError, ValueError) as error:
         raise UserError(f"--teacher {teacher}: {first_line(error)}") from error
+    if told := misfit_of_report(report, is_whole=False):
+        raise UserError(f"--teacher {teacher}: the checkpoint {told}")
     if not hasattr(siglip, "text_model") or getattr(getattr(siglip, "vision_model", None), "head", None) is None:
         raise UserError(f"--teacher {teacher} is a {type(siglip).__name__}; name a whole SigLIP, with its text tower")
     own, theirs = (model.vision_model.post_layernorm for model in (tokenizer, siglip))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import load_program
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from semhitok import SemHiTokModel
 from unimllm.cheers.autoencoder import CheersVae
@@ -203,6 +205,16 @@ def test_wrong_options_are_told(program, no_font, tiny_checkpoint, reader, tmp_p
     (tmp_path / "full" / "old.png").touch()
     with pytest.raises(UserError, match="not empty"):
         program.main([*model, "--save-pictures", str(tmp_path / "full")])
+
+
+def test_a_reader_without_all_its_tensors_is_refused(program, no_font, tiny_checkpoint, reader, tmp_path):
+    shutil.copytree(reader, tmp_path / "cut")
+    tensors = load_file(reader / "model.safetensors")
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, tmp_path / "cut" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"^--reader .*: the checkpoint lacks 1 tensors: {name}; is it cut off"):
+        program.main(["--model", str(tiny_checkpoint), "--reader", str(tmp_path / "cut")])
 
 
 def test_a_model_of_another_world_is_refused(program, no_font, tiny_checkpoint, reader, tmp_path):
