@@ -9,7 +9,21 @@ import sentencepiece
 import torch
 from backbones import CHATML, SIZES, TEXTS, llama_tokenizer, qwen_tokenizer, write_backbone
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
@@ -141,6 +155,46 @@ def test_weights_that_are_not_the_backbone_s_are_told(backbone_folder):
     save_file(weights | {norm: torch.ones(3)}, backbone_folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=rf"^--language-model .*: the checkpoint .* {norm} \(3,\) \(not \(16,\)\)$"):
         load_backbone(str(backbone_folder), template)
+
+
+def mamba(**sizes):
+    return MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **sizes))
+
+
+def gemma_with_eyes(vocab_size: int, **special):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = Gemma3TextConfig(vocab_size=vocab_size, head_dim=8, **SIZES, **special)
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    )
+
+
+def opt(**sizes):
+    layers = {"ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    return OPTForCausalLM(OPTConfig(hidden_size=16, word_embed_proj_dim=8, **layers, **sizes))
+
+
+def bloom(**sizes):
+    return BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=1, n_head=2, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (mamba, "mamba\\) keeps a state beside its attention, or has none"),
+        (gemma_with_eyes, r"gemma3\) holds a language model among other parts \(text_config\); save that alone"),
+        (opt, "opt\\) has embeddings of 8 channels under layers of 16"),
+        (bloom, "bloom\\) has no max_position_embeddings in its config"),
+    ],
+)
+def test_other_kinds_of_language_models_are_refused_in_a_line(make, fault, tmp_path):
+    tokenizer = qwen_tokenizer()
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
+    make(vocab_size=len(tokenizer), **special).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = f"^--language-model {tmp_path} \\({fault}.*; a decoder-only model with attention is wanted"
+    with pytest.raises(UserError, match=wanted):
+        load_backbone(str(tmp_path))
 
 
 def test_a_folder_with_a_sentencepiece_model_alone(tmp_path):
