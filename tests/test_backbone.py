@@ -27,8 +27,10 @@ from transformers import (
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
-from unimllm.chat_templates import PLAIN, VICUNA
+from unimllm.chat_templates import CHAT_TEMPLATES, PLAIN, VICUNA
 from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.data import survey
+from unimllm.data.sample_index import open_samples
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import BadSample
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone, rows_like
@@ -143,7 +145,7 @@ def test_what_cannot_be_a_backbone_is_told(tmp_path, backbone_folder):
     with pytest.raises(UserError, match="^--language-model"):
         load_backbone(str(tmp_path / "nowhere"))
     if is_llama(backbone_folder):
-        with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna\\)"):
+        with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna, chatml\\)"):
             load_backbone(str(backbone_folder))
 
 
@@ -257,8 +259,10 @@ def target_texts(tokenizer: ConversationTokenizer, messages: list[dict]) -> list
 
 
 def make(family: str) -> ConversationTokenizer:
-    tokenizer = qwen_tokenizer() if family == "qwen" else llama_tokenizer()
-    if family != "qwen":
+    tokenizer = qwen_tokenizer() if family in ("qwen", "chatml") else llama_tokenizer()
+    if family == "chatml":
+        tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
+    elif family != "qwen":
         tokenizer.chat_template, tokenizer.pad_token = PLAIN if family == "plain" else VICUNA, "<unk>"
     tokenizer.add_special_tokens({"extra_special_tokens": list(IMAGE_TOKENS.values())})
     return ConversationTokenizer(tokenizer, N)
@@ -269,6 +273,10 @@ EXPECTED = {
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{picture}\nIs there a dog?<|im_end|>\n"
         "<|im_start|>assistant\n[no<|im_end|>]\n<|im_start|>user\nWhat color is the apple?<|im_end|>\n"
         "<|im_start|>assistant\n[a red apple<|im_end|>]\n"
+    ),
+    "chatml": (
+        "<|im_start|>user\n{picture}\nIs there a dog?<|im_end|>\n<|im_start|>assistant\n[no<|im_end|>]\n"
+        "<|im_start|>user\nWhat color is the apple?<|im_end|>\n<|im_start|>assistant\n[a red apple<|im_end|>]\n"
     ),
     "vicuna": (
         "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -301,7 +309,7 @@ def show(conversation: ConversationTokenizer, messages: list[dict], sentencepiec
 def test_every_target_of_a_conversation(family):
     """By hand: what stands between brackets is what the model learns to say."""
     expected = EXPECTED[family].replace("{picture}", PICTURE)
-    assert show(make(family), CONVERSATION, sentencepiece=family != "qwen") == expected
+    assert show(make(family), CONVERSATION, sentencepiece=family in ("vicuna", "plain")) == expected
 
 
 def test_a_plain_caption_keeps_what_asks_for_a_picture_alone():
@@ -319,7 +327,7 @@ def test_a_plain_caption_keeps_what_asks_for_a_picture_alone():
         SampleTokenizer(conversation, 99)([text_message("system", "Be kind."), *caption])
 
 
-@pytest.mark.parametrize("family", ["qwen", "vicuna"])
+@pytest.mark.parametrize("family", ["qwen", "chatml", "vicuna"])
 def test_what_is_asked_in_training_is_what_is_asked_later(family):
     """The ids up to an answer are those that generation starts from, in every turn."""
     conversation = make(family)
@@ -342,7 +350,10 @@ def test_a_drawing_is_a_target_from_its_first_token_on():
         assert prompt[-1] == ids["image_start"] and prompt == tokenized.input_ids[: len(prompt)]
 
 
-@pytest.mark.parametrize(("family", "opening"), [("qwen", "system\nBe kind.<|im_end|>"), ("vicuna", "Be kind. USER:")])
+@pytest.mark.parametrize(
+    ("family", "opening"),
+    [("qwen", "system\nBe kind.<|im_end|>"), ("chatml", "system\nBe kind.<|im_end|>"), ("vicuna", "Be kind. USER:")],
+)
 def test_a_system_turn_is_no_target(family, opening):
     conversation = make(family)
     messages = [text_message("system", "Be kind."), *CONVERSATION]
@@ -362,8 +373,34 @@ def test_control_tokens_in_texts_are_refused_and_bytes_are_not(family, mark):
 def test_a_template_that_changes_what_it_said_is_refused():
     conversation = make("qwen")
     conversation.tokenizer.chat_template = "{{ messages | length }}" + CHATML
-    with pytest.raises(UserError, match="otherwise once it goes on"):
+    with pytest.raises(UserError, match="otherwise once it goes on, .* give --chat-template chatml"):
         conversation(CONVERSATION)
+
+
+# As Qwen 3's: thoughts stand before the last answer alone.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_sample_that_a_template_renders_otherwise_is_named(num_workers, tmp_path, monkeypatch):
+    conversation = make("qwen")
+    conversation.tokenizer.chat_template = THINKING
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [{"messages": turns * (2 if number == 3 else 1)} for number in range(5)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(survey, "CHUNK", 2)
+    index, tokenizer = open_samples(str(tmp_path / "data.jsonl"), None, None), SampleTokenizer(conversation, 99)
+    named = "^" + re.escape(f"{tmp_path / 'data.jsonl'}:4: the text tokenizer's chat template renders")
+    with pytest.raises(UserError, match=named):
+        survey.survey_samples(index, tokenizer, lambda picture: None, "files", num_workers=num_workers)
+    conversation.tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
+    found = survey.survey_samples(index, tokenizer, lambda picture: None, "files", num_workers=num_workers)
+    assert (found.lengths > 0).all()
 
 
 def test_a_tokenizer_without_what_is_needed_is_told():

@@ -142,8 +142,9 @@ class ConversationTokenizer:
         until = whole if index + 1 == len(flat) else self._render(flat[: index + 1], False)
         if not (until.startswith(before) and whole.startswith(until)):
             raise UserError(
-                "the text tokenizer's chat template renders the beginning of a conversation otherwise once it goes on; "
-                "it cannot be told which tokens are answers: give the tokenizer a template without that"
+                "the text tokenizer's chat template renders the beginning of a conversation otherwise once it goes on, "
+                "so it cannot be told which tokens are answers: give --chat-template chatml, where the tokenizer has "
+                "<|im_start|> and <|im_end|> as Qwen's have, or a file with another template"
             )
         end = until.rfind(self.tokenizer.eos_token)  # what follows it, a line break say, belongs to the next turn
         return len(before), end + len(self.tokenizer.eos_token) if end >= len(before) else len(until)
