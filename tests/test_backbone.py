@@ -9,12 +9,28 @@ import sentencepiece
 import torch
 from backbones import CHATML, SIZES, TEXTS, llama_tokenizer, qwen_tokenizer, write_backbone
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from semhitok import SemHiTokModel
 from semhitok.configuration_semhitok import tiny_config as tiny_tokenizer
-from unimllm.chat_templates import PLAIN, VICUNA
+from unimllm.chat_templates import CHAT_TEMPLATES, PLAIN, VICUNA
 from unimllm.conversation import ConversationTokenizer, text_message
+from unimllm.data import survey
+from unimllm.data.sample_index import open_samples
 from unimllm.data.sample_tokens import SampleTokenizer
 from unimllm.data.samples import BadSample
 from unimllm.discrete.backbone import OnlyRows, add_image_tokens, load_backbone, rows_like
@@ -129,7 +145,7 @@ def test_what_cannot_be_a_backbone_is_told(tmp_path, backbone_folder):
     with pytest.raises(UserError, match="^--language-model"):
         load_backbone(str(tmp_path / "nowhere"))
     if is_llama(backbone_folder):
-        with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna\\)"):
+        with pytest.raises(UserError, match="has no chat template: name one with --chat-template \\(vicuna, chatml\\)"):
             load_backbone(str(backbone_folder))
 
 
@@ -141,6 +157,46 @@ def test_weights_that_are_not_the_backbone_s_are_told(backbone_folder):
     save_file(weights | {norm: torch.ones(3)}, backbone_folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=rf"^--language-model .*: the checkpoint .* {norm} \(3,\) \(not \(16,\)\)$"):
         load_backbone(str(backbone_folder), template)
+
+
+def mamba(**sizes):
+    return MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, **sizes))
+
+
+def gemma_with_eyes(vocab_size: int, **special):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = Gemma3TextConfig(vocab_size=vocab_size, head_dim=8, **SIZES, **special)
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision | {"image_size": 16, "patch_size": 8})
+    )
+
+
+def opt(**sizes):
+    layers = {"ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    return OPTForCausalLM(OPTConfig(hidden_size=16, word_embed_proj_dim=8, **layers, **sizes))
+
+
+def bloom(**sizes):
+    return BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=1, n_head=2, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (mamba, "mamba\\) keeps a state beside its attention, or has none"),
+        (gemma_with_eyes, r"gemma3\) holds a language model among other parts \(text_config\); save that alone"),
+        (opt, "opt\\) has embeddings of 8 channels under layers of 16"),
+        (bloom, "bloom\\) has no max_position_embeddings in its config"),
+    ],
+)
+def test_other_kinds_of_language_models_are_refused_in_a_line(make, fault, tmp_path):
+    tokenizer = qwen_tokenizer()
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
+    make(vocab_size=len(tokenizer), **special).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = f"^--language-model {tmp_path} \\({fault}.*; a decoder-only model with attention is wanted"
+    with pytest.raises(UserError, match=wanted):
+        load_backbone(str(tmp_path))
 
 
 def test_a_folder_with_a_sentencepiece_model_alone(tmp_path):
@@ -203,8 +259,10 @@ def target_texts(tokenizer: ConversationTokenizer, messages: list[dict]) -> list
 
 
 def make(family: str) -> ConversationTokenizer:
-    tokenizer = qwen_tokenizer() if family == "qwen" else llama_tokenizer()
-    if family != "qwen":
+    tokenizer = qwen_tokenizer() if family in ("qwen", "chatml") else llama_tokenizer()
+    if family == "chatml":
+        tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
+    elif family != "qwen":
         tokenizer.chat_template, tokenizer.pad_token = PLAIN if family == "plain" else VICUNA, "<unk>"
     tokenizer.add_special_tokens({"extra_special_tokens": list(IMAGE_TOKENS.values())})
     return ConversationTokenizer(tokenizer, N)
@@ -215,6 +273,10 @@ EXPECTED = {
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{picture}\nIs there a dog?<|im_end|>\n"
         "<|im_start|>assistant\n[no<|im_end|>]\n<|im_start|>user\nWhat color is the apple?<|im_end|>\n"
         "<|im_start|>assistant\n[a red apple<|im_end|>]\n"
+    ),
+    "chatml": (
+        "<|im_start|>user\n{picture}\nIs there a dog?<|im_end|>\n<|im_start|>assistant\n[no<|im_end|>]\n"
+        "<|im_start|>user\nWhat color is the apple?<|im_end|>\n<|im_start|>assistant\n[a red apple<|im_end|>]\n"
     ),
     "vicuna": (
         "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -247,7 +309,7 @@ def show(conversation: ConversationTokenizer, messages: list[dict], sentencepiec
 def test_every_target_of_a_conversation(family):
     """By hand: what stands between brackets is what the model learns to say."""
     expected = EXPECTED[family].replace("{picture}", PICTURE)
-    assert show(make(family), CONVERSATION, sentencepiece=family != "qwen") == expected
+    assert show(make(family), CONVERSATION, sentencepiece=family in ("vicuna", "plain")) == expected
 
 
 def test_a_plain_caption_keeps_what_asks_for_a_picture_alone():
@@ -265,7 +327,7 @@ def test_a_plain_caption_keeps_what_asks_for_a_picture_alone():
         SampleTokenizer(conversation, 99)([text_message("system", "Be kind."), *caption])
 
 
-@pytest.mark.parametrize("family", ["qwen", "vicuna"])
+@pytest.mark.parametrize("family", ["qwen", "chatml", "vicuna"])
 def test_what_is_asked_in_training_is_what_is_asked_later(family):
     """The ids up to an answer are those that generation starts from, in every turn."""
     conversation = make(family)
@@ -288,7 +350,10 @@ def test_a_drawing_is_a_target_from_its_first_token_on():
         assert prompt[-1] == ids["image_start"] and prompt == tokenized.input_ids[: len(prompt)]
 
 
-@pytest.mark.parametrize(("family", "opening"), [("qwen", "system\nBe kind.<|im_end|>"), ("vicuna", "Be kind. USER:")])
+@pytest.mark.parametrize(
+    ("family", "opening"),
+    [("qwen", "system\nBe kind.<|im_end|>"), ("chatml", "system\nBe kind.<|im_end|>"), ("vicuna", "Be kind. USER:")],
+)
 def test_a_system_turn_is_no_target(family, opening):
     conversation = make(family)
     messages = [text_message("system", "Be kind."), *CONVERSATION]
@@ -308,8 +373,34 @@ def test_control_tokens_in_texts_are_refused_and_bytes_are_not(family, mark):
 def test_a_template_that_changes_what_it_said_is_refused():
     conversation = make("qwen")
     conversation.tokenizer.chat_template = "{{ messages | length }}" + CHATML
-    with pytest.raises(UserError, match="otherwise once it goes on"):
+    with pytest.raises(UserError, match="otherwise once it goes on, .* give --chat-template chatml"):
         conversation(CONVERSATION)
+
+
+# As Qwen 3's: thoughts stand before the last answer alone.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_sample_that_a_template_renders_otherwise_is_named(num_workers, tmp_path, monkeypatch):
+    conversation = make("qwen")
+    conversation.tokenizer.chat_template = THINKING
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [{"messages": turns * (2 if number == 3 else 1)} for number in range(5)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.setattr(survey, "CHUNK", 2)
+    index, tokenizer = open_samples(str(tmp_path / "data.jsonl"), None, None), SampleTokenizer(conversation, 99)
+    named = "^" + re.escape(f"{tmp_path / 'data.jsonl'}:4: the text tokenizer's chat template renders")
+    with pytest.raises(UserError, match=named):
+        survey.survey_samples(index, tokenizer, lambda picture: None, "files", num_workers=num_workers)
+    conversation.tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
+    found = survey.survey_samples(index, tokenizer, lambda picture: None, "files", num_workers=num_workers)
+    assert (found.lengths > 0).all()
 
 
 def test_a_tokenizer_without_what_is_needed_is_told():

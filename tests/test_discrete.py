@@ -278,6 +278,81 @@ def test_targets_at_placeholders_are_the_pictures_codes(model):
     assert model(ids, pixels, labels=unread).loss == model(placed, labels=unread).loss
 
 
+def test_log_probabilities_are_those_of_the_heads_and_zero_where_there_is_no_target(model):
+    """A drawn picture, then an answer: by hand, of each target its own head alone."""
+    ids = row(USER, 11, ASSISTANT, START, *PICTURE, STOP, 12, END)
+    labels = ids.clone()
+    labels[0, [0, 1, 2, 3, 8]] = -100
+    found = model.log_probs(ids, labels)
+    hidden = model(ids).last_hidden_state[0]
+    text, head, tables = model(ids).logits[0].log_softmax(-1), model.image_head, model.code_tables()
+    expected = torch.zeros(10, dtype=torch.double)
+    for place, (semantic, pixel) in enumerate(model.ids_to_codes(torch.tensor(PICTURE)).tolist(), 3):
+        state = hidden[place : place + 1]
+        if model.config.image_head == "flat":
+            expected[place] = head.proj(state).log_softmax(-1)[0, PICTURE[place - 3] - OFFSET]
+        else:
+            expected[place] = head.semantic(state).log_softmax(-1)[0, semantic]
+            expected[place] += head.pixel_logits(state, torch.tensor([semantic]), tables).log_softmax(-1)[0, pixel]
+    expected[8], expected[9] = text[8, 12], text[9, END]
+    assert found.shape == (1, 10) and found.dtype == torch.float32
+    torch.testing.assert_close(found[0], expected, check_dtype=False, rtol=1e-5, atol=1e-5)
+    assert (found[0] == 0).tolist() == [True] * 3 + [False] * 4 + [True] + [False] * 2
+
+
+def test_log_probabilities_add_up_to_the_loss_with_its_gradients(model):
+    pixels = torch.rand(1, 3, 16, 16, dtype=torch.double) * 2 - 1
+    ids = torch.tensor(
+        [[USER, 11, ASSISTANT, START, *[IMAGE] * 4, STOP, END], [USER, 12, ASSISTANT, 13, END, *[PAD] * 5]]
+    )
+    labels = ids.masked_fill(
+        torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 1, 1, 1, 1]]).bool(), -100
+    )
+    batch = {"input_ids": ids, "labels": labels, "pixel_values": pixels, "attention_mask": (ids != PAD).long()}
+    own, of_loss = -model.log_probs(**batch).sum() / (labels[:, 1:] >= 0).sum(), model(**batch).loss
+    torch.testing.assert_close(own, of_loss, rtol=1e-6, atol=1e-6)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for a, b in zip(*(torch.autograd.grad(x, trained, allow_unused=True) for x in (own, of_loss)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_log_probabilities_of_a_batch_padded_on_either_side_equal_each_alone(model):
+    rows = [[USER, 11, ASSISTANT, 12, END], [USER, START, *PICTURE, STOP, 12, ASSISTANT, 13, 14, END]]
+    alone = [model.log_probs(torch.tensor([r]), torch.tensor([r]))[0] for r in rows]
+    empty = [PAD] * (len(rows[1]) - len(rows[0]))
+    for first in (empty + rows[0], rows[0] + empty):
+        ids = torch.tensor([first, rows[1]])
+        labels = ids.masked_fill(ids == PAD, -100)
+        if first[0] == PAD:
+            labels[0, len(empty)] = -100  # nothing comes before it
+        found = model.log_probs(ids, labels, attention_mask=(ids != PAD).long())
+        torch.testing.assert_close(found[0][found[0] != 0], alone[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[1], alone[1], rtol=1e-5, atol=1e-5)
+
+
+def test_drawing_takes_the_codes_that_log_probabilities_call_likely(model):
+    """Without guidance a drawing's own probabilities are those of `log_probs`, prompt padded on the left or not."""
+    prompts = torch.tensor([[PAD, USER, 11, ASSISTANT, START], [USER, 11, 12, ASSISTANT, START]])
+    mask = (prompts != PAD).long()
+    seen = []
+    plain = Sampler.draw
+
+    def draw_and_note(self, logits):
+        index = plain(self, logits)
+        seen.append(logits.log_softmax(-1).gather(-1, index.unsqueeze(-1))[:, 0])
+        return index
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Sampler, "draw", draw_and_note)
+        drawn = model.generate(prompts, attention_mask=mask, generation_mode="image", seeds=[3, 4])
+    ids = torch.cat([prompts, drawn], 1)
+    labels = torch.cat([torch.full_like(prompts, -100), drawn], 1)
+    found = model.log_probs(ids, labels, attention_mask=torch.nn.functional.pad(mask, (0, 4), value=1))[:, -4:]
+    draws = 1 if model.config.image_head == "flat" else 2
+    expected = torch.stack([sum(seen[i : i + draws]) for i in range(0, len(seen), draws)], 1)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_code_vectors_get_no_gradient_whatever_from_pretrained_made_trainable(model):
     model.requires_grad_(True)
     ids = row(USER, START, *PICTURE, STOP, 11, END)

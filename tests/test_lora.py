@@ -1,10 +1,12 @@
 """LoRA: nothing changes at first, merged and adapted compute the same, an adapter is laid over its model again."""
 
+import copy
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from picture_files import picture
@@ -125,6 +127,29 @@ def test_adapters_that_do_not_fit_are_told(adapted, tiny_checkpoint, tmp_path):
         load_lora(UniMLLMForConditionalGeneration.from_pretrained(tiny_checkpoint), tmp_path / "lora")
     with pytest.raises(UserError, match="has no layers q_proj, k_proj, .* of 0"):
         add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), 2, 0, 0)
+
+
+def test_an_adapter_that_peft_saved_itself_is_laid_over_its_model_as_the_message_says(loaded, tmp_path):
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    plain = copy.deepcopy(model)
+    config = peft.LoraConfig(
+        r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["adapter", "image_head"]
+    )
+    adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "mine")
+    with pytest.raises(UserError, match="mine has no trained_in_full.safetensors: .* peft's own save_pretrained"):
+        unimllm.load(tmp_path / "mine", "cpu")
+    merged = peft.PeftModel.from_pretrained(plain, tmp_path / "mine").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    processor.save_pretrained(tmp_path / "merged")
+    opened, ids = unimllm.load(tmp_path / "merged", "cpu")[0], torch.tensor([[8, 9, model.config.image_offset + 3, 10]])
+    for part in ("logits", "loss"):
+        found, wanted = (m(ids, labels=ids if part == "loss" else None)[part] for m in (opened, adapted.eval()))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_begin_as_the_run_s_seed_says(tiny_checkpoint):

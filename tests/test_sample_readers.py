@@ -868,7 +868,8 @@ def test_files_are_looked_through_once(tmp_path, monkeypatch):
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS))
     first = open_samples(str(path), None, None, tmp_path / "index")
-    monkeypatch.setitem(sample_index.SCANS, "JSON", _no_scan(sample_index.SCANS["JSON"]))
+    scan, make = sample_index.SHARDS["JSON"]
+    monkeypatch.setitem(sample_index.SHARDS, "JSON", (_no_scan(scan), make))
     again = open_samples(str(path), None, None, tmp_path / "index")
     assert again.fingerprint == first.fingerprint and words(again.read(4)) == WORDS[4]
 

@@ -14,7 +14,7 @@ from transformers import SiglipConfig, SiglipVisionModel
 
 from semhitok import SemHiTokModel
 from semhitok.checkpoints import load_tokenizer
-from semhitok.configuration_semhitok import tiny_config
+from semhitok.configuration_semhitok import DECODER_SIZES, PIXEL_SIZES, tiny_config
 from semhitok.convolution import conv_stem
 from semhitok.losses import ReconstructionLosses
 from semhitok.quantization import EMACodebook, PixelCodebook
@@ -29,7 +29,7 @@ from unimllm.training.batches import Place
 from unimllm.training.config import TrainConfig
 from unimllm.training.loop import checkpoint_activations
 from unimllm.training.overrides import check_taken
-from unimllm.training.presets import SFT_PRESETS, TokenizerRecipe
+from unimllm.training.presets import DECODER_PRESETS, PIXEL_PRESETS, SEMANTIC_PRESETS, SFT_PRESETS, TokenizerRecipe
 from unimllm.training.teacher import TeacherTask
 from unimllm.training.validation import HeldOut
 
@@ -428,6 +428,29 @@ def test_a_pixel_branch_with_codes_stays_but_for_what_is_asked(capsys):
     assert model.config.decoder_hidden_size == 32 and "a new decoder: " in capsys.readouterr().out
     changed_parts(model, "pixel", num_pixel_codes=7)
     assert model.pixel.codebook.num_codes == 7 and "new sub-codebooks: num_pixel_codes 7" in capsys.readouterr().out
+
+
+def test_what_of_a_preset_is_not_used_is_told(capsys):
+    own = tiny_config(pixel_codebook="affine", conv_encoder_blocks=[0, 0, 2], image_mean=(0.4, 0.5, 0.5))
+    tokenizer.announce_unused(tiny_config(conv_encoder_blocks=(0, 0, 2)), own)
+    assert not capsys.readouterr().out
+    tokenizer.announce_unused(tiny_config(pixel_codebook="free", num_pixel_codes=5), own)
+    told = "num_pixel_codes 5 (it has 3), pixel_codebook free (it has affine), conv_encoder_blocks "
+    lead = "of the preset's model not used, for --init-from decides it: "
+    assert capsys.readouterr().out.startswith(lead + told)
+
+
+def test_stages_of_a_preset_follow_one_another_without_a_note(capsys):
+    """The shipped presets: what a stage leaves is what the next one wants."""
+    for name, semantic in SEMANTIC_PRESETS.items():
+        for later in (PIXEL_PRESETS, DECODER_PRESETS):
+            if name in later:
+                recipe, config = later[name](), semantic().model
+                parts = PIXEL_SIZES if later is PIXEL_PRESETS or not recipe.new_decoder else DECODER_SIZES
+                for part in parts:
+                    setattr(config, part, getattr(recipe.model, part))
+                tokenizer.announce_unused(recipe.model, config)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("num_held_out", "shown"), [(None, range(8)), (3, range(100, 103)), (50, range(100, 108))])

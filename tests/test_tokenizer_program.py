@@ -181,6 +181,20 @@ def test_other_sub_codebooks_over_the_same_semantic_stage(place):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_a_checkpoint_s_sizes_are_recorded_and_what_the_preset_wanted_is_told(place):
+    words = command(place, "pixel", "kept") + ["--max-steps", "1"]
+    words = [word for word in words if not word.startswith("--model.")]
+    words[words.index("--init-from") + 1] = str(place / "pixel")
+    result = run_program(PROGRAM, *words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = "of the preset's model not used, for --init-from decides it: num_semantic_codes 4096 (it has 8), "
+    assert told in result.stdout
+    recorded = checkpoint.read_run(checkpoint.latest(place / "kept"))["recipe"]["model"]
+    assert recorded["num_semantic_codes"] == 8 and recorded["conv_decoder_channels"] == [8, 8, 8]
+    again = run_program(PROGRAM, *words)
+    assert again.returncode == 0 and "of the preset's model not used" not in again.stdout, again.stderr[-3000:]
+
+
 def test_a_tokenizer_with_one_index_has_no_phases(place):
     """Refused in one line: the pixel stage would train what it does not have."""
     words = command(place, "pixel", "never")

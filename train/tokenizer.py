@@ -54,6 +54,7 @@ from unimllm.training.stages import stages_of
 from unimllm.training.tokenizer import (
     announce_losses,
     announce_positions,
+    announce_unused,
     before_step,
     check_losses,
     check_options,
@@ -100,12 +101,18 @@ def main() -> None:
     with sizes_told():
         task = stages.make_task(model, recipe, stage, args)
     if not gone_on:
+        announce_unused(recipe.model, model.config)
         check_quantize_after(task, recipe, stage)
     announce_losses(task, recipe)
     source = make_source(index, scenes, recipe, stage, model.config, args.strict)
     held_out = open_held_out(args, recipe, index, scenes, model.config)
     announce_positions(model.config, stage, held_out)
-    about = as_dict(recipe) | gone_on | {"preset": args.preset, "stage": stage, "init_from": began}
+    about = (
+        as_dict(recipe)
+        | {"model": as_dict(model.config)}
+        | gone_on
+        | {"preset": args.preset, "stage": stage, "init_from": began}
+    )
     if index:
         about["data"] = {"paths": [str(path) for path in args.data], "pictures": len(index),
                          "fingerprint": index.fingerprint}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Chat templates of language models whose tokenizers bring none, and one for a first stage of training."""
+"""Chat templates for language models whose tokenizers bring none that can be used, and one for a first stage."""
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -23,7 +23,18 @@ VICUNA = (
 )
 """Vicuna 1.1 and later, and LLaVA-1.5 (`v1`): `SYSTEM USER: question ASSISTANT: answer</s>USER: ...`."""
 
-CHAT_TEMPLATES = {"vicuna": VICUNA}
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML and nothing else, for tokenizers with its two marks: no system turn of its own, no thoughts, tools or dates.
+
+Those of Qwen 3 render an answer otherwise once the conversation goes on, so targets of several turns cannot be told.
+"""
+
+CHAT_TEMPLATES = {"vicuna": VICUNA, "chatml": CHATML}
 
 PLAIN = (
     "{{ bos_token }}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from semhitok.errors import first_line
 from unimllm.errors import UserError
-from unimllm.vocabulary import IMAGE_TOKENS
+from unimllm.vocabulary import IGNORE, IMAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Tokenized:
 
     input_ids: list[int]
     is_target: list[bool]
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids, IGNORE where there is no target; the first is none, for nothing precedes it."""
+        told = zip(self.input_ids, [False, *self.is_target[1:]], strict=True)
+        return [token if is_target else IGNORE for token, is_target in told]
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -125,14 +131,20 @@ class ConversationTokenizer:
         ids = [token if keep else self.ids["no_text"] for token, keep in zip(whole.input_ids, kept, strict=True)]
         return Tokenized(ids, [target and keep for target, keep in zip(whole.is_target, kept, strict=True)])
 
+    def drawn(self, tokenized: Tokenized) -> list[bool]:
+        """Of each picture in a conversation, whether it is drawn: its placeholders are targets."""
+        told = zip(tokenized.input_ids, tokenized.is_target, strict=True)
+        return [is_target for token, is_target in told if token == self.ids["image"]][:: self.num_positions]
+
     def _answer(self, flat: list[dict], index: int, whole: str) -> tuple[int, int]:
         """Where in the rendered conversation the answer of message `index` stands, its end token included."""
         before = self._render(flat[:index], True)
         until = whole if index + 1 == len(flat) else self._render(flat[: index + 1], False)
         if not (until.startswith(before) and whole.startswith(until)):
             raise UserError(
-                "the text tokenizer's chat template renders the beginning of a conversation otherwise once it goes on; "
-                "it cannot be told which tokens are answers: give the tokenizer a template without that"
+                "the text tokenizer's chat template renders the beginning of a conversation otherwise once it goes on, "
+                "so it cannot be told which tokens are answers: give --chat-template chatml, where the tokenizer has "
+                "<|im_start|> and <|im_end|> as Qwen's have, or a file with another template"
             )
         end = until.rfind(self.tokenizer.eos_token)  # what follows it, a line break say, belongs to the next turn
         return len(before), end + len(self.tokenizer.eos_token) if end >= len(before) else len(until)

@@ -7,7 +7,8 @@ from transformers import BatchFeature, ProcessorMixin
 
 from unimllm.conversation import ConversationTokenizer
 from unimllm.errors import UserError
-from unimllm.vocabulary import IMAGE_TOKENS
+from unimllm.images import open_picture
+from unimllm.vocabulary import IGNORE, IMAGE_TOKENS
 
 TAKEN = {
     "return_tensors": ("pt",), "padding": (True, "longest"), "continue_final_message": (False,),
@@ -44,8 +45,9 @@ class ConversationProcessor(ProcessorMixin):
         """Conversations that the assistant shall continue; one alone is a batch of one.
 
         Args:
-            conversations: messages whose parts are {"type": "text", "text": str} or {"type": "image", "image": PIL}; in
-                place of all pictures there may be what the model's `get_image_tokens` made of each.
+            conversations: messages whose parts are {"type": "text", "text": str}, {"type": "image", "image": PIL} or
+                {"type": "image", "path": FILE}; in place of all pictures there may be what the model's
+                `get_image_tokens` made of each.
             options: see TAKEN.
 
         Returns:
@@ -88,12 +90,8 @@ class ConversationProcessor(ProcessorMixin):
         images = [
             image
             for (_, first), messages in zip(before, conversations, strict=True)
-            for image in [*first, *(part.get("image") for part in image_parts(messages))]
+            for image in [*first, *map(picture_of, image_parts(messages))]
         ]
-        for image in images:
-            if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):  # transformers would fetch a text
-                what = "missing" if image is None else f"given as {type(image).__name__}"
-                raise UserError(f'a picture is {what}: its part is {{"type": "image", "image": a PIL picture}}')
         if images and all(isinstance(image, torch.Tensor) for image in images):
             data["image_tokens"] = torch.stack(images)
         elif images:
@@ -111,6 +109,53 @@ class ConversationProcessor(ProcessorMixin):
     def preprocess_images(self, images: list[Image.Image]) -> torch.Tensor:
         """Pictures -> (pictures, 3, S, S) float32 in -1..1."""
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    @property
+    def drawn_image_processor(self):
+        """What prepares a picture that is drawn, for training."""
+        return self.image_processor
+
+    def for_training(self, conversations: list[list[dict]] | list[dict]) -> BatchFeature:
+        """Whole conversations to learn from, as `forward` takes them; one alone is a batch of one.
+
+        What the assistant says is learnt, its pictures and the token that ends its turn included, as the programs of
+        train/ have it; they also leave the prompts of some drawings out (`text_drop`), which is up to you here.
+
+        Args:
+            conversations: as `__call__` takes them, pictures as such or by path.
+
+        Returns:
+            `input_ids`, `labels` and `attention_mask` (B, T), padded on the right; labels are -100 where there is no
+            target, and placeholders where a picture is one. If there are pictures, in reading order, `pixel_values`
+            (pictures, 3, S, S) in -1..1.
+
+        Raises:
+            UserError: no conversation, one without an answer, a picture that is missing, or a text with a mark of one.
+        """
+        conversations, _ = _batch(conversations)
+        rows = [self.conversation(messages) for messages in conversations]
+        images = [picture_of(part) for messages in conversations for part in image_parts(messages)]
+        drawn = [is_drawn for row in rows for is_drawn in self.conversation.drawn(row)]
+        if len(drawn) != len(images):
+            mark = self.image_tokens["image"]
+            raise UserError(
+                f"a text holds {mark}, which stands for a picture: give the picture as a part, see __call__"
+            )
+        empty = next((number for number, row in enumerate(rows, 1) if not any(row.is_target[1:])), None)
+        if empty:
+            raise UserError(f"conversation {empty} of {len(rows)} has nothing to learn: no message of the assistant")
+        longest, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        data = {
+            "input_ids": [row.input_ids + [pad] * (longest - len(row)) for row in rows],
+            "labels": [row.labels + [IGNORE] * (longest - len(row)) for row in rows],
+            "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
+        }
+        data = {name: torch.tensor(values) for name, values in data.items()}
+        if images:
+            processors = [self.drawn_image_processor if is_drawn else self.image_processor for is_drawn in drawn]
+            made = [of(image, return_tensors="pt") for of, image in zip(processors, images, strict=True)]
+            data["pixel_values"] = torch.cat([pixels["pixel_values"] for pixels in made])
+        return BatchFeature(data)
 
     def for_drawing(self, prompts: list[str]) -> BatchFeature:
         """Inputs of `generate(generation_mode="image")`: one row per prompt, padded on the left."""
@@ -132,6 +177,26 @@ class ConversationProcessor(ProcessorMixin):
 def image_parts(messages: list[dict]) -> list[dict]:
     parts = [p for m in messages if not isinstance(m["content"], str) for p in m["content"]]
     return [p for p in parts if p["type"] == "image"]
+
+
+def picture_of(part: dict) -> Image.Image | np.ndarray | torch.Tensor:
+    """The picture of an image part, read where it is named by a path.
+
+    Raises:
+        UserError: none, a URL, or what is no picture; a file that cannot be read.
+    """
+    image = part.get("image")
+    if image is None and part.get("path"):
+        return open_picture(part["path"])
+    if image is None and part.get("url"):
+        raise UserError(f"pictures are not fetched, {part['url']} is a URL: download it and give its path")
+    if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):  # transformers would fetch a text
+        what = "missing" if image is None else f"given as {type(image).__name__}"
+        raise UserError(
+            f'a picture is {what}: its part is {{"type": "image", "image": a PIL picture}} or '
+            '{"type": "image", "path": a file}'
+        )
+    return image
 
 
 def _batch(conversations: list[list[dict]] | list[dict] | None) -> tuple[list[list[dict]], bool]:

@@ -1,13 +1,15 @@
 """CheersProcessor: conversations and pictures to inputs of CHEERS."""
 
+import copy
 from functools import cache
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BatchFeature
 
 from unimllm.processing import ConversationProcessor, image_parts
-from unimllm.vocabulary import CHEERS_TOKENS
+from unimllm.vocabulary import CHEERS_TOKENS, IGNORE
 
 
 class CheersProcessor(ConversationProcessor):
@@ -46,11 +48,46 @@ class CheersProcessor(ConversationProcessor):
         picture = self.preprocess_images(pictures)  # once for all prompts
         return BatchFeature(inputs | {"pixel_values": picture.expand(len(prompts), -1, -1, -1)})
 
+    @property
+    def drawn_image_processor(self):
+        """The released code shrinks what is read onto black, and crops what is drawn."""
+        if not self.image_processor.fit_on_black:
+            return self.image_processor
+        cropping = copy.deepcopy(self.image_processor)
+        cropping.fit_on_black = False
+        return cropping
+
+    def for_training(self, conversations: list[list[dict]] | list[dict]) -> BatchFeature:
+        """As the base's, but pictures are no targets of the text: one to draw has placeholders of its own instead."""
+        data = super().for_training(conversations)
+        ids = self.conversation.ids
+        marked = mark_drawn(data["input_ids"], data["labels"], ids["image"], ids["image_gen"], ids["image_end"])
+        return BatchFeature(data | marked)
+
     def before(self, messages: list[dict]) -> tuple[list[int], list[Image.Image]]:
         if not self.stand_in_picture or image_parts(messages):
             return [], []
         picture = random_picture(self.image_processor.image_size)
         return [self.conversation.ids["image"]] * self.num_positions, [picture]
+
+
+def mark_drawn(
+    input_ids: torch.Tensor, labels: torch.Tensor, image: int, image_gen: int, image_end: int
+) -> dict[str, torch.Tensor]:
+    """`input_ids` and `labels`, (B, T) both, as the model takes them.
+
+    A picture that is a target is one to draw, and has other placeholders than one to read. Neither is a text target,
+    nor is what ends a picture: it always follows.
+
+    Args:
+        image, image_gen, image_end: ids of those tokens.
+    """
+    is_picture = input_ids == image
+    drawn = is_picture & (labels == image)
+    return {
+        "input_ids": input_ids.masked_fill(drawn, image_gen),
+        "labels": labels.masked_fill(is_picture | (labels == image_end), IGNORE),
+    }
 
 
 @cache

@@ -132,9 +132,7 @@ class PackedSamples:
     def _of_each(self, tokenized: Tokenized | Fault, pictures: list[Picture]) -> Iterator[tuple[Picture, bool]]:
         """The pictures of a sample, and of each whether it is drawn: its placeholders are targets."""
         if not isinstance(tokenized, Fault):
-            told = zip(tokenized.input_ids, tokenized.is_target, strict=True)
-            drawn = [is_target for token, is_target in told if token == self.ids["image"]]
-            yield from zip(pictures, drawn[:: self.tokenizer.conversation.num_positions], strict=True)
+            yield from zip(pictures, self.tokenizer.conversation.drawn(tokenized), strict=True)
 
     def _try_load(self, picture: Picture, is_drawn: bool):
         try:

@@ -3,13 +3,19 @@
 A shard (JSON file, tar, parquet file, dataset) has, as in `picture_shards`,
 
     name, kind          for people and for the fingerprint
+    path                the file (a dataset has `files`, several), by which validation data is told from training data
+    memory              bytes that reading a sample keeps in memory, as a parquet file's largest row group; 0: none
     chunk_sizes         (C,) samples in each run of neighbours that are cheap to read together, in order
     key(i), read(i)     where sample i lies, and the sample; BadSample if it is none
     digest()            bytes that differ where the samples lie elsewhere in the file
+
+and may have `layout` (of `samples.LAYOUTS`, for the fingerprint) and `others` (ending -> files in it, not read).
+Files of another kind: a line in FORMATS and one in SHARDS (docs/extending.md).
 """
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,8 +147,8 @@ def open_samples(
     else:
         if cache and world_size > 1:
             for path, kind in paths[rank::world_size]:
-                if kind in SCANS:
-                    remembered(path, cache, SCANS[kind])
+                if kind in SHARDS and SHARDS[kind][0]:
+                    remembered(path, cache, SHARDS[kind][0])
             barrier()
         opened = [open_file(path, kind, layout, image_root or path.parent, cache) for path, kind in paths]
         shards, faults = [], []
@@ -231,7 +237,13 @@ def inside(name: str) -> str:
     return held if held in ENDINGS else ""
 
 
-SCANS: dict[str, Scan] = {"JSON": scan_json, "tar": scan_tar_samples}
+SHARDS: dict[str, tuple[Scan | None, Callable[..., SampleShard]]] = {
+    "JSON": (scan_json, JsonSamples),
+    "tar": (scan_tar_samples, TarSamples),
+    "parquet": (None, ParquetSamples),
+}
+"""Kind of file, as FORMATS has it -> what looks through one, whose finding is kept in the cache (None: nothing does),
+and its class, called with the path, what was found by name, `layout` and `image_root`."""
 
 
 def open_file(
@@ -240,24 +252,19 @@ def open_file(
     """One file, and what is wrong with it; None in place of one that nothing is used of."""
     if kind == "compressed":
         return None, [Fault("compressed", str(path), "unpack it first; nothing of it is used")]
+    scan, make = SHARDS[kind]
     try:
         path.open("rb").close()
-        if kind in SCANS:
-            found, damage = remembered(path, cache, SCANS[kind])
-            faults = [Fault(reason, str(path), message) for reason, message in found.pop("faults", ())]
-            shard = JsonSamples(path, **found, layout=layout, image_root=image_root) if kind == "JSON" else (
-                TarSamples(path, **found, layout=layout)
-            )  # fmt: skip
-            count = int(shard.chunk_sizes.sum())
-            if damage:
-                used = f"its first {count:,} samples are used" if count else "nothing of it is used"
-                faults.insert(0, Fault(f"damaged {kind} file", str(path), f"{damage}; {used}"))
-            return shard, faults
+        found, damage = remembered(path, cache, scan) if scan else ({}, "")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    faults = [Fault(reason, str(path), message) for reason, message in found.pop("faults", ())]
     try:
-        return ParquetSamples(path, layout, image_root), []
-    except UserError:
-        raise
+        shard = make(path, **found, layout=layout, image_root=image_root)
     except (OSError, pa.ArrowException) as error:
-        return None, [Fault("damaged parquet file", str(path), f"{first_line(error)}; nothing of it is used")]
+        return None, [Fault(f"damaged {kind} file", str(path), f"{first_line(error)}; nothing of it is used")]
+    count = int(shard.chunk_sizes.sum())
+    if damage:
+        used = f"its first {count:,} samples are used" if count else "nothing of it is used"
+        faults.insert(0, Fault(f"damaged {kind} file", str(path), f"{damage}; {used}"))
+    return shard, faults

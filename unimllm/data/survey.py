@@ -80,7 +80,7 @@ class Surveyor:
     def __len__(self) -> int:
         return -(-len(self.numbers) // CHUNK)
 
-    def __getitem__(self, chunk: int) -> tuple[np.ndarray, Survey]:
+    def __getitem__(self, chunk: int) -> tuple[np.ndarray, Survey | UserError]:
         numbers = self.numbers[chunk * CHUNK : (chunk + 1) * CHUNK]
         found = empty_survey(len(numbers))
         for place, number in enumerate(numbers.tolist()):
@@ -88,6 +88,8 @@ class Surveyor:
                 self._look(number, place, found)
             except BadSample as error:
                 found.findings.append((number, error.reason, " ".join(str(error).split())))
+            except UserError as error:  # as a value: raised in a worker, its one line would come back as a traceback
+                return numbers, UserError(f"{self.index.key(number)}: {error}")
         return numbers, found
 
     def _look(self, number: int, place: int, found: Survey) -> None:
@@ -173,6 +175,8 @@ def survey_first(
 ) -> Survey:
     """Look at the first samples of a source alone, CHUNK at most, for --dry-run."""
     _, survey = Surveyor(index, tokenizer, check_picture, np.arange(min(CHUNK, len(index))))[0]
+    if isinstance(survey, UserError):
+        raise survey
     survey.findings = sorted(survey.findings + duplicates(survey, index))
     return survey
 
@@ -211,6 +215,8 @@ def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_wor
     loader = DataLoader(surveyor, batch_size=None, sampler=chunks, **workers)
     parts, told = [], time.monotonic()
     for numbers, part in loader:
+        if isinstance(part, UserError):
+            raise part
         parts.append((np.asarray(numbers), part))
         if strict:
             refuse_faulty(part.findings, surveyor.index)

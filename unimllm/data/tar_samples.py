@@ -40,13 +40,15 @@ class TarSamples:
         names: (S,) the members' names: the picture's, or else the key of the sample.
         others: (K, 2) endings that are not read and how many members have them.
         layout: of the JSON, of `samples.LAYOUTS`; None: recognised.
+        image_root: as the other kinds have it; the pictures of a tar lie in it.
     """
 
     kind = "tar"
     memory = 0
 
     def __init__(
-        self, path: Path, places: np.ndarray, names: np.ndarray, others: np.ndarray, layout: str | None
+        self, path: Path, places: np.ndarray, names: np.ndarray, others: np.ndarray, layout: str | None,
+        image_root: Path | None = None,
     ):  # fmt: skip
         self.path, self.name, self.places, self.names, self.layout = path, path.name, places, names, layout
         self.place = place_of(path)

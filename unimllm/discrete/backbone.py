@@ -18,6 +18,7 @@ from unimllm.errors import UserError
 from unimllm.text_head import check_text_head
 from unimllm.vocabulary import IMAGE_TOKENS, add_tokens
 
+NEEDED = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # of a language model's config
 ENOUGH = 10_000, 8  # rows for their covariance, and rows for each of its H columns: the larger number counts
 
 
@@ -34,7 +35,8 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
         with which the template ends an answer.
 
     Raises:
-        UserError: one of them cannot be loaded, has no chat template that can be used, or logits of its own kind.
+        UserError: one of them cannot be loaded, has no chat template that can be used, or logits of its own kind; or
+            see `check_decoder`.
     """
     tokenizer = load_text_tokenizer(name, chat_template)
     try:
@@ -43,8 +45,28 @@ def load_backbone(name: str, chat_template: str | None = None, dtype: torch.dtyp
         raise UserError(f"--language-model {name}: {first_line(error)}") from error
     if told := misfit_of_report(report, is_whole=False):
         raise UserError(f"--language-model {name}: the checkpoint {told}")
+    check_decoder(model, name)
     check_text_head(model, name)
     return model, tokenizer
+
+
+def check_decoder(model: PreTrainedModel, name: str) -> None:
+    """UserError where a model is not a decoder of text alone that looks back by attention, which is told apart by its
+    parts, a state beside its cache (packed samples would see one another through it), or what its config lacks.
+    """
+    config, fault = model.config, ""
+    missing = [field for field in NEEDED if getattr(config, field, None) is None]
+    if config.get_text_config() is not config:
+        fault = "holds a language model among other parts (text_config); save that alone and name its folder"
+    elif getattr(model, "_is_stateful", False):
+        fault = "keeps a state beside its attention, or has none"
+    elif missing:
+        fault = f"has no {', '.join(missing)} in its config"
+    elif (width := model.get_input_embeddings().weight.shape[1]) != config.hidden_size:
+        fault = f"has embeddings of {width} channels under layers of {config.hidden_size}"
+    if fault:
+        wanted = "a decoder-only model with attention is wanted, such as Qwen2, Qwen3, Llama or Mistral"
+        raise UserError(f"--language-model {name} ({config.model_type}) {fault}; {wanted}")
 
 
 def load_text_tokenizer(name: str, chat_template: str | None = None, **options):

@@ -28,10 +28,12 @@ class FlatHead(nn.Module):
         """Multiplications of `loss` for so many positions."""
         return num_targets * products_of(self.proj)
 
-    def loss(self, hidden: torch.Tensor, codes: torch.Tensor, tables) -> dict[str, torch.Tensor]:
-        """Summed cross-entropy: hidden (P, H), codes (P, 2) -> {"image": scalar}."""
+    def loss(
+        self, hidden: torch.Tensor, codes: torch.Tensor, tables, reduction: str = "sum"
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropy, summed: hidden (P, H), codes (P, 2) -> {"image": scalar}; or of each, (P,), with "none"."""
         ids = codes[:, 0] * self.num_pixel_codes + codes[:, 1]
-        return {"image": F.cross_entropy(self.proj(hidden).float(), ids, reduction="sum")}
+        return {"image": F.cross_entropy(self.proj(hidden).float(), ids, reduction=reduction)}
 
     def sample(self, hidden: torch.Tensor, tables, sampler: Sampler) -> torch.Tensor:
         """Hidden (R, H) of the sampler's rows -> codes (B, 2)."""
@@ -71,12 +73,16 @@ class FactorisedHead(nn.Module):
             candidates = self.candidate(pixel_table.to(hidden))[semantic]
         return (candidates @ proposal.unsqueeze(-1)).squeeze(-1).float()
 
-    def loss(self, hidden: torch.Tensor, codes: torch.Tensor, tables) -> dict[str, torch.Tensor]:
-        """Summed cross-entropies: hidden (P, H), codes (P, 2) -> {"semantic": scalar, "pixel": scalar}."""
+    def loss(
+        self, hidden: torch.Tensor, codes: torch.Tensor, tables, reduction: str = "sum"
+    ) -> dict[str, torch.Tensor]:
+        """Cross-entropies, summed: hidden (P, H), codes (P, 2) -> {"semantic": scalar, "pixel": scalar}; or of each,
+        (P,), with "none": a code's is the sum of both.
+        """
         semantic, pixel = codes.unbind(-1)
         return {
-            "semantic": F.cross_entropy(self.semantic(hidden).float(), semantic, reduction="sum"),
-            "pixel": F.cross_entropy(self.pixel_logits(hidden, semantic, tables), pixel, reduction="sum"),
+            "semantic": F.cross_entropy(self.semantic(hidden).float(), semantic, reduction=reduction),
+            "pixel": F.cross_entropy(self.pixel_logits(hidden, semantic, tables), pixel, reduction=reduction),
         }
 
     def sample(self, hidden: torch.Tensor, tables, sampler: Sampler) -> torch.Tensor:

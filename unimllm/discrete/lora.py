@@ -124,7 +124,13 @@ def tables(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def base_of(folder: Path) -> str:
-    """The model that a folder of `save_lora` belongs over."""
+    """The model that a folder of `save_lora` belongs over; UserError where it tells none, or peft alone wrote it."""
+    if (folder / CONFIG).is_file() and not (folder / IN_FULL).is_file():
+        raise UserError(
+            f"{folder} has no {IN_FULL}: it is an adapter of peft's own save_pretrained, not one that train/ saved; "
+            f"lay it over its model in Python, PeftModel.from_pretrained(model, {str(folder)!r}).merge_and_unload(), "
+            "and save the model that this returns, with its processor"
+        )
     try:
         return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -304,25 +304,74 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         weights: dict[str, float],
         num_items: dict[str, torch.Tensor] | torch.Tensor | float | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Cross-entropy over the slice of the vocabulary that is legal at each target: text ids, or image codes."""
+        """Of `cross_entropies` the weighted sum as a mean, and its parts as means; arguments as in `forward`."""
+        sums, is_text, is_image = self.cross_entropies(hidden, labels)
+        counts = {name: (is_text if name == "text" else is_image).sum().clamp(min=1) for name in sums}
+        if isinstance(num_items, dict):
+            counts = {name: num_items["text" if name == "text" else "image"] for name in sums}
+            num_items = num_items["all"]
+        elif num_items is None:
+            num_items = (is_text | is_image).sum().clamp(min=1)
+        loss = sum(weights.get(name, 1.0) * value for name, value in sums.items()) / num_items
+        return loss, {name: value.detach() / counts[name] for name, value in sums.items()}
+
+    def cross_entropies(
+        self, hidden: torch.Tensor, labels: torch.Tensor, reduction: str = "sum"
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Cross-entropy over the slice of the vocabulary that is legal at each target: text ids, or image codes.
+
+        Args:
+            hidden: (B, T, H).
+            labels: (B, T) vocabulary ids, -100 where there is no target; shifted here.
+            reduction: "sum", or "none" for that of each target.
+
+        Returns:
+            (by name "text" and the parts of the image head: a scalar, or (targets,) with "none"; which of the
+            B * (T - 1) next ids are targets of text; which are of pictures).
+        """
         targets = labels[:, 1:].flatten()
         hidden = hidden[:, :-1].flatten(0, 1)
         is_image = targets >= self.config.image_offset
         is_text = (targets >= 0) & ~is_image
         logits = text_logits(self.language_model, hidden[is_text])
-        text_loss = F.cross_entropy(logits.float(), targets[is_text], reduction="sum")
+        text_loss = F.cross_entropy(logits.float(), targets[is_text], reduction=reduction)
         # Without pictures this is zero, but every rank of a run must touch the same parameters.
         codes = self.image_tokenizer.ids_to_codes(targets[is_image] - self.config.image_offset)
-        image = self.image_head.loss(hidden[is_image], codes, self.code_tables())
-        sums = {"text": text_loss, **image}
-        counts = {"text": is_text.sum().clamp(min=1), **dict.fromkeys(image, is_image.sum().clamp(min=1))}
-        if isinstance(num_items, dict):
-            counts = {name: num_items["text" if name == "text" else "image"] for name in sums}
-            num_items = num_items["all"]
-        elif num_items is None:
-            num_items = (targets >= 0).sum().clamp(min=1)
-        loss = sum(weights.get(name, 1.0) * value for name, value in sums.items()) / num_items
-        return loss, {name: value.detach() / counts[name] for name, value in sums.items()}
+        image = self.image_head.loss(hidden[is_image], codes, self.code_tables(), reduction)
+        return {"text": text_loss, **image}, is_text, is_image
+
+    def log_probs(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log-probability of each target given what stands before it, with gradients, as DPO and GRPO need it.
+
+        That of a text id is among all text ids, that of an image id among all image ids (of a factorised head the sum
+        of its semantic and its pixel code's): at temperature 1, without top-k and without guidance, whatever the ids
+        were drawn with. Minus their mean over the targets is the loss of `forward`.
+
+        Args:
+            input_ids, labels, pixel_values: as in `forward`.
+            attention_mask: as in `forward`; rows may be padded on either side.
+            position_ids: (B, T); default: those that `attention_mask` (B, T) counts, as `generate` has them.
+
+        Returns:
+            (B, T - 1) float32, at t that of `labels[:, t + 1]`; 0 where there is no target.
+        """
+        if pixel_values is not None:
+            placeholders, input_ids = input_ids, self.place_images(input_ids, pixel_values)
+            labels = torch.where((labels >= 0) & (placeholders == self.config.image_token_id), input_ids, labels)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        outputs = self(input_ids, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=1)
+        parts, is_text, is_image = self.cross_entropies(outputs.last_hidden_state, labels, reduction="none")
+        text, image = parts.pop("text"), sum(parts.values())
+        found = torch.zeros(is_text.shape, dtype=text.dtype, device=text.device)
+        return found.masked_scatter(is_text, -text).masked_scatter(is_image, -image).view(len(labels), -1)
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)

@@ -1,6 +1,5 @@
 """CHEERS in training: latents of an autoencoder, drawn by a flow. The verbs are those of `families`."""
 
-import copy
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import NoReturn
@@ -91,12 +90,7 @@ def scene_pictures(
 
 
 def sample_pictures(args: Namespace, model, processor: CheersProcessor) -> OnlinePixels:
-    of_read = processor.image_processor
-    if not of_read.fit_on_black:
-        return OnlinePixels(of_read)
-    of_drawn = copy.deepcopy(of_read)
-    of_drawn.fit_on_black = False  # the released code shrinks what is read onto black, and crops what is drawn
-    return OnlinePixels(of_read, of_drawn)
+    return OnlinePixels(processor.image_processor, processor.drawn_image_processor)
 
 
 def make_task(model: CheersForConditionalGeneration, recipe: SftRecipe) -> CheersTask:

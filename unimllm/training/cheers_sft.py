@@ -11,6 +11,7 @@ from torch import nn
 from unimllm.cheers.alignment import FeatureAlignment
 from unimllm.cheers.flow_head import FlowHead
 from unimllm.cheers.modeling_cheers import CheersForConditionalGeneration
+from unimllm.cheers.processing_cheers import mark_drawn
 from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.data.packing import count_samples, count_tokens
 from unimllm.flow_matching import time_shift
@@ -52,18 +53,12 @@ class CheersTask(nn.Module):
         return frozen + ([(self.alignment, "vision_model")] if self.alignment else [])
 
     def mark_drawn(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels` of a batch as the model takes them.
-
-        A picture that is a target is one to draw, and has other placeholders than one to read. Neither is a text
-        target, nor is what ends a picture: it always follows.
-        """
-        ids, labels, config = batch["input_ids"], batch["labels"], self.model.config
-        is_picture = ids == config.image_token_id
-        drawn = is_picture & (labels == config.image_token_id)
-        return {
-            "input_ids": ids.masked_fill(drawn, config.image_gen_token_id),
-            "labels": labels.masked_fill(is_picture | (labels == config.image_end_token_id), IGNORE),
-        }
+        """`input_ids` and `labels` of a batch as the model takes them, see `processing_cheers.mark_drawn`."""
+        config = self.model.config
+        return mark_drawn(
+            batch["input_ids"], batch["labels"], config.image_token_id, config.image_gen_token_id,
+            config.image_end_token_id,
+        )  # fmt: skip
 
     def count_targets(self, batch: dict[str, torch.Tensor]) -> dict[str, int]:
         """Of a micro-batch: text ids to be told, and pictures with a flow loss."""

@@ -3,7 +3,6 @@ those of `stages`.
 """
 
 from argparse import Namespace
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from unimllm.errors import UserError
 from unimllm.training.checkpoint import resolve
 from unimllm.training.overrides import default_folder, sizes_told
 from unimllm.training.presets import TokenizerRecipe
-from unimllm.training.tokenizer import TEACHER, make_losses, open_teacher
+from unimllm.training.tokenizer import TEACHER, as_list, make_losses, open_teacher
 
 BEFORE = {"semantic": TEACHER, "pixel": "semantic", "decoder": "pixel", "joint": TEACHER}
 LOSS_WEIGHTS = ("commitment_weight", "pixel_commitment_weight")  # of a model's config; may change between stages
@@ -86,11 +85,6 @@ def change_parts(model: SemHiTokModel, args: Namespace, recipe: TokenizerRecipe,
         print_once(f"{what}: " + ", ".join(f"{name} {size}" for name, size in changed.items()))
         with sizes_told():
             replace(**changed)
-
-
-def as_list(size: Any) -> Any:
-    """A size as configs keep it: a command line's tuple as a list."""
-    return list(size) if isinstance(size, tuple) else size
 
 
 def make_task(model: SemHiTokModel, recipe: TokenizerRecipe, stage: str, args: Namespace | None = None) -> nn.Module:

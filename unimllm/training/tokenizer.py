@@ -1,9 +1,11 @@
 """What the stages of `train/tokenizer.py` share: the SigLIP that they start from, their losses on pictures."""
 
+import inspect
 import math
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from unimllm.training.presets import TEACHER_OF, TokenizerRecipe
 from unimllm.training.validation import HeldOut
 
 TEACHER = "teacher"
+OF_TEACHER = ("image_mean", "image_std", "resample")  # of a config, beside the SigLIP's own
 CODED = ("semantic", "pixel", "joint")  # stages that train codes
 GRID_COLUMNS = 8  # pictures in TensorBoard's grid
 START_VECTORS, START_STEPS = 8, 16  # vectors for each code at whose k-means a codebook starts; steps they come from
@@ -129,6 +132,27 @@ def go_on(args: Namespace, recipe: TokenizerRecipe) -> dict:
     paths = {key: key.split(".") for key in args.overrides}
     asked = {path[1]: args.overrides[key] for key, path in paths.items() if path[0] == "model" and len(path) == 2}
     return {"model": before["model"] | asked}
+
+
+def announce_unused(preset: PreTrainedConfig, config: PreTrainedConfig) -> None:
+    """Say what of a preset's model is not used, because the checkpoint that a run begins from decides it.
+
+    Args:
+        preset: the recipe's.
+        config: that of the model that will be trained.
+    """
+    unused = []
+    for name in inspect.signature(type(preset).__init__).parameters:
+        wanted, has = as_list(getattr(preset, name, None)), as_list(getattr(config, name, None))
+        if wanted != has and name not in OF_TEACHER and not isinstance(wanted, PreTrainedConfig):
+            unused.append(f"{name} {wanted} (it has {has})")
+    if unused:
+        print_once(f"of the preset's model not used, for --init-from decides it: {', '.join(unused)}")
+
+
+def as_list(size: Any) -> Any:
+    """A size as configs keep it: a command line's tuple as a list."""
+    return list(size) if isinstance(size, tuple) else size
 
 
 def check_quantize_after(task: nn.Module, recipe: TokenizerRecipe, stage: str) -> None:
