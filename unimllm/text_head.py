@@ -1,11 +1,30 @@
-"""Text logits as a language model's own `forward` makes them of what its decoder returns."""
+"""A language model's embeddings and head, for what is built over it: logits as its own `forward` makes them."""
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from unimllm.errors import UserError
 
 TOLERANCE = 1e-2  # of the largest logit, for bfloat16
+
+
+class WithLanguageModel:
+    """Of a model over `language_model`: its embeddings and its head are that one's."""
+
+    language_model: PreTrainedModel
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
 
 
 def text_logits(language_model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from unimllm.cheers.vision_tokenizer import VisionTokenizer
 from unimllm.drawing import save_drawing_options
 from unimllm.flow_matching import euler_schedule, path, velocity
 from unimllm.model_inputs import UnifiedOutput, captured, given_ids, states
-from unimllm.text_head import text_logits
+from unimllm.text_head import WithLanguageModel, text_logits
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Pictures:
     details: torch.Tensor
 
 
-class CheersPreTrainedModel(PreTrainedModel):
+class CheersPreTrainedModel(WithLanguageModel, PreTrainedModel):
     config_class = CheersConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -115,18 +115,6 @@ class CheersForConditionalGeneration(CheersPreTrainedModel, GenerationMixin):
             round_frequencies_of(language_model, config)
         model.vision_tokenizer.take(vision_model, vae)
         return model
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_output_embeddings(value)
 
     # ---- pictures ----------------------------------------------------------------------------------------------
 
