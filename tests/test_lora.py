@@ -62,7 +62,8 @@ def adapted(base) -> UniMLLMForConditionalGeneration:
 
 def outputs(model) -> list[torch.Tensor]:
     offset = model.config.image_offset
-    ids = torch.tensor([[8, 9, *model.config.picture_token_ids, offset + 3, offset + 8]])
+    marks = [i for i in model.config.picture_token_ids if i != model.config.image_token_id]
+    ids = torch.tensor([[8, 9, *marks, offset + 3, offset + 8]])
     labels = ids.clone()
     return [model(ids).logits, model(ids, labels=labels).loss]
 

@@ -77,7 +77,9 @@ class UniMLLMPreTrainedModel(WithLanguageModel, PreTrainedModel):
             changed = fn(tensor)
             return tensor.to(changed.device) if changed.dtype in HALVES else changed
 
-        image_tokenizer = self._modules["image_tokenizer"]
+        image_tokenizer = self._modules.get("image_tokenizer")  # a training run may have taken it out
+        if image_tokenizer is None:
+            return super()._apply(fn, recurse)
         self._modules["image_tokenizer"] = None  # it keeps its place among the others
         try:
             super()._apply(fn, recurse)
