@@ -144,6 +144,7 @@ def open_bench(args: argparse.Namespace, image_size: int, device: str, folder: P
         image_size: of the model's pictures.
         folder: of the model.
 
+    Raises:
         UserError: no reader, an incomplete one, no font, or a reader of other pictures or objects than the model.
     """
     if not (args.reader / "config.json").is_file():

@@ -327,10 +327,10 @@ def test_places_without_samples_leave_the_others_their_run(llava, processor, tmp
 
     made, about = open_places(*places)
     told = capsys.readouterr().out
-    assert f"data no samples in {tmp_path}/empty.tar; {tmp_path}/empty.tar: damaged tar file: " in told
-    assert f"data no sample of {tmp_path}/bad.jsonl can be used; the first: {tmp_path}/bad.jsonl:1: no conver" in told
-    assert f"warning: nothing of {tmp_path}/empty.tar can be used, so its weight of 3 does nothing; the run" in told
-    assert f"warning: nothing of {tmp_path}/bad.jsonl can be used; the run goes on without it" in told
+    first = f"no sample of {tmp_path}/bad.jsonl can be used; the first: {tmp_path}/bad.jsonl:1: no conver"
+    assert f"warning: {first}" in told and f"; {tmp_path}/bad.jsonl is left out (--strict: an error)\n" in told
+    assert f"warning: no samples in {tmp_path}/empty.tar; {tmp_path}/empty.tar: damaged tar file: " in told
+    assert f"; {tmp_path}/empty.tar is left out, so that its weight of 3 does nothing (--strict: an error)" in told
     assert [source["place"] for source in about["sources"]] == [str(llava)]
     alone = open_places(str(llava))[0]
     assert torch.equal(made(range(4))["input_ids"], alone(range(4))["input_ids"])

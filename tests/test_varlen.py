@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, FalconConfig, MistralConfig, Qwen2Config
 from transformers import modeling_flash_attention_utils as flash
 
 from unimllm.data.packing import PackedRow, flash_arguments, stack_rows
@@ -15,6 +15,7 @@ from unimllm.discrete.configuration_unimllm import tiny_config
 from unimllm.discrete.modeling_unimllm import UniMLLMForConditionalGeneration
 from unimllm.errors import UserError
 from unimllm.training import attention
+from unimllm.training import config as training_config
 from unimllm.training.attention import choose_attention
 from unimllm.training.config import TrainConfig
 from unimllm.training.presets import SftRecipe
@@ -196,6 +197,7 @@ def on_a_gpu(monkeypatch, capsys):
         monkeypatch.setattr(varlen, "import_varlen", lambda: kernel)
         monkeypatch.setattr(attention, "import_varlen", lambda: kernel)
         monkeypatch.setattr(attention, "try_varlen", partial(attention.try_varlen, device="cpu"))
+        monkeypatch.setattr(training_config, "has_fast_bf16", lambda: True)
         attention.open_attention(model, recipe, has_branches=False)
         return model.language_model.config._attn_implementation, capsys.readouterr().out
 
@@ -207,8 +209,9 @@ def in_halves(query, key, value, bounds, *_, scale, window_size):
     return varlen.one_by_one(query, key, value, bounds, scale, None if window_size[0] < 0 else window_size[0] + 1)
 
 
-def test_varlen_is_taken_on_a_gpu_that_computes_it(model, on_a_gpu):
-    assert on_a_gpu(model, in_halves) == (
+@pytest.mark.parametrize("precision", ["bf16", "autocast", "auto"])
+def test_varlen_is_taken_on_a_gpu_that_computes_it(model, on_a_gpu, precision):
+    assert on_a_gpu(model, in_halves, precision=precision) == (
         "varlen", "attention: varlen, sample by sample without masks (--attention sdpa: with them)\n"
     )  # fmt: skip
 
@@ -221,9 +224,31 @@ def test_a_kernel_that_fails_its_trial_is_left(model, on_a_gpu):
         raise RuntimeError("no kernel image\nat all")
 
     name, told = on_a_gpu(model, wrong)
-    assert name == "sdpa" and "failed its trial here: it is off by" in told
+    assert name == "sdpa" and "failed its trial on the GPU of process 0: it is off by" in told
     name, told = on_a_gpu(model, broken)
-    assert name == "sdpa" and told.endswith("here: no kernel image\n")
+    assert name == "sdpa" and told.endswith("process 0: no kernel image\n")
+
+
+def test_a_right_kernel_passes_with_heads_of_released_models(monkeypatch):
+    """In bfloat16 it is off by what rounding makes, half of what is allowed."""
+    monkeypatch.setattr(varlen, "import_varlen", lambda: in_halves)
+    config = Qwen2Config(hidden_size=4096, num_attention_heads=32)
+    assert 0 < attention.try_varlen(config, False, "cpu") < 0.7 * attention.TOLERANCE
+
+
+def test_one_gpu_s_fault_is_everybody_s(model, on_a_gpu, monkeypatch):
+    monkeypatch.setattr(attention, "faults_of_varlen", lambda *_: ["", "no kernel image"])
+    name, told = on_a_gpu(model, in_halves)
+    assert name == "sdpa" and told.endswith("failed its trial on the GPU of process 1: no kernel image\n")
+
+
+def test_a_language_model_that_does_not_take_it_is_told():
+    """transformers only warns."""
+    falcon = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    parts = AutoModelForCausalLM.from_config(falcon), UniMLLMForConditionalGeneration(tiny_config()).image_tokenizer
+    unified = UniMLLMForConditionalGeneration.from_parts(tiny_config(), *parts)
+    with pytest.raises(UserError, match="^--attention varlen: a falcon has its own alone"):
+        choose_attention(unified, "varlen")
 
 
 @pytest.mark.parametrize("changes", [{"precision": "fp32"}, {"attention": "sdpa"}, {"attention": "eager"}])

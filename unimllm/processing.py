@@ -139,7 +139,7 @@ class ConversationProcessor(ProcessorMixin):
         if len(drawn) != len(images):
             mark = self.image_tokens["image"]
             raise UserError(
-                f"a text holds {mark}, which stands for a picture: give the picture as a part, see __call__"
+                f"a text holds {mark}, which stands for a picture: give the picture itself, as a part of type image"
             )
         empty = next((number for number, row in enumerate(rows, 1) if not any(row.is_target[1:])), None)
         if empty:
@@ -152,7 +152,8 @@ class ConversationProcessor(ProcessorMixin):
         }
         data = {name: torch.tensor(values) for name, values in data.items()}
         if images:
-            processors = [self.drawn_image_processor if is_drawn else self.image_processor for is_drawn in drawn]
+            to_read, to_draw = self.image_processor, self.drawn_image_processor
+            processors = [to_draw if is_drawn else to_read for is_drawn in drawn]
             made = [of(image, return_tensors="pt") for of, image in zip(processors, images, strict=True)]
             data["pixel_values"] = torch.cat([pixels["pixel_values"] for pixels in made])
         return BatchFeature(data)

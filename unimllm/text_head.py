@@ -45,10 +45,19 @@ def text_logits(language_model: PreTrainedModel, hidden: torch.Tensor) -> torch.
 
 @torch.no_grad()
 def check_text_head(language_model: PreTrainedModel, name: str) -> None:
-    """UserError where `text_logits` are not the model's own: it does something else behind its head."""
-    ids = torch.arange(4).unsqueeze(0)
-    wanted = language_model(ids, use_cache=False).logits.float()
-    found = text_logits(language_model, language_model.get_decoder()(ids, use_cache=False).last_hidden_state).float()
+    """UserError where `text_logits` are not the model's own: it does something else behind its head.
+
+    Costs a pass over four ids.
+    """
+    hidden = []
+    hook = language_model.get_decoder().register_forward_hook(lambda *call: hidden.append(call[-1].last_hidden_state))
+    try:
+        wanted = language_model(torch.arange(4).unsqueeze(0), use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    if not wanted.isfinite().all():
+        raise UserError(f"--language-model {name} computes numbers that are not finite; are its weights whole?")
+    found = text_logits(language_model, hidden[0]).float()
     if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * wanted.abs().max().item()):
         raise UserError(
             f"--language-model {name}: a {language_model.config.model_type} changes its logits behind its head in a "

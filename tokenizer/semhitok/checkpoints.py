@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch and transformers are imported where they are used: th
 
 RUN_FILE = "run.json"
 STEP_FOLDER = re.compile(r"step-(\d{6,})$")
+NOT_BUILT_FOR = ("no kernel image", "not compatible")  # in what torch says of a GPU that it has no kernels for
 DIGITS = 16  # hexadecimal, of a sha256
 BEST = "best"  # link beside the checkpoints of a run to that with the lowest validation loss
 
@@ -106,8 +107,8 @@ def _gpu_or_cpu() -> str:
     problem = _why_not("cuda")
     if problem is None:
         return "cuda"
-    if isinstance(problem, torch.OutOfMemoryError):
-        raise UserError(f"the GPU is full: {first_line(problem)}; wait, or name another --device") from problem
+    if not any(words in str(problem) for words in NOT_BUILT_FOR):  # full, or another's: to be waited for
+        raise UserError(f"the GPU cannot be used now: {first_line(problem)}; wait, or name a --device") from problem
     print(
         f"note: the GPU cannot be used, the CPU is: {first_line(problem)}; install a torch that was built for this GPU "
         "(for a V100 from https://download.pytorch.org/whl/cu126), or silence this with --device cpu",

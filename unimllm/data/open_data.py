@@ -58,15 +58,15 @@ def open_data(
     ratios = parse_ratios(options.ratios) if options.ratios else None
     sources = [parse_data(word) for word in options.data]
     places = [source.place for source in sources]
-    found = look_through(places, options, tokenizer, pictures, cache, rank, world_size, num_workers)
-    empty = [source for number, source in enumerate(sources) if number not in found]
+    found, empty = look_through(places, options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    left_out = [told_empty(sources[number], error) for number, error in empty.items()]
     sources = [sources[number] for number in found]
     indices, surveys = zip(*found.values(), strict=True)
     mixture = Mixture(indices, surveys, [source.weight for source in sources], ratios, seed)
     plan = RowPlan(mixture, max_length, seed)
     plan.extend(num_rows)  # before worker processes start: they inherit it
     if rank == 0:
-        told = [describe(plan, indices, surveys, num_rows), *told_ids(indices, surveys), *map(told_empty, empty)]
+        told = [describe(plan, indices, surveys, num_rows), *told_ids(indices, surveys), *left_out]
         print("\n".join(told), flush=True)
     about = {
         "sources": [
@@ -94,7 +94,7 @@ def open_validation(
     Returns:
         (the source, how many of its rows to look at: no sample is in them twice).
     """
-    found = look_through([place], options, tokenizer, pictures, cache, rank, world_size, num_workers)
+    found, _ = look_through([place], options, tokenizer, pictures, cache, rank, world_size, num_workers)
     indices, surveys = zip(*found.values(), strict=True)
     plan = RowPlan(Mixture(indices, surveys, [1.0], None, seed=0), max_length, seed=0)
     plan.extend(1)
@@ -108,14 +108,14 @@ def open_validation(
 def look_through(
     places: list[str], options: DataOptions, tokenizer: SampleTokenizer, pictures: OnlinePixels | StoredCodes,
     cache: Path, rank: int, world_size: int, num_workers: int,
-) -> dict[int, tuple[SampleIndex, Survey]]:  # fmt: skip
-    """What lies at some places, by their numbers; rank 0 tells of each, also of those that are left out.
+) -> tuple[dict[int, tuple[SampleIndex, Survey]], dict[int, NothingUsable]]:  # fmt: skip
+    """What lies at some places, by their numbers, which rank 0 tells, and why nothing of the others can be used.
 
     Raises:
         UserError: nothing at any place can be used; with `strict`, at one of them.
     """
     found: dict[int, tuple[SampleIndex, Survey]] = {}
-    empty: list[NothingUsable] = []
+    empty: dict[int, NothingUsable] = {}
     for number, place in enumerate(places):
         try:
             index = open_samples(place, options.data_format, options.image_root, cache, rank, world_size)
@@ -123,11 +123,9 @@ def look_through(
                 index, tokenizer, pictures.check, pictures.name, options.strict, cache, rank, world_size, num_workers
             )
         except NothingUsable as error:
-            if options.strict:
+            if options.strict and len(places) > 1:
                 raise UserError(f"{error} (--strict)") from error
-            empty.append(error)
-            if rank == 0:
-                print(f"data {error}; left out", flush=True)
+            empty[number] = error
             continue
         if rank == 0:
             print("\n".join([report(index, survey), *shown_samples(index, survey, tokenizer)]), flush=True)
@@ -135,7 +133,7 @@ def look_through(
     if not found:
         others = f"; and so it is at the other {len(empty) - 1:,} places" if len(empty) > 1 else ""
         raise UserError(f"{empty[0]}{others}")
-    return found
+    return found, empty
 
 
 def told_ids(indices: list[SampleIndex], surveys: list[Survey]) -> list[str]:
@@ -146,10 +144,10 @@ def told_ids(indices: list[SampleIndex], surveys: list[Survey]) -> list[str]:
     return [f"  ids that places before have, too: {', '.join(told[:NAMED])}{more}; all are used"] if told else []
 
 
-def told_empty(source: DataOption) -> str:
+def told_empty(source: DataOption, error: NothingUsable) -> str:
     """What becomes of a source of which nothing can be used, and of its weight."""
-    weight = "" if source.weight == 1 else f", so its weight of {source.weight:g} does nothing"
-    return f"warning: nothing of {source.place} can be used{weight}; the run goes on without it (--strict: not)"
+    weight = "" if source.weight == 1 else f", so that its weight of {source.weight:g} does nothing"
+    return f"warning: {error}; {source.place} is left out{weight} (--strict: an error)"
 
 
 def fingerprint(indices: list[SampleIndex], surveys: list[Survey], plan: RowPlan) -> str:

@@ -1,6 +1,7 @@
 """What the indices of pictures and of samples share: things numbered through shards that lie one after the other."""
 
 import hashlib
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -108,7 +109,8 @@ def keep(file: Path, write: Callable[[BinaryIO], None]) -> None:
 
 @lru_cache
 def _tell_unkept(folder: Path, why: str) -> None:
-    print(f"what was found in the data cannot be kept in {folder} ({why}): the next start looks again", flush=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine
+        print(f"what was found in the data cannot be kept in {folder} ({why}): the next start looks again", flush=True)
 
 
 def check_same_everywhere(index, what: str = "pictures") -> None:

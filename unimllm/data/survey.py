@@ -213,21 +213,28 @@ def _share(surveyor: Surveyor, strict: bool, rank: int, world_size: int, num_wor
     chunks = range(rank, len(surveyor), world_size)
     workers = {"num_workers": num_workers, "multiprocessing_context": "fork"} if num_workers and len(chunks) > 1 else {}
     loader = DataLoader(surveyor, batch_size=None, sampler=chunks, **workers)
-    parts, told = [], time.monotonic()
+    parts, error, told = [], None, time.monotonic()
     for numbers, part in loader:
-        if isinstance(part, UserError):
-            raise part
+        try:
+            if isinstance(part, UserError):
+                raise part
+            if strict:
+                refuse_faulty(part.findings, surveyor.index)
+        except UserError as found:  # raised below: the others would wait for this process
+            error = found
+            break
         parts.append((np.asarray(numbers), part))
-        if strict:
-            refuse_faulty(part.findings, surveyor.index)
         if rank == 0 and time.monotonic() >= told + TELL_EVERY:
             told, share = time.monotonic(), len(parts) / len(chunks)
             print(f"looking at {surveyor.index.name}: {share:.0%} of {len(surveyor.numbers):,} samples", flush=True)
-    if world_size == 1:
-        return parts
-    everyone: list = [None] * world_size
-    dist.all_gather_object(everyone, parts)
-    return [part for parts in everyone for part in parts]
+    everyone: list = [(parts, error)]
+    if world_size > 1:
+        everyone *= world_size
+        dist.all_gather_object(everyone, (parts, error))
+    for _, error in everyone:
+        if error:
+            raise error
+    return [part for parts, _ in everyone for part in parts]
 
 
 def _merge(survey: Survey, numbers: np.ndarray, parts: list, index: SampleIndex) -> bool:

@@ -59,7 +59,7 @@ def check_decoder(model: PreTrainedModel, name: str) -> None:
     if config.get_text_config() is not config:
         fault = "holds a language model among other parts (text_config); save that alone and name its folder"
     elif getattr(model, "_is_stateful", False):
-        fault = "keeps a state beside its attention, or has none"
+        fault = "has a state beside its attention or in its place"
     elif missing:
         fault = f"has no {', '.join(missing)} in its config"
     elif (width := model.get_input_embeddings().weight.shape[1]) != config.hidden_size:

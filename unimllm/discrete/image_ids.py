@@ -12,9 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unimllm.discrete.configuration_unimllm import UniMLLMConfig
+from unimllm.discrete.varlen import HALVES
 from unimllm.text_head import WithLanguageModel
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 class CodeAdapter(nn.Module):

@@ -96,8 +96,10 @@ def check_deepspeed(args: argparse.Namespace) -> None:
     """UserError where a run would need DeepSpeed and there is none; a plan does without."""
     is_plan = getattr(args, "dry_run", None) is not None
     if not is_plan and importlib.util.find_spec("deepspeed") is None:
-        remedy = "; --dry-run works without it" if hasattr(args, "dry_run") else ""
-        raise UserError(f"training needs DeepSpeed, which is installed on Linux alone{remedy}")
+        plan = "; --dry-run works without it" if hasattr(args, "dry_run") else ""
+        on_linux = sys.platform == "linux"
+        remedy = "install it: pip install deepspeed" if on_linux else "which is installed on Linux alone"
+        raise UserError(f"training needs DeepSpeed, {remedy}{plan}")
 
 
 def whole_number(text: str) -> int:

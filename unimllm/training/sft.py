@@ -32,7 +32,6 @@ class SftTask(nn.Module):
     def __init__(self, model: UniMLLMForConditionalGeneration, loss_weights: dict[str, float], max_length: int = 0):
         super().__init__()
         self.model = model
-        model.image_tokenizer.requires_grad_(False)  # `from_pretrained` has made every weight trainable
         self.max_length = max_length
         self.loss_weights = loss_weights
         names = [name.rpartition(".") for name in four_bit_layers(model)]
