@@ -123,7 +123,7 @@ def test_two_processes_in_bf16_under_zero_leave_every_old_row_as_it_is(tokenizer
         ("sft", ["--language-model", "x", "--init-from", "y"], "both name a language model"),
         ("sft", ["--chat-template", "vicuna", "--init-from", "y"], "--chat-template is for --language-model"),
         ("pretrain", ["--init-from", "y", "--training_template", "plain"], "--training_template is for --data"),
-        ("sft", ["--data", __file__, "--training_template", "plane"], "plane is none of vicuna, plain"),
+        ("sft", ["--data", __file__, "--training_template", "plane"], "plane is none of vicuna, chatml, plain"),
         ("sft", ["--attention", "flash_attention_2"], "rows of scenes have branches"),
         ("sft", ["--data", __file__, "--attention", "flash_attention_2"], "set train.compile false"),
         ("sft", ["--preset", "unified_qwen25_7b_sft"], "trains on your data: name files"),

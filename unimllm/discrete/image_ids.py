@@ -134,6 +134,24 @@ class UniMLLMPreTrainedModel(WithLanguageModel, PreTrainedModel):
             )
         return input_ids.masked_scatter(places, image_tokens.to(input_ids))
 
+    def place_pictures(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Ids and labels (B, T) with the ids of pictures in the place of their placeholders, where those are targets.
+
+        Raises:
+            ValueError: the number of placeholders is not N for every picture. Of no picture at all this is looked at on
+                a CPU, or outside of training: a GPU would have to be waited for.
+        """
+        if pixel_values is not None:
+            placed = self.place_images(input_ids, pixel_values)
+            if labels is not None:
+                labels = torch.where((labels >= 0) & (input_ids == self.config.image_token_id), placed, labels)
+            return placed, labels
+        if input_ids.shape[1] > 1 and not (self.training and input_ids.is_cuda):
+            self.place_image_tokens(input_ids, input_ids.new_empty(0, self.config.num_positions))
+        return input_ids, labels
+
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Vocabulary ids (B, T) -> (B, T, H)."""
         is_image = input_ids >= self.config.image_offset

@@ -128,16 +128,10 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             kwargs: `output_hidden_states` and `output_attentions` alone are heard.
 
         Raises:
-            ValueError: inputs_embeds, rows with branches for flash attention, or placeholders that do not fit pictures
-                (those without any picture are noticed on a CPU, or outside of training: a GPU must not be waited for).
+            ValueError: inputs_embeds, rows with branches for flash attention, or placeholders that do not fit pictures.
         """
         input_ids = given_ids(input_ids, inputs_embeds=kwargs.get("inputs_embeds"))
-        if pixel_values is None and input_ids.shape[1] > 1 and not (self.training and input_ids.is_cuda):
-            self.place_image_tokens(input_ids, input_ids.new_empty(0, self.config.num_positions))
-        if pixel_values is not None:
-            placeholders, input_ids = input_ids, self.place_images(input_ids, pixel_values)
-            if labels is not None:
-                labels = torch.where((labels >= 0) & (placeholders == self.config.image_token_id), input_ids, labels)
+        input_ids, labels = self.place_pictures(input_ids, pixel_values, labels)
         decoder = self.language_model.get_decoder()
         embeds = self.embed(input_ids)
         is_cached = cache is not None
@@ -222,9 +216,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
         Returns:
             (B, T - 1) float32, at t that of `labels[:, t + 1]`; 0 where there is no target.
         """
-        if pixel_values is not None:
-            placeholders, input_ids = input_ids, self.place_images(input_ids, pixel_values)
-            labels = torch.where((labels >= 0) & (placeholders == self.config.image_token_id), input_ids, labels)
+        input_ids, labels = self.place_pictures(input_ids, pixel_values, labels)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         outputs = self(input_ids, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=1)
