@@ -300,8 +300,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
             (B, N) vocabulary ids, all of them image ids.
 
         Raises:
-            ValueError: see `choose_drawing`, `check_option`, `check_prompt_ids`, `choose_seeds` and `check_finite` of
-                `unimllm.drawing`.
+            ValueError: of what `unimllm.drawing` checks.
         """
         choose_drawing(self, others)
         for name, value in {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k}.items():
@@ -316,8 +315,7 @@ class UniMLLMForConditionalGeneration(UniMLLMPreTrainedModel, GenerationMixin):
                 raise ValueError("guidance_scale other than 1 needs unconditional_ids, the prompt without its text")
             input_ids, attention_mask = with_unconditional(input_ids, attention_mask, unconditional_ids)
         repeats = len(input_ids) // len(seeds)
-        cache = DynamicCache(config=self.config.text_config)
-        tables = self.code_tables()
+        cache, tables = DynamicCache(config=self.config.text_config), self.code_tables()
         ids, drawn = input_ids, []
         for _ in range(num_positions):
             positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
