@@ -183,7 +183,7 @@ def bloom(**sizes):
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (mamba, "mamba\\) keeps a state beside its attention, or has none"),
+        (mamba, "mamba\\) has a state beside its attention or in its place"),
         (gemma_with_eyes, r"gemma3\) holds a language model among other parts \(text_config\); save that alone"),
         (opt, "opt\\) has embeddings of 8 channels under layers of 16"),
         (bloom, "bloom\\) has no max_position_embeddings in its config"),

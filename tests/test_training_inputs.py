@@ -137,7 +137,7 @@ def test_conversations_without_an_answer_or_with_a_mark_are_refused(family):
     with pytest.raises(UserError, match="^conversation 2 of 2 has nothing to learn: no message of the assistant"):
         processor.for_training([good, good[:1]])
     with pytest.raises(
-        UserError, match="^a text holds <image>, which stands for a picture: give the picture as a part"
+        UserError, match="^a text holds <image>, which stands for a picture: give the picture itself, as a part"
     ):
         processor.for_training([[text_message("user", "a <image>"), good[1]]])
     with pytest.raises(UserError, match="^the processor takes conversations, not text"):
